@@ -1,0 +1,107 @@
+//! Every bound of the relay in one place, with its reason; derived ones are checked against each other at build time.
+
+use super::time::Mono;
+
+/// A whole frame, header included, in either dialect. npm clients break on anything larger.
+pub const FRAME_BYTES_MAX: usize = 1024 * 1024;
+/// An agent's name.
+pub const NAME_BYTES_MAX: usize = 64;
+/// A topic's name; `dm:a:b` holds two agents' names.
+pub const TOPIC_BYTES_MAX: usize = 2 * NAME_BYTES_MAX + 4;
+/// A sender's own textual id for a message (JSON `id`). UUIDs have 36; nobody needs more than this.
+pub const LABEL_BYTES_MAX: usize = 256;
+/// Text fields of HELLO beside the name (cli, program, model, task, working directory), each.
+pub const HELLO_TEXT_BYTES_MAX: usize = 1024;
+
+/// Connections of one shard. The descriptor limit is usually lower; `doctor` shows it.
+pub const CONNECTIONS_MAX: usize = 65_536;
+/// Connections of one shard that have not said HELLO yet; further ones are closed at once.
+pub const HALF_OPEN_MAX: usize = 1024;
+/// From accept to HELLO.
+pub const HELLO_DEADLINE: u64 = Mono::ms(10_000);
+/// Bytes a connection may send before its HELLO is complete: a HELLO with full text fields, and little more.
+pub const HELLO_BYTES_MAX: usize = 16 * 1024;
+
+/// Agents a daemon knows at once (connected, or owed, or seen within the retention time).
+pub const KNOWN_AGENTS_MAX: usize = 100_000;
+/// Subscriptions of one agent.
+pub const SUBSCRIPTIONS_MAX: usize = 256;
+/// Topics of one shard.
+pub const TOPICS_MAX: usize = 65_536;
+
+/// Messages sent to one agent and not yet acknowledged, unless its HELLO asks for fewer.
+/// Sixteen times the acknowledgement stride, so that a client that acknowledges as documented never stalls.
+pub const IN_FLIGHT_MAX: u32 = 1024;
+/// The same in bytes: one slow reader's share of a shard's send buffers.
+pub const IN_FLIGHT_BYTES_MAX: usize = 512 * 1024;
+/// Bytes waiting in memory for one recipient, in flight included; beyond it senders hear BUSY.
+pub const WAITING_BYTES_MAX: usize = 1024 * 1024;
+/// Messages waiting for one recipient, in flight included.
+pub const WAITING_MESSAGES_MAX: usize = 100_000;
+/// Bytes waiting in memory for all recipients of one shard: 256 slow readers at their bound.
+pub const SHARD_WAITING_BYTES_MAX: usize = 256 * WAITING_BYTES_MAX;
+/// What one waiting message is counted as on top of its body: its entry and its share of a chunk's end.
+pub const WAITING_OVERHEAD_BYTES: usize = 128;
+
+/// A client acknowledges at the latest after this many messages …
+pub const ACK_STRIDE: u64 = 64;
+/// … or this long after the first unacknowledged one.
+pub const ACK_DELAY: u64 = Mono::ms(10);
+/// An unacknowledged message is sent again after this long.
+pub const RETRY_AFTER: u64 = Mono::ms(5_000);
+/// How often a message is sent before it rests.
+pub const ATTEMPTS_MAX: u8 = 5;
+/// How long owed messages are kept when nothing else is said: 7 days.
+pub const RETENTION: u64 = Mono::ms(7 * 24 * 3_600_000);
+
+/// How long a SEND to an unknown name waits for that name's HELLO.
+pub const GRACE: u64 = Mono::ms(2_000);
+/// How many SENDs of one sender may wait so.
+pub const GRACE_PER_SENDER_MAX: usize = 64;
+/// How many SENDs of one shard may wait so.
+pub const GRACE_MAX: usize = 4096;
+
+/// A silent peer is asked for a sign of life after this long …
+pub const PING_AFTER: u64 = Mono::ms(10_000);
+/// … and given up after this long.
+pub const DEAD_AFTER: u64 = Mono::ms(30_000);
+/// What WELCOME tells clients about it, in milliseconds.
+pub const HEARTBEAT_MS: u32 = 5_000;
+/// A holder of a name that has been silent this long may be replaced without its token.
+pub const TAKE_OVER_SILENCE: u64 = Mono::ms(15_000);
+/// Two take-overs of one name within this long: the holder keeps it.
+pub const TAKE_OVER_DAMPER: u64 = Mono::ms(10_000);
+/// A resume token lives this long after its session ended.
+pub const RESUME_TTL: u64 = Mono::ms(24 * 3_600_000);
+/// `*` and topics reach agents lost without BYE for this long.
+pub const LOST_REACHABLE: u64 = Mono::ms(24 * 3_600_000);
+
+/// Textual ids remembered per JSON sender, so that the same SEND twice is one message.
+pub const LABELS_REMEMBERED: usize = 4096;
+/// Refused numbers remembered per native sender, so that a refused message may be sent again under its number.
+pub const REFUSED_REMEMBERED: usize = 1024;
+
+/// Mail from one shard to another that has not been taken yet.
+pub const LANE_MAILS_MAX: usize = 8192;
+/// Batches of records on their way to the writer, per shard.
+pub const WRITER_BATCHES_MAX: usize = 64;
+/// Records in one batch.
+pub const WRITER_BATCH_RECORDS_MAX: usize = 4096;
+/// Bytes in one batch.
+pub const WRITER_BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// The writer is woken when this many records wait …
+pub const WRITER_TRIGGER_RECORDS: usize = 100;
+/// … or the oldest has waited this long.
+pub const WRITER_FLUSH: u64 = Mono::ms(50);
+/// Bytes of messages the writer keeps in memory for `read` and status; the oldest leave first.
+pub const HISTORY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Messages the writer keeps in memory.
+pub const HISTORY_MESSAGES_MAX: usize = 262_144;
+/// Questions (status, agents, read) of one shard on their way.
+pub const QUESTIONS_MAX: usize = 1024;
+
+const _: () = assert!(IN_FLIGHT_BYTES_MAX <= WAITING_BYTES_MAX, "what is in flight is part of what waits");
+const _: () = assert!(IN_FLIGHT_MAX as u64 >= 2 * ACK_STRIDE, "a window must outlast the acknowledgement stride");
+const _: () = assert!(WAITING_BYTES_MAX >= FRAME_BYTES_MAX, "the largest frame must fit an empty queue");
+const _: () = assert!(TAKE_OVER_SILENCE < DEAD_AFTER, "a dead holder can be replaced before it is given up");
+const _: () = assert!(HELLO_BYTES_MAX >= 5 * HELLO_TEXT_BYTES_MAX + 4096, "a full HELLO must fit");

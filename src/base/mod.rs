@@ -1,0 +1,17 @@
+//! Words every floor shares: ids, time, limits, names, reasons, tiers, chunks. Decides nothing, knows no thread.
+#![forbid(unsafe_code)]
+
+pub mod chunk;
+pub mod ids;
+pub mod limits;
+pub mod name;
+pub mod reason;
+pub mod table;
+pub mod tier;
+pub mod time;
+
+pub use chunk::{Bytes, Chunks};
+pub use ids::{AgentId, MessageId, Sequence, SessionId, ShardId};
+pub use name::{Name, NameHash, NameHasher};
+pub use reason::{CloseReason, RefuseReason};
+pub use time::{Mono, Now};

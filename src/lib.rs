@@ -1,0 +1,23 @@
+//! `relay`: a message relay for AI coding agents. The floors, drawn; each imports only from those below it.
+//!
+//! ```text
+//! floor 6  cli                                  one file a command
+//! floor 5  daemon                               settings, open, spawn, wait, drain
+//! floor 4  shard   writer                       a thread per core; one writer thread
+//! floor 3  uring   mesh   client                the kernel; queues between threads; a blocking client
+//! floor 2  relay                                the heart: events in, outbox out, nothing else
+//! floor 1  wire                                 bytes to Frame and back, both dialects
+//! floor 0  base                                 words every floor shares
+//! ```
+//! `docs/ARCHITECTURE.md` walks one message through the house; `tests/tidy.rs` holds the direction rules.
+
+pub mod base;
+pub mod cli;
+pub mod client;
+pub mod daemon;
+pub mod mesh;
+pub mod relay;
+pub mod shard;
+pub mod uring;
+pub mod wire;
+pub mod writer;
