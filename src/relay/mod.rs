@@ -1,1 +1,726 @@
-//! x
+//! The heart of a shard: events in, outbox out. Pure and deterministic: no socket, thread, clock, disk or randomness here;
+//! `now` is an argument, seeds are options, and whoever drives it (a shard, a simulated world) performs the outbox.
+
+#![forbid(unsafe_code)]
+
+pub mod counters;
+pub mod delivery;
+mod event;
+mod grace;
+mod hello;
+mod home;
+mod outbox;
+mod route;
+mod send;
+mod session;
+mod tell;
+mod timers;
+
+pub use counters::{Counters, Gauges};
+pub use event::{Event, Mail, Origin, Outcome, Peer, What};
+pub use outbox::{AgentRow, CensusPart, CensusTicket, Delivery, Outbox, Output, Profile, Question, Recipients, Record};
+
+use crate::base::ids::TokenSource;
+use crate::base::limits;
+use crate::base::tier::Entitlement;
+use crate::base::{
+    Bytes, Chunks, CloseReason, MessageId, Mono, NameHasher, Now, RefuseReason, Sequence, SessionId, ShardId, name,
+};
+use crate::wire::{
+    Ack, Corrupt, Dialect, ErrorCode, ErrorFrame, Frame, Query, QueryKind, Receipt, ReceiptState, Topic,
+};
+use delivery::{News, Window};
+use grace::Grace;
+use home::{AgentSlot, Agents, Presence};
+use route::Topics;
+use session::{Session, Sessions, State};
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use timers::{Timer, Timers};
+
+/// What a heart is told once.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Which shard this is.
+    pub shard: ShardId,
+    /// How many there are.
+    pub shards: u16,
+    /// This start of the daemon: greater than all before it.
+    pub epoch: u32,
+    /// Seed of the name hash: the same for all shards of a daemon, secret to the outside.
+    pub name_seed: u64,
+    /// Seed of session ids and resume tokens: different per shard, secret to everyone.
+    pub token_seed: [u8; 32],
+    /// Bounds.
+    pub bounds: Bounds,
+    /// What the licence grants.
+    pub entitlement: Entitlement,
+}
+
+/// The bounds that an operator may set; never above those of `base::limits`.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct Bounds {
+    pub half_open_max: usize,
+    pub known_agents_max: usize,
+    pub subscriptions_max: usize,
+    pub in_flight_max: u32,
+    pub in_flight_bytes_max: usize,
+    pub waiting_bytes_max: usize,
+    pub waiting_messages_max: usize,
+    pub shard_waiting_bytes_max: usize,
+    /// Nanoseconds that owed messages and silent agents are kept.
+    pub retention: u64,
+}
+
+impl Default for Bounds {
+    fn default() -> Bounds {
+        Bounds {
+            half_open_max: limits::HALF_OPEN_MAX,
+            known_agents_max: limits::KNOWN_AGENTS_MAX,
+            subscriptions_max: limits::SUBSCRIPTIONS_MAX,
+            in_flight_max: limits::IN_FLIGHT_MAX,
+            in_flight_bytes_max: limits::IN_FLIGHT_BYTES_MAX,
+            waiting_bytes_max: limits::WAITING_BYTES_MAX,
+            waiting_messages_max: limits::WAITING_MESSAGES_MAX,
+            shard_waiting_bytes_max: limits::SHARD_WAITING_BYTES_MAX,
+            retention: limits::RETENTION,
+        }
+    }
+}
+
+/// One shard's heart.
+pub struct Relay {
+    options: Options,
+    hasher: NameHasher,
+    tokens: TokenSource,
+    chunks: Chunks,
+    sessions: Sessions,
+    half_open: usize,
+    live: usize,
+    agents: Agents,
+    topics: Topics,
+    grace: Grace,
+    timers: Timers,
+    counters: Counters,
+    /// Sum over all queues.
+    waiting_messages: u64,
+    waiting_bytes: usize,
+    /// Number of the last record pushed.
+    records: u64,
+    /// Number of the last record committed.
+    committed: u64,
+    /// Messages whose sender waits for their commit, in record order.
+    uncommitted: VecDeque<(u64, Outcome)>,
+    /// Agents whose progress the writer has not been told.
+    progress: Vec<AgentSlot>,
+    writer_full: bool,
+    stopping: bool,
+    /// Counts calls of `take_turn`, so that marks into an outbox go stale with it.
+    turn: u64,
+    /// Reused by acknowledgements; empty between calls.
+    news: Vec<News>,
+}
+
+impl Relay {
+    /// A heart that knows nobody.
+    pub fn new(options: Options) -> Relay {
+        Relay {
+            hasher: NameHasher::new(options.name_seed),
+            tokens: TokenSource::new(options.token_seed),
+            chunks: Chunks::default(),
+            sessions: Sessions::default(),
+            half_open: 0,
+            live: 0,
+            agents: Agents::default(),
+            topics: Topics::default(),
+            grace: Grace::default(),
+            timers: Timers::default(),
+            counters: Counters::default(),
+            waiting_messages: 0,
+            waiting_bytes: 0,
+            records: 0,
+            committed: 0,
+            uncommitted: VecDeque::new(),
+            progress: Vec::new(),
+            writer_full: false,
+            stopping: false,
+            turn: 0,
+            news: Vec::new(),
+            options,
+        }
+    }
+
+    /// Decides what one event means. Everything it wants done is in `outbox` afterwards.
+    pub fn handle(&mut self, now: Now, event: Event<'_>, outbox: &mut Outbox) {
+        match event {
+            Event::Frame { session, dialect, ack, frame } => self.on_frame(now, session, dialect, ack, frame, outbox),
+            Event::Written { session, through } => self.on_written(now, session, through, outbox),
+            Event::Opened { session, peer } => self.on_opened(now, session, peer, outbox),
+            Event::Adopted { session, peer, dialect, hello } => {
+                self.sessions.insert(session, Session { dialect, ..Session::fresh(now.mono, peer) });
+                self.half_open += 1;
+                self.on_hello(now, session, dialect, *hello, outbox);
+            }
+            Event::Corrupt { session, dialect, corrupt } => self.on_corrupt(session, dialect, &corrupt, outbox),
+            Event::Closed { session, reason } => self.on_closed(now, session, reason),
+            Event::Mail { from: _, mail } => self.on_mail(now, mail, outbox),
+            Event::Committed { through } => self.on_committed(through, outbox),
+            Event::WriterFull(full) => self.writer_full = full,
+            Event::Answered { session, number, failed, json } => {
+                self.on_answered(now, session, number, failed, json, outbox)
+            }
+            Event::Census(ticket) => self.on_census(now, ticket, outbox),
+            Event::Stop => self.on_stop(outbox),
+        }
+    }
+
+    /// The outbox has been performed and emptied: marks into it are stale.
+    pub fn end_turn(&mut self) {
+        self.turn += 1;
+    }
+
+    /// When `expire` has something to do.
+    pub fn next_deadline(&self) -> Option<Mono> {
+        self.timers.next()
+    }
+
+    /// Does what has become due.
+    pub fn expire(&mut self, now: Now, outbox: &mut Outbox) {
+        while let Some(timer) = self.timers.due(now.mono) {
+            match timer {
+                Timer::Session(session) => self.check_session(now, session, outbox),
+                Timer::Retry(agent) => self.retry(now, agent, outbox),
+                Timer::Expiry(agent) => self.expire_owed(now, agent, outbox),
+                Timer::Grace => self.expire_grace(now, outbox),
+                Timer::Forget => self.forget_agents(now),
+            }
+        }
+    }
+
+    /// Tells the writer how far recipients have got since it was last told.
+    pub fn tell_progress(&mut self, outbox: &mut Outbox) {
+        while let Some(slot) = self.progress.pop() {
+            let Some(agent) = self.agents.peek_mut(slot) else { continue };
+            agent.progress_due = false;
+            let (delivered, acknowledged) = (agent.queue.written_through(), agent.queue.settled_through());
+            if agent.progress_told != (delivered, acknowledged) {
+                agent.progress_told = (delivered, acknowledged);
+                let record = Record::Progress { agent: agent.id, delivered, acknowledged };
+                self.push_record(record, outbox);
+            }
+        }
+    }
+
+    /// Whether recipients have got further than the writer knows.
+    pub fn progress_is_due(&self) -> bool {
+        !self.progress.is_empty()
+    }
+
+    /// Every connection has been told BYE and is gone.
+    pub fn is_drained(&self) -> bool {
+        self.stopping && self.sessions.len() == 0
+    }
+
+    /// What is here and what has happened.
+    pub fn gauges(&self) -> Gauges {
+        Gauges {
+            counters: self.counters.clone(),
+            connections: self.sessions.len() as u32,
+            half_open: self.half_open as u32,
+            live: self.live as u32,
+            known: self.agents.len() as u32,
+            waiting_messages: self.waiting_messages,
+            waiting_bytes: self.waiting_bytes as u64,
+            grace: self.grace.len() as u32,
+            topics: self.topics.len() as u32,
+        }
+    }
+
+    fn on_frame(
+        &mut self,
+        now: Now,
+        id: SessionId,
+        dialect: Dialect,
+        ack: Sequence,
+        frame: Frame<'_>,
+        outbox: &mut Outbox,
+    ) {
+        // A connection that was closed in this turn may still have frames behind it: they are nobody's.
+        let Some(session) = self.sessions.find_mut(id) else { return };
+        session.last_heard = now.mono;
+        session.pinged_at = None;
+        let agent = session.agent();
+        if let Some(slot) = agent {
+            let agent = &mut self.agents[slot];
+            agent.last_seen = now;
+            agent.resume_before = None;
+            if ack != Sequence::default() {
+                self.on_ack(now, id, slot, Ack::Through(ack), outbox);
+            }
+        } else {
+            session.dialect = dialect;
+        }
+        match (frame, agent) {
+            (Frame::Send(message), Some(slot)) => self.on_send(now, id, slot, message, outbox),
+            (Frame::Ack(ack), Some(slot)) => self.on_ack(now, id, slot, ack, outbox),
+            (Frame::Receipt(receipts), Some(slot)) => self.on_receipts(slot, &receipts, outbox),
+            (Frame::Subscribe(topic), Some(slot)) => self.on_subscribe(id, slot, &topic, outbox),
+            (Frame::Unsubscribe(topic), Some(slot)) => self.on_unsubscribe(slot, &topic),
+            (Frame::Hello(hello), None) => self.on_hello(now, id, dialect, *hello, outbox),
+            (Frame::Hello(_), Some(_)) => self.complain(id, "Unexpected HELLO", outbox),
+            (Frame::Ping(nonce), Some(_)) => outbox.reply(id, Frame::Pong(Cow::Owned(nonce.into_owned()))),
+            (Frame::Submit(message), None) => self.on_submit(now, id, message, outbox),
+            (Frame::Query(query), _) => self.on_query(id, &query, outbox),
+            (Frame::Bye, _) => self.say_bye(now, id, outbox),
+            (Frame::Malformed { label, number, problem }, _) => {
+                self.counters.refusals[RefuseReason::Malformed as usize] += 1;
+                let error = ErrorFrame {
+                    code: ErrorCode::BadRequest,
+                    fatal: false,
+                    message: problem.into_owned().into(),
+                    number,
+                    label: label.into_owned().into(),
+                    outcome: Some(RefuseReason::Malformed),
+                };
+                outbox.reply(id, Frame::Error(Box::new(error)));
+            }
+            (Frame::Unserved { label, kind }, _) => {
+                let error = ErrorFrame {
+                    code: ErrorCode::BadRequest,
+                    fatal: false,
+                    message: format!("{kind} requests are not served by this relay").into(),
+                    number: 0,
+                    label: label.into_owned().into(),
+                    outcome: None,
+                };
+                outbox.reply(id, Frame::Error(Box::new(error)));
+            }
+            (Frame::Pong(_) | Frame::Ignored, _) => {}
+            (Frame::Send(_), None) => self.complain(id, "Not in ACTIVE state", outbox),
+            (Frame::Submit(_), Some(_)) => {
+                self.complain(id, "SUBMIT is for connections without a session; use SEND", outbox)
+            }
+            // As the original: these need no answer before HELLO, and mean nothing then.
+            (
+                Frame::Ack(_) | Frame::Receipt(_) | Frame::Subscribe(_) | Frame::Unsubscribe(_) | Frame::Ping(_),
+                None,
+            ) => {}
+            (
+                Frame::Welcome(_)
+                | Frame::Deliver(_)
+                | Frame::Busy(_)
+                | Frame::Error(_)
+                | Frame::Answer(_)
+                | Frame::SendAck { .. },
+                _,
+            ) => {
+                self.fatal(
+                    id,
+                    ErrorCode::BadRequest,
+                    "only the relay sends this kind of frame",
+                    CloseReason::Protocol,
+                    outbox,
+                );
+            }
+        }
+    }
+
+    fn on_opened(&mut self, now: Now, id: SessionId, peer: Peer, outbox: &mut Outbox) {
+        self.sessions.insert(id, Session::fresh(now.mono, peer));
+        self.half_open += 1;
+        if self.half_open > self.options.bounds.half_open_max {
+            self.close(id, CloseReason::HalfOpenFull, outbox);
+        } else if self.stopping {
+            self.close(id, CloseReason::Shutdown, outbox);
+        } else {
+            self.timers.set(now.mono + limits::HELLO_DEADLINE, Timer::Session(id));
+        }
+    }
+
+    fn on_corrupt(&mut self, id: SessionId, dialect: Option<Dialect>, corrupt: &Corrupt, outbox: &mut Outbox) {
+        let Some(session) = self.sessions.find_mut(id) else { return };
+        let Some(dialect) = dialect else {
+            // Whatever speaks there would not understand an answer.
+            return self.close(id, corrupt.close_reason(), outbox);
+        };
+        session.dialect = dialect;
+        let text = match dialect {
+            Dialect::Json => format!("Frame error: Error: {corrupt}"),
+            Dialect::Native => corrupt.to_string(),
+        };
+        self.fatal(id, ErrorCode::BadRequest, &text, corrupt.close_reason(), outbox);
+    }
+
+    fn say_bye(&mut self, now: Now, id: SessionId, outbox: &mut Outbox) {
+        outbox.reply(id, Frame::Bye);
+        self.leave(now, id, CloseReason::Bye);
+        self.close(id, CloseReason::Bye, outbox);
+    }
+
+    /// The connection is gone without our doing.
+    fn on_closed(&mut self, now: Now, id: SessionId, reason: CloseReason) {
+        if self.sessions.find(id).is_some() {
+            self.leave(now, id, reason);
+            self.counters.closes[reason as usize] += 1;
+            self.drop_session(id);
+        }
+    }
+
+    /// Closes a connection; its agent, if it has one, has left before or is lost now.
+    fn close(&mut self, id: SessionId, reason: CloseReason, outbox: &mut Outbox) {
+        if self.sessions.find(id).is_none() {
+            return;
+        }
+        self.counters.closes[reason as usize] += 1;
+        outbox.outputs.push(Output::Close { session: id, reason });
+        self.drop_session(id);
+    }
+
+    fn drop_session(&mut self, id: SessionId) {
+        if let Some(session) = self.sessions.remove(id)
+            && session.state == State::Fresh
+        {
+            self.half_open -= 1;
+        }
+    }
+
+    /// The agent on this connection is no longer here; what it is owed stays.
+    fn leave(&mut self, now: Now, id: SessionId, reason: CloseReason) {
+        let Some(session) = self.sessions.find(id) else { return };
+        let Some(slot) = session.agent() else { return };
+        let agent = &mut self.agents[slot];
+        if agent.presence != Presence::Live(id) {
+            // Its name lives on another connection by now.
+            return;
+        }
+        self.live -= 1;
+        agent.last_seen = now;
+        agent.presence = match reason {
+            CloseReason::Bye => Presence::Left(now.mono),
+            _ => Presence::Lost(now.mono),
+        };
+        agent.queue.rewind();
+    }
+
+    fn on_stop(&mut self, outbox: &mut Outbox) {
+        self.stopping = true;
+        for id in self.sessions.ids() {
+            outbox.reply(id, Frame::Bye);
+            self.close(id, CloseReason::Shutdown, outbox);
+        }
+        self.live = 0;
+    }
+
+    fn on_mail(&mut self, now: Now, mail: Mail, outbox: &mut Outbox) {
+        match mail {
+            Mail::Send { parcel, origin } => self.accept_one(now, parcel, origin, outbox),
+            Mail::Fanout { parcel, origin } => self.accept_many(now, &parcel, origin, outbox),
+            Mail::Outcome(outcome) => self.tell(*outcome, outbox),
+            Mail::Read { id, recipient } => self.tell_read(id, recipient, outbox),
+        }
+    }
+
+    fn on_ack(&mut self, now: Now, id: SessionId, slot: AgentSlot, ack: Ack, outbox: &mut Outbox) {
+        let agent = &mut self.agents[slot];
+        let before = (agent.queue.len(), agent.queue.bytes());
+        let mut news = std::mem::take(&mut self.news);
+        let acknowledged = match ack {
+            Ack::Through(through) => agent.queue.acknowledge_through(now.mono, through, &mut news),
+            Ack::One(sequence) => agent.queue.acknowledge_one(now.mono, sequence, &mut news),
+            Ack::Message(message) => match agent.queue.find_sent(message) {
+                Some(sequence) => agent.queue.acknowledge_one(now.mono, sequence, &mut news),
+                None => 0,
+            },
+            Ack::Unknown => 0,
+        };
+        if acknowledged > 0 {
+            self.counters.acknowledged += acknowledged;
+            self.after_settling(slot, before, &mut news, outbox);
+            self.pump(now, slot, id, outbox);
+        }
+        self.news = news;
+    }
+
+    fn on_written(&mut self, now: Now, id: SessionId, through: Sequence, outbox: &mut Outbox) {
+        let Some(slot) = self.sessions.find(id).and_then(Session::agent) else { return };
+        let agent = &mut self.agents[slot];
+        let before = (agent.queue.len(), agent.queue.bytes());
+        let mut news = std::mem::take(&mut self.news);
+        agent.queue.mark_written(now.mono, through, &mut news);
+        let settled = agent.queue.len() != before.0;
+        self.after_settling(slot, before, &mut news, outbox);
+        self.news = news;
+        if settled {
+            self.pump(now, slot, id, outbox);
+        }
+    }
+
+    /// Keeps the sums, remembers that there is progress to tell, and passes news on to the senders.
+    fn after_settling(&mut self, slot: AgentSlot, before: (usize, usize), news: &mut Vec<News>, outbox: &mut Outbox) {
+        let agent = &mut self.agents[slot];
+        self.waiting_messages -= (before.0 - agent.queue.len()) as u64;
+        self.waiting_bytes -= before.1 - agent.queue.bytes();
+        if !agent.progress_due {
+            agent.progress_due = true;
+            self.progress.push(slot);
+        }
+        if !news.is_empty() {
+            let recipient = agent.id;
+            for item in news.drain(..) {
+                self.tell_news(recipient, item, outbox);
+            }
+        }
+    }
+
+    /// Hands out what the agent's window allows, and makes sure that somebody looks after it in time.
+    fn pump(&mut self, now: Now, slot: AgentSlot, id: SessionId, outbox: &mut Outbox) {
+        let agent = &mut self.agents[slot];
+        let window = Window { messages_max: agent.in_flight_max, bytes_max: self.options.bounds.in_flight_bytes_max };
+        let pumped = agent.queue.pump(now.mono, id, window, outbox);
+        if pumped.messages > 0 {
+            agent.messages_received += pumped.messages - pumped.redelivered;
+            self.counters.messages_out += pumped.messages;
+            self.counters.redelivered += pumped.redelivered;
+            if !agent.retry_armed {
+                agent.retry_armed = true;
+                self.timers.set(now.mono + limits::RETRY_AFTER, Timer::Retry(slot));
+            }
+        }
+    }
+
+    fn retry(&mut self, now: Now, slot: AgentSlot, outbox: &mut Outbox) {
+        let Some(agent) = self.agents.peek_mut(slot) else { return };
+        agent.retry_armed = false;
+        let Some(id) = agent.session() else { return };
+        let (next, pumped) = agent.queue.retry(now.mono, id, outbox);
+        self.counters.messages_out += pumped.messages;
+        self.counters.redelivered += pumped.redelivered;
+        if let Some(next) = next {
+            agent.retry_armed = true;
+            self.timers.set(next, Timer::Retry(slot));
+        }
+        // What rests has left the window.
+        self.pump(now, slot, id, outbox);
+    }
+
+    fn expire_owed(&mut self, now: Now, slot: AgentSlot, outbox: &mut Outbox) {
+        let Some(agent) = self.agents.peek_mut(slot) else { return };
+        agent.expiry_armed = Mono(u64::MAX);
+        let before = (agent.queue.len(), agent.queue.bytes());
+        let mut news = std::mem::take(&mut self.news);
+        agent.queue.expire(now.mono, RefuseReason::Expired, &mut news);
+        let next = agent.queue.next_expiry();
+        if next < Mono(u64::MAX) {
+            agent.expiry_armed = next;
+            self.timers.set(next, Timer::Expiry(slot));
+        }
+        let session = agent.session();
+        self.after_settling(slot, before, &mut news, outbox);
+        self.news = news;
+        if let Some(id) = session {
+            self.pump(now, slot, id, outbox);
+        }
+    }
+
+    /// Is the peer still there? Any traffic counts as life.
+    fn check_session(&mut self, now: Now, id: SessionId, outbox: &mut Outbox) {
+        let Some(session) = self.sessions.find_mut(id) else { return };
+        if session.state == State::Fresh {
+            let deadline = session.opened_at + limits::HELLO_DEADLINE;
+            if now.mono >= deadline {
+                self.close(id, CloseReason::HelloTimeout, outbox);
+            } else {
+                self.timers.set(deadline, Timer::Session(id));
+            }
+            return;
+        }
+        let silent = now.mono.since(session.last_heard);
+        if silent >= limits::DEAD_AFTER {
+            self.leave(now, id, CloseReason::Silent);
+            self.close(id, CloseReason::Silent, outbox);
+            return;
+        }
+        let next = if silent < limits::PING_AFTER {
+            session.last_heard + limits::PING_AFTER
+        } else {
+            if session.pinged_at.is_none() {
+                session.pinged_at = Some(now.mono);
+                let nonce = self.tokens.issue().to_string().into_bytes();
+                outbox.reply(id, Frame::Ping(Cow::Owned(nonce)));
+            }
+            session.last_heard + limits::DEAD_AFTER
+        };
+        self.timers.set(timers::coalesced(next), Timer::Session(id));
+    }
+
+    /// Agents that nobody has seen within the retention time, and that are owed nothing, are forgotten.
+    fn forget_agents(&mut self, now: Now) {
+        for index in 0..self.agents.slots() {
+            let slot = AgentSlot(index);
+            let Some(agent) = self.agents.peek(slot) else { continue };
+            let away = agent.session().is_none() && agent.queue.is_empty();
+            if away && now.mono.since(agent.last_seen.mono) > self.options.bounds.retention {
+                for (topic, _) in agent.subscriptions.clone() {
+                    self.topics.unsubscribe(topic, slot);
+                }
+                self.agents.forget(slot);
+            }
+        }
+        self.timers.set(now.mono + FORGET_EVERY, Timer::Forget);
+    }
+
+    fn on_subscribe(&mut self, id: SessionId, slot: AgentSlot, topic: &Topic<'_>, outbox: &mut Outbox) {
+        let text = match name::check_topic(name::topic_of(&topic.name)) {
+            Ok(text) => text,
+            Err(error) => return self.complain(id, &format!("Not a topic: {error}"), outbox),
+        };
+        if let Err(problem) = self.subscribe(slot, text, topic.channel) {
+            self.complain(id, problem, outbox);
+        }
+    }
+
+    fn subscribe(&mut self, slot: AgentSlot, text: &str, channel: bool) -> Result<(), &'static str> {
+        let hash = self.hasher.hash(text.as_bytes());
+        if let Some(known) = self.topics.find(hash, text.as_bytes())
+            && let Some(mine) = self.agents[slot].subscriptions.iter_mut().find(|(topic, _)| *topic == known)
+        {
+            if mine.1 != channel {
+                mine.1 = channel;
+                self.topics.set_channel(known, slot, channel);
+            }
+            return Ok(());
+        }
+        if self.agents[slot].subscriptions.len() >= self.options.bounds.subscriptions_max {
+            return Err("This agent has as many subscriptions as one may have; unsubscribe from one first");
+        }
+        let topic =
+            self.topics.subscribe(hash, text, slot, channel).ok_or("The relay has as many topics as it can hold")?;
+        self.agents[slot].subscriptions.push((topic, channel));
+        Ok(())
+    }
+
+    fn on_unsubscribe(&mut self, slot: AgentSlot, topic: &Topic<'_>) {
+        let text = name::topic_of(&topic.name);
+        let Some(topic) = self.topics.find(self.hasher.hash(text), text) else { return };
+        let subscriptions = &mut self.agents[slot].subscriptions;
+        if let Some(index) = subscriptions.iter().position(|(mine, _)| *mine == topic) {
+            subscriptions.remove(index);
+            self.topics.unsubscribe(topic, slot);
+        }
+    }
+
+    fn on_query(&mut self, id: SessionId, query: &Query<'_>, outbox: &mut Outbox) {
+        let Some(session) = self.sessions.find(id) else { return };
+        if !session.peer.owner {
+            let text = "Questions are answered on the Unix socket, for the daemon's own user";
+            return self.fatal(id, ErrorCode::Forbidden, text, CloseReason::Forbidden, outbox);
+        }
+        if query.kind == QueryKind::Message {
+            // What the writer knows of progress may lag by one flush; the question travels behind this.
+            self.tell_progress(outbox);
+        }
+        outbox.questions.push(Question {
+            session: id,
+            number: query.number,
+            kind: query.kind,
+            arguments: query.arguments.as_ref().into(),
+        });
+    }
+
+    fn on_answered(&mut self, now: Now, id: SessionId, number: u64, failed: bool, json: Vec<u8>, outbox: &mut Outbox) {
+        let Some(session) = self.sessions.find_mut(id) else { return };
+        // The asker has shown that it is alive and allowed; it may ask again.
+        session.opened_at = now.mono;
+        for (part, more) in crate::wire::answer_parts(&json) {
+            let json = Cow::Owned(part.to_vec());
+            outbox.reply(id, Frame::Answer(Box::new(crate::wire::Answer { number, more, failed, json })));
+        }
+    }
+
+    fn on_receipts(&mut self, slot: AgentSlot, receipts: &[Receipt], outbox: &mut Outbox) {
+        let recipient = self.agents[slot].id;
+        for receipt in receipts {
+            if receipt.state != ReceiptState::Read {
+                continue;
+            }
+            let id = MessageId { sender: receipt.id.sender, number: receipt.id.number };
+            self.push_record(Record::Read { id, recipient }, outbox);
+            for shard in 0..self.options.shards {
+                if ShardId(shard) != self.options.shard {
+                    outbox.mails.push((ShardId(shard), Mail::Read { id, recipient }));
+                }
+            }
+            self.tell_read(id, recipient, outbox);
+        }
+    }
+
+    fn on_census(&mut self, now: Now, ticket: CensusTicket, outbox: &mut Outbox) {
+        let end = self.agents.slots().min(ticket.cursor.saturating_add(CENSUS_ROWS));
+        let rows = (ticket.cursor..end).filter_map(|slot| self.agents.peek(AgentSlot(slot))).map(|agent| AgentRow {
+            name: agent.name.clone(),
+            live: agent.session().is_some(),
+            json: agent.dialect == Dialect::Json,
+            profile: agent.profile.clone(),
+            first_seen_ms: agent.first_seen_ms,
+            last_seen_ms: agent.last_seen.wall_ms,
+            messages_sent: agent.messages_sent,
+            messages_received: agent.messages_received,
+            waiting_messages: agent.queue.len() as u32,
+            waiting_bytes: agent.queue.bytes() as u32,
+            in_flight: agent.queue.in_flight(),
+            oldest_unacknowledged_ms: agent.queue.oldest_sent_at().map(|at| now.mono.since(at) / 1_000_000),
+            topics: agent.subscriptions.iter().filter_map(|(topic, _)| self.topics.name(*topic).cloned()).collect(),
+        });
+        let rows = rows.collect();
+        let next = (end < self.agents.slots()).then_some(end);
+        let gauges = next.is_none().then(|| Box::new(self.gauges()));
+        outbox.census.push(CensusPart { ticket: ticket.ticket, shard: self.options.shard, next, rows, gauges });
+    }
+
+    /// Pushes a record and gives its number.
+    fn push_record(&mut self, record: Record, outbox: &mut Outbox) -> u64 {
+        self.records += 1;
+        outbox.records.push(record);
+        self.records
+    }
+
+    /// An error that the connection survives.
+    fn complain(&mut self, id: SessionId, message: &str, outbox: &mut Outbox) {
+        outbox.reply(id, error(ErrorCode::BadRequest, message, false));
+    }
+
+    /// An error that ends the connection: ERROR, BYE, close.
+    fn fatal(&mut self, id: SessionId, code: ErrorCode, message: &str, reason: CloseReason, outbox: &mut Outbox) {
+        outbox.reply(id, error(code, message, true));
+        outbox.reply(id, Frame::Bye);
+        if let Some(slot) = self.sessions.find(id).and_then(Session::agent)
+            && self.agents[slot].presence == Presence::Live(id)
+        {
+            let seen = self.agents[slot].last_seen;
+            self.leave(seen, id, reason);
+        }
+        self.close(id, reason, outbox);
+    }
+}
+
+/// Rows of one census part: some tens of microseconds of a shard's time.
+const CENSUS_ROWS: u32 = 256;
+
+/// How often agents that have outlived the retention time are looked for.
+const FORGET_EVERY: u64 = Mono::ms(3_600_000);
+
+fn error(code: ErrorCode, message: &str, fatal: bool) -> Frame<'static> {
+    let message = Cow::Owned(message.to_owned());
+    Frame::Error(Box::new(ErrorFrame { code, fatal, message, number: 0, label: "".into(), outcome: None }))
+}
+
+/// A name's or label's bytes as text, for people and for the JSON wire.
+fn text_of(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// An empty label.
+fn no_label() -> Bytes {
+    Bytes::new()
+}

@@ -174,6 +174,24 @@ impl Parcel {
     pub fn label(&self) -> &[u8] {
         self.part(self.label)
     }
+
+    /// The same, sharing the body's memory.
+    pub fn label_bytes(&self) -> Bytes {
+        if self.label.length == 0 {
+            return Bytes::new();
+        }
+        self.raw.slice(self.label.start as usize..(self.label.start + self.label.length) as usize)
+    }
+
+    /// A message to `#x` is one to topic `x`, whatever its topic field says.
+    pub fn with_topic_from_to(mut self) -> Parcel {
+        if self.to().first() == Some(&b'#') {
+            self.topic = Span { start: self.to.start + 1, length: self.to.length - 1 };
+        } else if self.topic().first() == Some(&b'#') {
+            self.topic = Span { start: self.topic.start + 1, length: self.topic.length - 1 };
+        }
+        self
+    }
 }
 
 /// Appends the archived body of `fields` to `out`: the byte vectors in field order, then the root.

@@ -126,6 +126,11 @@ impl Wants {
     pub fn contains(self, other: Wants) -> bool {
         self.0 & other.0 == other.0
     }
+
+    /// This set less `other`.
+    pub fn without(self, other: Wants) -> Wants {
+        Wants(self.0 & !other.0)
+    }
 }
 
 impl std::ops::BitOr for Wants {
@@ -164,6 +169,28 @@ pub struct Hello<'a> {
     pub auth_type: Text<'a>,
     /// The credential itself.
     pub credential: Secret<'a>,
+}
+
+impl Hello<'_> {
+    /// The same, independent of the receive buffer.
+    pub fn into_owned(self) -> Hello<'static> {
+        let own = |text: Text<'_>| -> Text<'static> { Cow::Owned(text.into_owned()) };
+        Hello {
+            claimed_name: Cow::Owned(self.claimed_name.into_owned()),
+            capabilities: self.capabilities,
+            in_flight_max: self.in_flight_max,
+            resume: self.resume,
+            resume_presented: self.resume_presented,
+            handled: self.handled,
+            cli: own(self.cli),
+            program: own(self.program),
+            model: own(self.model),
+            task: own(self.task),
+            working_directory: own(self.working_directory),
+            auth_type: own(self.auth_type),
+            credential: Secret(own(self.credential.0)),
+        }
+    }
 }
 
 /// Text that never appears in a debug form.
@@ -390,4 +417,14 @@ pub struct Answer<'a> {
     pub failed: bool,
     /// A JSON value, UTF-8.
     pub json: Cow<'a, [u8]>,
+}
+
+/// Cuts an answer into parts that fit a frame; each comes with whether more follow.
+pub fn answer_parts(json: &[u8]) -> impl Iterator<Item = (&[u8], bool)> {
+    const PART_BYTES: usize = crate::base::limits::FRAME_BYTES_MAX / 2;
+    let parts = json.len().div_ceil(PART_BYTES).max(1);
+    (0..parts).map(move |part| {
+        let end = json.len().min((part + 1) * PART_BYTES);
+        (&json[part * PART_BYTES..end], part + 1 < parts)
+    })
 }

@@ -1,0 +1,189 @@
+//! Everything that can happen to a shard's heart. A closed enum: what is not here cannot happen.
+
+use super::outbox::CensusTicket;
+use crate::base::{AgentId, Bytes, CloseReason, MessageId, RefuseReason, Sequence, SessionId, ShardId};
+use crate::wire::{Corrupt, Dialect, Frame, Hello, Parcel, Wants};
+
+/// One thing that happened.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A connection was accepted here.
+    Opened {
+        /// The connection.
+        session: SessionId,
+        /// Who is at the other end, as far as the kernel says.
+        peer: Peer,
+    },
+    /// A connection was accepted elsewhere, said HELLO there, and lives here from now on.
+    Adopted {
+        /// The connection.
+        session: SessionId,
+        /// Who is at the other end.
+        peer: Peer,
+        /// What it speaks.
+        dialect: Dialect,
+        /// What it said.
+        hello: Box<Hello<'static>>,
+    },
+    /// A whole, checked frame arrived.
+    Frame {
+        /// On this connection.
+        session: SessionId,
+        /// In this dialect.
+        dialect: Dialect,
+        /// The acknowledgement that rode on it; `Sequence::default()` says nothing.
+        ack: Sequence,
+        /// The frame.
+        frame: Frame<'a>,
+    },
+    /// Bytes arrived that are not a frame.
+    Corrupt {
+        /// On this connection.
+        session: SessionId,
+        /// In this dialect, as far as known.
+        dialect: Option<Dialect>,
+        /// What is wrong.
+        corrupt: Corrupt,
+    },
+    /// Everything up to this delivery has been written to the socket.
+    Written {
+        /// On this connection.
+        session: SessionId,
+        /// The last sequence in what was written.
+        through: Sequence,
+    },
+    /// The connection is gone.
+    Closed {
+        /// Which.
+        session: SessionId,
+        /// Why.
+        reason: CloseReason,
+    },
+    /// Another shard's heart says something.
+    Mail {
+        /// Which shard.
+        from: ShardId,
+        /// What it says.
+        mail: Mail,
+    },
+    /// The writer has committed this shard's records up to and including this one.
+    Committed {
+        /// Number of the last committed record.
+        through: u64,
+    },
+    /// The writer's queue has no room (or has room again): SENDs are refused meanwhile.
+    WriterFull(bool),
+    /// An answer to a question that was asked for a session.
+    Answered {
+        /// The session that asked.
+        session: SessionId,
+        /// Its number for the question.
+        number: u64,
+        /// Whether the question failed.
+        failed: bool,
+        /// A JSON value.
+        json: Vec<u8>,
+    },
+    /// Someone wants to know who is here; answered in parts.
+    Census(CensusTicket),
+    /// The daemon stops: say BYE to everyone.
+    Stop,
+}
+
+/// The other end of a connection, as the kernel tells.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Peer {
+    /// Whether it is the daemon's own user (or root) on the Unix socket: may use the command line's frames.
+    pub owner: bool,
+}
+
+/// What hearts say to each other.
+#[derive(Debug)]
+pub enum Mail {
+    /// A message for one agent who lives at the receiving shard.
+    Send {
+        /// The message.
+        parcel: Parcel,
+        /// Who wants to know what becomes of it.
+        origin: Origin,
+    },
+    /// A message for everyone, or a topic's subscribers, at the receiving shard.
+    Fanout {
+        /// The message.
+        parcel: Parcel,
+        /// Who wants to know what becomes of it.
+        origin: Origin,
+    },
+    /// What became of a message, told to the shard it came from.
+    Outcome(Box<Outcome>),
+    /// A recipient says that it has read a message; only the sender's home knows what to do with it.
+    Read {
+        /// The message.
+        id: MessageId,
+        /// Who read it.
+        recipient: AgentId,
+    },
+}
+
+/// Where a message came from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Origin {
+    /// The sender's shard.
+    pub shard: ShardId,
+    /// The sender's connection there.
+    pub session: SessionId,
+    /// Which SEND of that session it was, from 1.
+    pub ordinal: u64,
+}
+
+/// What became of one message, for one recipient or for all of one shard.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Where to tell it.
+    pub origin: Origin,
+    /// The message.
+    pub id: MessageId,
+    /// The sender's textual id for it.
+    pub label: Bytes,
+    /// What the sender wants to hear.
+    pub wants: Wants,
+    /// The recipient it is about; `AgentId(0)` for a whole shard.
+    pub recipient: AgentId,
+    /// What happened.
+    pub what: What,
+}
+
+/// What can become of a message.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum What {
+    /// It is in its recipient's order and on its way to the writer.
+    Accepted,
+    /// One shard has taken its part of a fan-out: so many recipients.
+    FanoutTaken {
+        /// Recipients there.
+        recipients: u32,
+    },
+    /// The record that holds it is committed.
+    Durable,
+    /// One shard's part of a fan-out is committed.
+    FanoutDurable,
+    /// Written to the recipient's socket.
+    Delivered,
+    /// Acknowledged.
+    Acknowledged,
+    /// Read.
+    Read,
+    /// Accepted once, but it will not arrive.
+    Failed(RefuseReason),
+    /// Not accepted.
+    Refused {
+        /// Why.
+        reason: RefuseReason,
+        /// When it is worth trying again; 0: never.
+        retry_after_ms: u32,
+        /// Messages waiting for the recipient.
+        queue_depth: u32,
+        /// The recipient's name.
+        recipient: Box<str>,
+    },
+}

@@ -1,0 +1,204 @@
+//! HELLO: is the name good, is this its home, is it free or may it be taken over, does a session go on?
+
+use super::home::{Agent, AgentSlot, Presence};
+use super::outbox::{Outbox, Output, Profile, Record};
+use super::session::{Session, State};
+use super::timers::{Timer, coalesced};
+use super::{Relay, error};
+use crate::base::limits::{
+    DEAD_AFTER, FRAME_BYTES_MAX, HEARTBEAT_MS, KNOWN_AGENTS_MAX, PING_AFTER, RESUME_TTL, TAKE_OVER_DAMPER,
+    TAKE_OVER_SILENCE,
+};
+use crate::base::{AgentId, CloseReason, Mono, Name, Now, SessionId, name};
+use crate::wire::{CAPABILITIES, Dialect, ErrorCode, Frame, Hello, Welcome};
+
+/// The channel that every JSON client is in, as in agent-relay 1.6.0.
+const GENERAL: &str = "general";
+
+impl Relay {
+    pub(super) fn on_hello(
+        &mut self,
+        now: Now,
+        id: SessionId,
+        dialect: Dialect,
+        hello: Hello<'_>,
+        outbox: &mut Outbox,
+    ) {
+        let claimed = match name::check_agent(&hello.claimed_name) {
+            Ok(claimed) => claimed,
+            Err(problem) => {
+                let text = format!("Not an agent name: {problem}");
+                return self.fatal(id, ErrorCode::BadRequest, &text, CloseReason::BadName, outbox);
+            }
+        };
+        if self.stopping {
+            return self.close(id, CloseReason::Shutdown, outbox);
+        }
+        let hash = self.hasher.hash(claimed.as_bytes());
+        let home = hash.home(self.options.shards);
+        if home != self.options.shard {
+            // Nothing is in flight on a connection before its HELLO, so it can move.
+            self.drop_session(id);
+            let hello = Box::new(hello.into_owned());
+            outbox.outputs.push(Output::Move { session: id, to: home, hello });
+            return;
+        }
+        let slot = match self.agents.find(hash, claimed.as_bytes()) {
+            Some(slot) => slot,
+            None => {
+                let share =
+                    self.options.bounds.known_agents_max.min(KNOWN_AGENTS_MAX) / usize::from(self.options.shards);
+                if self.agents.len() >= share.max(1) {
+                    let text = "The relay knows as many agents as it can; names are forgotten after the retention time";
+                    return self.fatal(id, ErrorCode::QuotaExceeded, text, CloseReason::KnownAgentsFull, outbox);
+                }
+                self.meet(now, claimed.into(), outbox)
+            }
+        };
+        if let Presence::Live(holder) = self.agents[slot].presence
+            && !self.take_over(now, slot, holder, &hello, outbox)
+        {
+            let text = format!("Agent name \"{claimed}\" is in use by another connection");
+            return self.fatal(id, ErrorCode::DuplicateConnection, &text, CloseReason::DuplicateConnection, outbox);
+        }
+        self.welcome(now, id, slot, dialect, &hello, outbox);
+        let waiting = self.grace.take(self.agents[slot].name.clone().as_bytes());
+        for waiting in waiting {
+            self.accept_one(now, waiting.parcel, waiting.origin, outbox);
+        }
+    }
+
+    /// A name that was not known until now.
+    fn meet(&mut self, now: Now, name: Name, outbox: &mut Outbox) -> AgentSlot {
+        let (hash, agent) = (self.hasher.hash(name.as_bytes()), AgentId::of(name.as_bytes()));
+        if self.agents.len() == 0 {
+            self.timers.set(now.mono + super::FORGET_EVERY, Timer::Forget);
+        }
+        self.push_record(Record::Known { agent, name: name.clone() }, outbox);
+        self.agents.insert(Agent::new(name, hash, agent, self.options.epoch, now))
+    }
+
+    /// Ends the holder's connection if the newcomer may have the name: it presents the holder's token, or the holder has
+    /// been silent. Two clients with one name do not flap: after two take-overs in 10 s the holder stays.
+    fn take_over(
+        &mut self,
+        now: Now,
+        slot: AgentSlot,
+        holder: SessionId,
+        hello: &Hello<'_>,
+        outbox: &mut Outbox,
+    ) -> bool {
+        let agent = &self.agents[slot];
+        let silent = self.sessions.find(holder).is_none_or(|held| now.mono.since(held.last_heard) >= TAKE_OVER_SILENCE);
+        let entitled = silent || hello.resume.is_some_and(|token| self.token_is_good(now, agent, token));
+        let damped = agent.taken_over_at.iter().all(|at| at.is_some_and(|at| now.mono.since(at) < TAKE_OVER_DAMPER));
+        if !entitled || damped {
+            return false;
+        }
+        let agent = &mut self.agents[slot];
+        agent.taken_over_at = [agent.taken_over_at[1], Some(now.mono)];
+        self.counters.taken_over += 1;
+        outbox
+            .reply(holder, error(ErrorCode::DuplicateConnection, "Another connection has taken this agent name", true));
+        outbox.reply(holder, Frame::Bye);
+        self.leave(now, holder, CloseReason::DuplicateConnection);
+        self.close(holder, CloseReason::DuplicateConnection, outbox);
+        true
+    }
+
+    /// Whether `token` resumes this agent's session. (Tokens are 122 random bits and live for a day: a timing difference
+    /// in comparing them tells nobody anything within that time.)
+    fn token_is_good(&self, now: Now, agent: &Agent, token: crate::base::ids::Token) -> bool {
+        let ended = match agent.presence {
+            Presence::Live(_) => None,
+            Presence::Lost(at) | Presence::Left(at) => Some(at),
+        };
+        let known = token == agent.resume || agent.resume_before == Some(token);
+        known && agent.resume != Default::default() && ended.is_none_or(|at| now.mono.since(at) < RESUME_TTL)
+    }
+
+    fn welcome(
+        &mut self,
+        now: Now,
+        id: SessionId,
+        slot: AgentSlot,
+        dialect: Dialect,
+        hello: &Hello<'_>,
+        outbox: &mut Outbox,
+    ) {
+        let resumed = hello.resume.is_some_and(|token| self.token_is_good(now, &self.agents[slot], token));
+        let (fresh_session, resume) = (self.tokens.issue(), self.tokens.issue());
+        let in_flight_max = match hello.in_flight_max {
+            0 => self.options.bounds.in_flight_max,
+            asked => asked.min(self.options.bounds.in_flight_max),
+        };
+        let agent = &mut self.agents[slot];
+        // The token that was presented stays good until a frame arrives under the new one.
+        agent.resume_before = if resumed { hello.resume } else { None };
+        agent.resume = resume;
+        if !resumed {
+            agent.session_token = fresh_session;
+        }
+        agent.presence = Presence::Live(id);
+        agent.dialect = dialect;
+        agent.in_flight_max = in_flight_max;
+        agent.last_seen = now;
+        agent.profile = profile_of(hello);
+        let (name, number, session_token, agent_id) =
+            (agent.name.clone(), agent.numbers.high, agent.session_token, agent.id);
+        if resumed {
+            let before = (agent.queue.len(), agent.queue.bytes());
+            let mut news = std::mem::take(&mut self.news);
+            agent.queue.acknowledge_resumed(now.mono, hello.handled, &mut news);
+            self.after_settling(slot, before, &mut news, outbox);
+            self.news = news;
+            self.counters.resumed += 1;
+        } else if hello.resume_presented {
+            let text = "Resume token rejected; starting new session";
+            outbox.reply(id, error(ErrorCode::ResumeTooOld, text, false));
+        }
+        if let Some(session) = self.sessions.find_mut(id) {
+            let peer = session.peer;
+            *session = Session { dialect, state: State::Live(slot), ..Session::fresh(now.mono, peer) };
+            self.half_open -= 1;
+        }
+        self.live += 1;
+        self.counters.welcomed += 1;
+        if dialect == Dialect::Json {
+            // A refusal here only means that the agent has all the subscriptions it may have.
+            let _ = self.subscribe(slot, GENERAL, true);
+        }
+        outbox.outputs.push(Output::Settle { session: id, name, agent: agent_id, token: session_token });
+        let welcome = Welcome {
+            agent: agent_id,
+            session: session_token,
+            resume,
+            resumed,
+            number,
+            capabilities: CAPABILITIES,
+            epoch: self.options.epoch,
+            in_flight_max,
+            frame_bytes_max: FRAME_BYTES_MAX as u32,
+            heartbeat_ms: HEARTBEAT_MS,
+            server: concat!("relay/", env!("CARGO_PKG_VERSION")).into(),
+            license: "".into(),
+        };
+        outbox.reply(id, Frame::Welcome(Box::new(welcome)));
+        self.timers.set(coalesced(now.mono + PING_AFTER), Timer::Session(id));
+        self.pump(now, slot, id, outbox);
+    }
+}
+
+fn profile_of(hello: &Hello<'_>) -> Option<Box<Profile>> {
+    let profile = Profile {
+        cli: hello.cli.as_ref().into(),
+        program: hello.program.as_ref().into(),
+        model: hello.model.as_ref().into(),
+        task: hello.task.as_ref().into(),
+        working_directory: hello.working_directory.as_ref().into(),
+    };
+    (profile != Profile::default()).then(|| Box::new(profile))
+}
+
+const _: () =
+    assert!(PING_AFTER < DEAD_AFTER && DEAD_AFTER > Mono::ms(0), "a silent peer is asked before it is given up");

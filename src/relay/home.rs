@@ -1,0 +1,292 @@
+//! Who lives here, and who is known to live here. An agent's home is the shard that its name hashes to; everything about
+//! it (session, order, window, subscriptions, whether the name is free) is owned by that one thread.
+
+use super::delivery::Queue;
+use super::outbox::Profile;
+use super::route::TopicSlot;
+use crate::base::ids::Token;
+use crate::base::limits::{LABELS_REMEMBERED, REFUSED_REMEMBERED};
+use crate::base::{AgentId, Mono, Name, NameHash, Now, Sequence, SessionId};
+use crate::wire::Dialect;
+use hashbrown::HashTable;
+use std::collections::VecDeque;
+
+/// An agent's place in its home's table. Valid as long as the agent is known: a slot is reused only after `forget`,
+/// which nothing refers to any more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+pub(super) struct AgentSlot(pub(super) u32);
+
+/// What is known of one agent.
+pub(super) struct Agent {
+    pub(super) name: Name,
+    pub(super) hash: NameHash,
+    pub(super) id: AgentId,
+    pub(super) presence: Presence,
+    /// What it spoke last.
+    pub(super) dialect: Dialect,
+    pub(super) profile: Option<Box<Profile>>,
+    pub(super) queue: Queue,
+    pub(super) in_flight_max: u32,
+    pub(super) session_token: Token,
+    pub(super) resume: Token,
+    /// The token before: valid until a frame arrives under the new one, since a WELCOME can be lost.
+    pub(super) resume_before: Option<Token>,
+    /// When the last two take-overs of this name were.
+    pub(super) taken_over_at: [Option<Mono>; 2],
+    pub(super) subscriptions: Vec<(TopicSlot, bool)>,
+    pub(super) numbers: Numbers,
+    /// Whether a retry timer is running.
+    pub(super) retry_armed: bool,
+    /// The expiry that a timer is running for.
+    pub(super) expiry_armed: Mono,
+    /// What the writer was last told of its progress.
+    pub(super) progress_told: (Sequence, Sequence),
+    /// Whether it is in the list of agents whose progress is to be told.
+    pub(super) progress_due: bool,
+    pub(super) first_seen_ms: u64,
+    pub(super) last_seen: Now,
+    pub(super) messages_sent: u64,
+    pub(super) messages_received: u64,
+}
+
+/// Where an agent is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Presence {
+    /// Connected.
+    Live(SessionId),
+    /// Its connection broke, then.
+    Lost(Mono),
+    /// It said BYE, then.
+    Left(Mono),
+}
+
+impl Agent {
+    pub(super) fn new(name: Name, hash: NameHash, id: AgentId, epoch: u32, now: Now) -> Agent {
+        Agent {
+            name,
+            hash,
+            id,
+            presence: Presence::Left(now.mono),
+            dialect: Dialect::Native,
+            profile: None,
+            queue: Queue::new(epoch),
+            in_flight_max: 0,
+            session_token: Token::default(),
+            resume: Token::default(),
+            resume_before: None,
+            taken_over_at: [None; 2],
+            subscriptions: Vec::new(),
+            numbers: Numbers::default(),
+            retry_armed: false,
+            expiry_armed: Mono(u64::MAX),
+            progress_told: (Sequence::default(), Sequence::default()),
+            progress_due: false,
+            first_seen_ms: now.wall_ms,
+            last_seen: now,
+            messages_sent: 0,
+            messages_received: 0,
+        }
+    }
+
+    pub(super) fn session(&self) -> Option<SessionId> {
+        match self.presence {
+            Presence::Live(session) => Some(session),
+            _ => None,
+        }
+    }
+}
+
+/// What a sender has already sent, so that the same SEND twice is one message.
+#[derive(Default)]
+pub(super) struct Numbers {
+    /// The highest number a native session has sent.
+    pub(super) high: u64,
+    /// Numbers at or below `high` that were refused: those may be sent again.
+    refused: VecDeque<u64>,
+    /// Numbers of textual ids, oldest first.
+    labels: Option<Box<Labels>>,
+}
+
+#[derive(Default)]
+struct Labels {
+    order: VecDeque<u64>,
+    set: HashTable<u64>,
+}
+
+impl Numbers {
+    /// Takes note of a native number; says whether it is new.
+    pub(super) fn take(&mut self, number: u64) -> bool {
+        if number > self.high {
+            self.high = number;
+            return true;
+        }
+        match self.refused.iter().position(|refused| *refused == number) {
+            Some(index) => self.refused.remove(index).is_some(),
+            None => false,
+        }
+    }
+
+    /// Takes note of a textual id's number; says whether it is new among the last 4,096.
+    pub(super) fn take_label(&mut self, number: u64) -> bool {
+        let labels = self.labels.get_or_insert_default();
+        if labels.set.find(number, |known| *known == number).is_some() {
+            return false;
+        }
+        if labels.order.len() == LABELS_REMEMBERED
+            && let Some(oldest) = labels.order.pop_front()
+        {
+            labels.forget(oldest);
+        }
+        labels.order.push_back(number);
+        labels.set.insert_unique(number, number, |known| *known);
+        true
+    }
+
+    /// It was refused: it may come again.
+    pub(super) fn give_back(&mut self, number: u64) {
+        if number & crate::base::ids::NUMBER_FROM_LABEL == 0 {
+            if self.refused.len() == REFUSED_REMEMBERED {
+                self.refused.pop_front();
+            }
+            self.refused.push_back(number);
+        } else if let Some(labels) = &mut self.labels {
+            labels.forget(number);
+            // Its place in the order stays until it is the oldest; forgetting it twice is harmless.
+        }
+    }
+}
+
+impl Labels {
+    fn forget(&mut self, number: u64) {
+        // A number is already the uniform half of a SHA-256.
+        if let Ok(entry) = self.set.find_entry(number, |known| *known == number) {
+            entry.remove();
+        }
+    }
+}
+
+/// The agents whose home is here.
+#[derive(Default)]
+pub(super) struct Agents {
+    slots: Vec<Option<Agent>>,
+    free: Vec<u32>,
+    by_name: HashTable<u32>,
+    by_id: HashTable<u32>,
+}
+
+impl Agents {
+    pub(super) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// One past the highest slot in use: bounds a walk over all of them.
+    pub(super) fn slots(&self) -> u32 {
+        self.slots.len() as u32
+    }
+
+    pub(super) fn find(&self, hash: NameHash, name: &[u8]) -> Option<AgentSlot> {
+        let same = |slot: &u32| self.slots[*slot as usize].as_ref().is_some_and(|agent| agent.name.as_bytes() == name);
+        self.by_name.find(hash.0, same).map(|slot| AgentSlot(*slot))
+    }
+
+    pub(super) fn find_id(&self, id: AgentId) -> Option<AgentSlot> {
+        let same = |slot: &u32| self.slots[*slot as usize].as_ref().is_some_and(|agent| agent.id == id);
+        self.by_id.find(id.0, same).map(|slot| AgentSlot(*slot))
+    }
+
+    pub(super) fn insert(&mut self, agent: Agent) -> AgentSlot {
+        let (hash, id) = (agent.hash, agent.id);
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None => {
+                self.slots.push(None);
+                (self.slots.len() - 1) as u32
+            }
+        };
+        self.slots[slot as usize] = Some(agent);
+        let slots = &self.slots;
+        let name_hash = |slot: &u32| slots[*slot as usize].as_ref().map_or(0, |agent| agent.hash.0);
+        self.by_name.insert_unique(hash.0, slot, name_hash);
+        let id_hash = |slot: &u32| slots[*slot as usize].as_ref().map_or(0, |agent| agent.id.0);
+        self.by_id.insert_unique(id.0, slot, id_hash);
+        AgentSlot(slot)
+    }
+
+    /// Removes an agent that nothing refers to any more.
+    pub(super) fn forget(&mut self, slot: AgentSlot) -> Option<Agent> {
+        let agent = self.slots.get_mut(slot.0 as usize)?.take()?;
+        if let Ok(entry) = self.by_name.find_entry(agent.hash.0, |other| *other == slot.0) {
+            entry.remove();
+        }
+        if let Ok(entry) = self.by_id.find_entry(agent.id.0, |other| *other == slot.0) {
+            entry.remove();
+        }
+        self.free.push(slot.0);
+        Some(agent)
+    }
+
+    /// The agent in `slot`, if any is there: for walks and for timers that may have outlived their agent.
+    pub(super) fn peek(&self, slot: AgentSlot) -> Option<&Agent> {
+        self.slots.get(slot.0 as usize)?.as_ref()
+    }
+
+    pub(super) fn peek_mut(&mut self, slot: AgentSlot) -> Option<&mut Agent> {
+        self.slots.get_mut(slot.0 as usize)?.as_mut()
+    }
+}
+
+impl std::ops::Index<AgentSlot> for Agents {
+    type Output = Agent;
+    fn index(&self, slot: AgentSlot) -> &Agent {
+        self.slots[slot.0 as usize].as_ref().expect("sessions, subscriptions and names refer to known agents only")
+    }
+}
+
+impl std::ops::IndexMut<AgentSlot> for Agents {
+    fn index_mut(&mut self, slot: AgentSlot) -> &mut Agent {
+        self.slots[slot.0 as usize].as_mut().expect("sessions, subscriptions and names refer to known agents only")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_new_once_and_again_after_a_refusal() {
+        let mut numbers = Numbers::default();
+        assert!(numbers.take(1) && numbers.take(5));
+        assert!(!numbers.take(5) && !numbers.take(3), "numbers grow");
+        numbers.give_back(5);
+        assert!(numbers.take(5) && !numbers.take(5));
+    }
+
+    #[test]
+    fn textual_ids_are_remembered_for_4096_messages() {
+        let mut numbers = Numbers::default();
+        let label = |n: u64| crate::base::ids::number_of_label(&n.to_le_bytes());
+        for n in 0..4096 {
+            assert!(numbers.take_label(label(n)));
+        }
+        assert!(!numbers.take_label(label(0)));
+        numbers.give_back(label(7));
+        assert!(numbers.take_label(label(7)), "a refused one may come again");
+        assert!(numbers.take_label(label(1)), "the oldest have made room");
+    }
+
+    #[test]
+    fn a_forgotten_agent_is_not_found_under_name_or_id() {
+        let mut agents = Agents::default();
+        let hasher = crate::base::NameHasher::new(1);
+        let agent = |name: &str| {
+            Agent::new(name.into(), hasher.hash(name.as_bytes()), AgentId::of(name.as_bytes()), 1, Now::default())
+        };
+        let first = agents.insert(agent("ann"));
+        let second = agents.insert(agent("bob"));
+        assert!(agents.forget(first).is_some());
+        assert_eq!(agents.find(hasher.hash(b"ann"), b"ann"), None);
+        assert_eq!(agents.find_id(AgentId::of(b"ann")), None);
+        assert_eq!(agents.find(hasher.hash(b"bob"), b"bob"), Some(second));
+        assert_eq!(agents.len(), 1);
+    }
+}

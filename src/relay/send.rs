@@ -1,0 +1,336 @@
+//! One message on its way in: is it legal, whose is it, where does its recipient live, may it be accepted there?
+//! The recipient's home accepts: it gives the place in the order, keeps the record, and hands out what the window allows.
+
+use super::delivery::{Ask, Queue};
+use super::event::{Mail, Origin, Outcome, What};
+use super::home::{AgentSlot, Presence};
+use super::outbox::{Outbox, Recipients, Record};
+use super::session::{State, Tracker};
+use super::timers::Timer;
+use super::{Relay, no_label, text_of};
+use crate::base::limits::{FRAME_BYTES_MAX, LOST_REACHABLE};
+use crate::base::{AgentId, Bytes, CloseReason, Mono, Now, RefuseReason, SessionId, ShardId, name};
+use crate::wire::{Dialect, ErrorCode, HEADER_BYTES, Message, Parcel, Wants, json};
+
+/// Fan-outs of one session that may be unfinished at once when their sender wants to hear of them.
+const TRACKERS_MAX: usize = 1024;
+
+/// Above this size a message's JSON form is measured before it is accepted for a JSON client: escaping makes it at most
+/// six times as long.
+const SURELY_FITS_JSON: usize = FRAME_BYTES_MAX / 8;
+
+impl Relay {
+    pub(super) fn on_send(
+        &mut self,
+        now: Now,
+        id: SessionId,
+        slot: AgentSlot,
+        message: Message<'_>,
+        outbox: &mut Outbox,
+    ) {
+        let Some(session) = self.sessions.find_mut(id) else { return };
+        session.sends += 1;
+        let (ordinal, dialect) = (session.sends, session.dialect);
+        let agent = &mut self.agents[slot];
+        agent.messages_sent += 1;
+        self.counters.messages_in += 1;
+        if message.from() != agent.name.as_bytes() || message.id().sender != agent.id {
+            let origin = Origin { shard: self.options.shard, session: id, ordinal };
+            return self.refuse(&message, origin, RefuseReason::Malformed, outbox);
+        }
+        let number = message.id().number;
+        let new = match dialect {
+            Dialect::Native => agent.numbers.take(number),
+            Dialect::Json => agent.numbers.take_label(number),
+        };
+        let origin = Origin { shard: self.options.shard, session: id, ordinal };
+        if !new {
+            self.counters.duplicates += 1;
+            return self.tell_duplicate(&message, origin, outbox);
+        }
+        self.route(now, message, origin, dialect, outbox);
+    }
+
+    pub(super) fn on_submit(&mut self, now: Now, id: SessionId, message: Message<'_>, outbox: &mut Outbox) {
+        let Some(session) = self.sessions.find_mut(id) else { return };
+        if !session.peer.owner {
+            let text = "SUBMIT is taken on the Unix socket, from the daemon's own user";
+            return self.fatal(id, ErrorCode::Forbidden, text, CloseReason::Forbidden, outbox);
+        }
+        session.sends += 1;
+        // Whoever waits for an outcome may wait longer than a connection without HELLO usually lives.
+        session.opened_at = now.mono;
+        let origin = Origin { shard: self.options.shard, session: id, ordinal: session.sends };
+        self.counters.messages_in += 1;
+        let from = message.from();
+        if name::check_agent(from).is_err() || message.id().sender != AgentId::of(from) {
+            return self.refuse(&message, origin, RefuseReason::Malformed, outbox);
+        }
+        self.route(now, message, origin, Dialect::Native, outbox);
+    }
+
+    /// Whom is it for, and where do they live?
+    fn route(&mut self, now: Now, message: Message<'_>, origin: Origin, dialect: Dialect, outbox: &mut Outbox) {
+        let (to, topic) = (message.to(), message.topic());
+        let too_long = message.raw.len() + HEADER_BYTES > FRAME_BYTES_MAX
+            || (dialect == Dialect::Json && message.raw.len() > SURELY_FITS_JSON && json_is_too_long(&message, to));
+        if too_long {
+            return self.refuse(&message, origin, RefuseReason::TooLong, outbox);
+        }
+        if self.stopping {
+            return self.refuse(&message, origin, RefuseReason::Stopping, outbox);
+        }
+        let fanout = to == b"*" || to.first() == Some(&b'#');
+        if fanout && !topic.is_empty() && name::check_topic(topic).is_err() {
+            return self.refuse(&message, origin, RefuseReason::Malformed, outbox);
+        }
+        let home = self.hasher.hash(to).home(self.options.shards);
+        let raw = self.chunks.copy(message.raw);
+        let parcel = message.parcel(raw);
+        if !fanout {
+            if home == self.options.shard {
+                self.accept_one(now, parcel, origin, outbox);
+            } else {
+                outbox.mails.push((home, Mail::Send { parcel, origin }));
+            }
+            return;
+        }
+        let parcel = parcel.with_topic_from_to();
+        if parcel.wants != Wants::default() {
+            let shards = self.options.shards;
+            let tracker = Tracker { id: parcel.id, wants: parcel.wants, untaken: shards, uncommitted: shards };
+            let Some(session) = self.sessions.find_mut(origin.session) else { return };
+            if session.trackers.len() >= TRACKERS_MAX {
+                return self.refuse(&message, origin, RefuseReason::LaneFull, outbox);
+            }
+            session.trackers.push(tracker);
+        }
+        for shard in 0..self.options.shards {
+            if ShardId(shard) != self.options.shard {
+                outbox.mails.push((ShardId(shard), Mail::Fanout { parcel: parcel.clone(), origin }));
+            }
+        }
+        self.accept_many(now, &parcel, origin, outbox);
+    }
+
+    /// A message for one agent whose home is here.
+    pub(super) fn accept_one(&mut self, now: Now, parcel: Parcel, origin: Origin, outbox: &mut Outbox) {
+        let to = parcel.to();
+        let Some(slot) = self.agents.find(self.hasher.hash(to), to) else {
+            if name::check_agent(to).is_err() {
+                return self.refuse_parcel(&parcel, origin, RefuseReason::NotFound, 0, 0, outbox);
+            }
+            match self.grace.wait(now.mono, parcel, origin) {
+                Ok(until) => self.timers.set(until, Timer::Grace),
+                Err(parcel) => self.refuse_parcel(&parcel, origin, RefuseReason::GraceFull, 2_000, 0, outbox),
+            }
+            return;
+        };
+        match self.offer(now, slot, &parcel, origin, false) {
+            Ok(sequence) => {
+                let agent = &self.agents[slot];
+                let record = Record::Message {
+                    id: parcel.id,
+                    raw: parcel.raw.clone(),
+                    checksum: parcel.checksum,
+                    accepted_at_ms: now.wall_ms,
+                    recipients: Recipients::One(agent.id, sequence),
+                };
+                let (recipient, session) = (agent.id, agent.session());
+                let number = self.push_record(record, outbox);
+                self.tell_accepted(&parcel, origin, recipient, What::Accepted, number, outbox);
+                self.hand_out(now, slot, session, outbox);
+            }
+            Err(reason) => {
+                let agent = &self.agents[slot];
+                let (wait, depth) = (retry_after_ms(reason, &agent.queue, now), agent.queue.len() as u32);
+                self.refuse_parcel(&parcel, origin, reason, wait, depth, outbox);
+            }
+        }
+    }
+
+    /// A message for everyone here, or for a topic's subscribers here.
+    pub(super) fn accept_many(&mut self, now: Now, parcel: &Parcel, origin: Origin, outbox: &mut Outbox) {
+        let recipients: Vec<(AgentSlot, bool)> = if parcel.topic().is_empty() {
+            (0..self.agents.slots()).map(|slot| (AgentSlot(slot), false)).collect()
+        } else {
+            match self.topics.find(self.hasher.hash(parcel.topic()), parcel.topic()) {
+                Some(topic) => self.topics.subscribers(topic).to_vec(),
+                None => Vec::new(),
+            }
+        };
+        let mut accepted = Vec::with_capacity(recipients.len());
+        let mut slots = Vec::with_capacity(recipients.len());
+        for (slot, channel) in recipients {
+            let Some(agent) = self.agents.peek(slot) else { continue };
+            let reachable = match agent.presence {
+                Presence::Live(_) => true,
+                Presence::Lost(at) => now.mono.since(at) < LOST_REACHABLE,
+                Presence::Left(_) => false,
+            };
+            if !reachable || agent.id == parcel.id.sender {
+                continue;
+            }
+            match self.offer(now, slot, parcel, origin, channel) {
+                Ok(sequence) => {
+                    accepted.push((self.agents[slot].id, sequence));
+                    slots.push(slot);
+                }
+                Err(reason) => {
+                    let agent = &self.agents[slot];
+                    let what = What::Refused {
+                        reason,
+                        retry_after_ms: retry_after_ms(reason, &agent.queue, now),
+                        queue_depth: agent.queue.len() as u32,
+                        recipient: agent.name.as_ref().into(),
+                    };
+                    let recipient = agent.id;
+                    self.count_refusal(reason);
+                    self.send_outcome(outcome(parcel, origin, recipient, what), outbox);
+                }
+            }
+        }
+        let count = accepted.len() as u32;
+        let number = if accepted.is_empty() {
+            None
+        } else {
+            let record = Record::Message {
+                id: parcel.id,
+                raw: parcel.raw.clone(),
+                checksum: parcel.checksum,
+                accepted_at_ms: now.wall_ms,
+                recipients: Recipients::Many(accepted.into_boxed_slice()),
+            };
+            Some(self.push_record(record, outbox))
+        };
+        if parcel.wants != Wants::default() {
+            let taken = outcome(parcel, origin, AgentId(0), What::FanoutTaken { recipients: count });
+            self.send_outcome(taken, outbox);
+            let committed = outcome(parcel, origin, AgentId(0), What::FanoutDurable);
+            match number {
+                Some(number) => self.uncommitted.push_back((number, committed)),
+                None => self.send_outcome(committed, outbox),
+            }
+        }
+        for slot in slots {
+            let session = self.agents[slot].session();
+            self.hand_out(now, slot, session, outbox);
+        }
+    }
+
+    /// Puts a message into one agent's order, if its bounds allow.
+    fn offer(
+        &mut self,
+        now: Now,
+        slot: AgentSlot,
+        parcel: &Parcel,
+        origin: Origin,
+        channel: bool,
+    ) -> Result<crate::base::Sequence, RefuseReason> {
+        let bounds = &self.options.bounds;
+        let agent = &mut self.agents[slot];
+        let weight = Queue::weight(parcel.raw.len());
+        if self.writer_full {
+            return Err(RefuseReason::WriterFull);
+        }
+        let crowded = !agent.queue.is_empty() && agent.queue.bytes() + weight > bounds.waiting_bytes_max;
+        if crowded || agent.queue.len() >= bounds.waiting_messages_max {
+            return Err(RefuseReason::RecipientFull);
+        }
+        if self.waiting_bytes + weight > bounds.shard_waiting_bytes_max {
+            return Err(RefuseReason::ShardFull);
+        }
+        if agent.dialect == Dialect::Json && parcel.raw.len() > SURELY_FITS_JSON {
+            let message = Message::check(&parcel.raw, parcel.checksum);
+            if message.is_none_or(|message| json_is_too_long(&message, agent.name.as_bytes())) {
+                return Err(RefuseReason::TooLong);
+            }
+        }
+        let later = Wants::DELIVERED | Wants::ACKNOWLEDGED | Wants::READ;
+        let wants = Wants(parcel.wants.0 & later.0);
+        let ask = (wants != Wants::default()).then(|| Box::new(Ask { origin, wants, label: parcel.label_bytes() }));
+        let kept = match parcel.ttl_ms {
+            0 => bounds.retention,
+            ttl_ms => Mono::ms(u64::from(ttl_ms)).min(bounds.retention),
+        };
+        let expires_at = now.mono + kept;
+        let channel = channel || (agent.dialect == Dialect::Json && parcel.topic().starts_with(b"dm:"));
+        let sequence = agent.queue.offer(parcel, expires_at, channel, ask);
+        if agent.expiry_armed > agent.queue.next_expiry() {
+            agent.expiry_armed = agent.queue.next_expiry();
+            self.timers.set(agent.expiry_armed, Timer::Expiry(slot));
+        }
+        self.waiting_messages += 1;
+        self.waiting_bytes += weight;
+        self.counters.accepted += 1;
+        Ok(sequence)
+    }
+
+    /// To the socket what the window allows; the rest waits in memory of its own.
+    fn hand_out(&mut self, now: Now, slot: AgentSlot, session: Option<SessionId>, outbox: &mut Outbox) {
+        if let Some(id) = session {
+            self.pump(now, slot, id, outbox);
+        }
+        self.agents[slot].queue.detach_last();
+    }
+
+    pub(super) fn expire_grace(&mut self, now: Now, outbox: &mut Outbox) {
+        while let Some(waiting) = self.grace.overdue(now.mono) {
+            self.refuse_parcel(&waiting.parcel, waiting.origin, RefuseReason::NotFound, 0, 0, outbox);
+        }
+    }
+
+    /// Not accepted, and nothing was kept of it.
+    fn refuse(&mut self, message: &Message<'_>, origin: Origin, reason: RefuseReason, outbox: &mut Outbox) {
+        self.count_refusal(reason);
+        let fields = message.fields();
+        let what = What::Refused { reason, retry_after_ms: 100, queue_depth: 0, recipient: text_of(fields.to).into() };
+        let label = if fields.label.is_empty() { no_label() } else { Bytes::copy_from_slice(fields.label) };
+        let (id, wants) = (message.id(), message.wants());
+        self.push_record(Record::Refused { id, reason }, outbox);
+        self.send_outcome(Outcome { origin, id, label, wants, recipient: AgentId(0), what }, outbox);
+    }
+
+    fn refuse_parcel(
+        &mut self,
+        parcel: &Parcel,
+        origin: Origin,
+        reason: RefuseReason,
+        retry_after_ms: u32,
+        queue_depth: u32,
+        outbox: &mut Outbox,
+    ) {
+        self.count_refusal(reason);
+        let recipient = text_of(parcel.to()).into();
+        self.push_record(Record::Refused { id: parcel.id, reason }, outbox);
+        let what = What::Refused { reason, retry_after_ms, queue_depth, recipient };
+        self.send_outcome(outcome(parcel, origin, AgentId(0), what), outbox);
+    }
+
+    pub(super) fn count_refusal(&mut self, reason: RefuseReason) {
+        self.counters.refusals[reason as usize] += 1;
+    }
+
+    /// Whether `id` is a connection without an agent: the command line's.
+    pub(super) fn is_submitter(&self, id: SessionId) -> bool {
+        self.sessions.find(id).is_some_and(|session| session.state == State::Fresh)
+    }
+}
+
+pub(super) fn outcome(parcel: &Parcel, origin: Origin, recipient: AgentId, what: What) -> Outcome {
+    Outcome { origin, id: parcel.id, label: parcel.label_bytes(), wants: parcel.wants, recipient, what }
+}
+
+fn retry_after_ms(reason: RefuseReason, queue: &Queue, now: Now) -> u32 {
+    match reason {
+        RefuseReason::RecipientFull | RefuseReason::ShardFull => queue.retry_after_ms(now.mono),
+        RefuseReason::TooLong => 0,
+        // The writer empties its queue at least this often.
+        _ => 50,
+    }
+}
+
+/// Whether the JSON DELIVER of `message` to `recipient` would be longer than a frame may be.
+fn json_is_too_long(message: &Message<'_>, recipient: &[u8]) -> bool {
+    json::deliver_length(message, recipient) > FRAME_BYTES_MAX
+}

@@ -1,0 +1,123 @@
+//! One connection's life, as the heart sees it.
+//!
+//! ```text
+//! accept ─► Fresh ── HELLO, home is here ──► Live ── BYE, error, silence ──► gone
+//!             └───── HELLO, home elsewhere ─► gone here, Live there
+//! ```
+
+use super::event::Peer;
+use super::home::AgentSlot;
+use crate::base::{MessageId, Mono, SessionId};
+use crate::wire::{Dialect, Wants};
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) peer: Peer,
+    pub(super) dialect: Dialect,
+    pub(super) state: State,
+    pub(super) opened_at: Mono,
+    pub(super) last_heard: Mono,
+    /// When the last PING went out that nothing has answered.
+    pub(super) pinged_at: Option<Mono>,
+    /// SENDs of this session, so that a JSON ACK can name their ordinal.
+    pub(super) sends: u64,
+    /// Fan-outs of this session whose shards have not all answered.
+    pub(super) trackers: Vec<Tracker>,
+    /// Where the last receipt for this session lies in the outbox of turn-part `receipt_mark.0`, to be extended.
+    pub(super) receipt_mark: (u64, usize),
+}
+
+/// Where a connection stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum State {
+    /// Nobody yet: HELLO, or a frame of the command line, must come before the deadline.
+    Fresh,
+    /// An agent's.
+    Live(AgentSlot),
+}
+
+/// A fan-out whose sender wants to hear of it.
+#[derive(Debug)]
+pub(super) struct Tracker {
+    pub(super) id: MessageId,
+    pub(super) wants: Wants,
+    /// Shards that have not taken their part.
+    pub(super) untaken: u16,
+    /// Shards that have not committed their part.
+    pub(super) uncommitted: u16,
+}
+
+impl Session {
+    pub(super) fn fresh(now: Mono, peer: Peer) -> Session {
+        Session {
+            peer,
+            dialect: Dialect::Native,
+            state: State::Fresh,
+            opened_at: now,
+            last_heard: now,
+            pinged_at: None,
+            sends: 0,
+            trackers: Vec::new(),
+            receipt_mark: (u64::MAX, 0),
+        }
+    }
+
+    /// The agent that speaks here.
+    pub(super) fn agent(&self) -> Option<AgentSlot> {
+        match self.state {
+            State::Live(agent) => Some(agent),
+            State::Fresh => None,
+        }
+    }
+}
+
+/// The sessions of one shard, found by the id that the driver gave the connection.
+#[derive(Default)]
+pub(super) struct Sessions {
+    slots: Vec<Option<(u32, Session)>>,
+    count: usize,
+}
+
+impl Sessions {
+    pub(super) fn len(&self) -> usize {
+        self.count
+    }
+
+    pub(super) fn insert(&mut self, id: SessionId, session: Session) {
+        let slot = id.slot as usize;
+        if slot >= self.slots.len() {
+            self.slots.resize_with(slot + 1, || None);
+        }
+        if self.slots[slot].replace((id.generation, session)).is_none() {
+            self.count += 1;
+        }
+    }
+
+    pub(super) fn find(&self, id: SessionId) -> Option<&Session> {
+        match self.slots.get(id.slot as usize)? {
+            Some((generation, session)) if *generation == id.generation => Some(session),
+            _ => None,
+        }
+    }
+
+    pub(super) fn find_mut(&mut self, id: SessionId) -> Option<&mut Session> {
+        match self.slots.get_mut(id.slot as usize)? {
+            Some((generation, session)) if *generation == id.generation => Some(session),
+            _ => None,
+        }
+    }
+
+    pub(super) fn remove(&mut self, id: SessionId) -> Option<Session> {
+        self.find(id)?;
+        self.count -= 1;
+        self.slots[id.slot as usize].take().map(|(_, session)| session)
+    }
+
+    pub(super) fn ids(&self) -> Vec<SessionId> {
+        let id = |(slot, entry): (usize, &Option<(u32, Session)>)| {
+            entry.as_ref().map(|(generation, _)| SessionId { slot: slot as u32, generation: *generation })
+        };
+        self.slots.iter().enumerate().filter_map(id).collect()
+    }
+}

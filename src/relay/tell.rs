@@ -1,0 +1,249 @@
+//! What became of a message, told to whoever sent it: on its own shard, in the words of its dialect.
+
+use super::delivery::News;
+use super::event::{Mail, Origin, Outcome, What};
+use super::outbox::{Outbox, Output, Record};
+use super::send::outcome;
+use super::session::State;
+use super::{Relay, no_label, text_of};
+use crate::base::{AgentId, Bytes, MessageId, RefuseReason, SessionId};
+use crate::wire::{Busy, Dialect, ErrorCode, ErrorFrame, Frame, Message, Parcel, Receipt, ReceiptState, Wants};
+
+impl Relay {
+    /// To the shard that the message came from; here and now when that is this one.
+    pub(super) fn send_outcome(&mut self, outcome: Outcome, outbox: &mut Outbox) {
+        if outcome.origin.shard == self.options.shard {
+            self.tell(outcome, outbox);
+        } else {
+            outbox.mails.push((outcome.origin.shard, Mail::Outcome(Box::new(outcome))));
+        }
+    }
+
+    /// It has its place; the commit of record `number` makes it durable.
+    pub(super) fn tell_accepted(
+        &mut self,
+        parcel: &Parcel,
+        origin: Origin,
+        recipient: AgentId,
+        what: What,
+        number: u64,
+        outbox: &mut Outbox,
+    ) {
+        if parcel.wants == Wants::default() {
+            return;
+        }
+        if parcel.wants.contains(Wants::ACCEPTED) {
+            self.send_outcome(outcome(parcel, origin, recipient, what), outbox);
+        }
+        if parcel.wants.contains(Wants::DURABLE) {
+            self.uncommitted.push_back((number, outcome(parcel, origin, recipient, What::Durable)));
+        }
+    }
+
+    /// The same SEND again: it was accepted before, and says so again to whoever wants to hear it.
+    pub(super) fn tell_duplicate(&mut self, message: &Message<'_>, origin: Origin, outbox: &mut Outbox) {
+        let wants = message.wants();
+        let label = if message.label().is_empty() { no_label() } else { Bytes::copy_from_slice(message.label()) };
+        let said =
+            |what| Outcome { origin, id: message.id(), label: label.clone(), wants, recipient: AgentId(0), what };
+        if wants.contains(Wants::ACCEPTED) {
+            self.tell(said(What::Accepted), outbox);
+        }
+        if wants.contains(Wants::DURABLE) {
+            // Its record may still be on its way: durable when everything pushed so far is.
+            self.uncommitted.push_back((self.records, said(What::Durable)));
+            self.tell_committed(outbox);
+        }
+    }
+
+    pub(super) fn on_committed(&mut self, through: u64, outbox: &mut Outbox) {
+        self.committed = self.committed.max(through);
+        self.tell_committed(outbox);
+    }
+
+    fn tell_committed(&mut self, outbox: &mut Outbox) {
+        while self.uncommitted.front().is_some_and(|(number, _)| *number <= self.committed) {
+            if let Some((_, outcome)) = self.uncommitted.pop_front() {
+                self.send_outcome(outcome, outbox);
+            }
+        }
+    }
+
+    /// A delivery has moved on: whoever asked hears it; of a failure the sender hears in any case.
+    pub(super) fn tell_news(&mut self, recipient: AgentId, news: News, outbox: &mut Outbox) {
+        let failure = match news.what {
+            What::Failed(reason) => Some(reason),
+            _ => None,
+        };
+        if let Some(reason) = failure {
+            self.count_refusal(reason);
+            self.push_record(Record::Failed { id: news.id, recipient, reason }, outbox);
+        }
+        if let Some(ask) = news.ask {
+            let (origin, label, wants) = (ask.origin, ask.label, ask.wants);
+            let said = Outcome { origin, id: news.id, label, wants, recipient, what: news.what };
+            return self.send_outcome(said, outbox);
+        }
+        let Some(raw) = news.raw else { return };
+        let Some(message) = Message::check(&raw, 0) else { return };
+        // Nobody kept the sender's session: its name finds its home, and its home finds it.
+        let shard = self.hasher.hash(message.from()).home(self.options.shards);
+        let origin = Origin { shard, session: NOBODY, ordinal: 0 };
+        let label = Bytes::copy_from_slice(message.label());
+        let said = Outcome { origin, id: news.id, label, wants: message.wants(), recipient, what: news.what };
+        self.send_outcome(said, outbox);
+    }
+
+    /// A recipient has read a message of one of the agents here.
+    pub(super) fn tell_read(&mut self, id: MessageId, recipient: AgentId, outbox: &mut Outbox) {
+        let Some(session) = self.agents.find_id(id.sender).and_then(|slot| self.agents[slot].session()) else { return };
+        let receipt = Receipt { id, count: 1, state: ReceiptState::Read, recipient };
+        self.push_receipt(session, receipt, outbox);
+    }
+
+    /// Says it on the sender's connection, if that is still there; else on the connection that its agent has now.
+    pub(super) fn tell(&mut self, outcome: Outcome, outbox: &mut Outbox) {
+        let agent = self.agents.find_id(outcome.id.sender);
+        if let What::Refused { .. } = outcome.what
+            && outcome.recipient == AgentId(0)
+            && let Some(slot) = agent
+        {
+            // Not accepted means not sent: the same SEND may come again.
+            self.agents[slot].numbers.give_back(outcome.id.number);
+        }
+        let id = if self.is_submitter(outcome.origin.session) {
+            outcome.origin.session
+        } else {
+            match agent.and_then(|slot| self.agents[slot].session()) {
+                Some(id) => id,
+                None => return,
+            }
+        };
+        let Some(session) = self.sessions.find(id) else { return };
+        debug_assert!(matches!(session.state, State::Live(_)) || self.is_submitter(id));
+        let dialect = session.dialect;
+        let Some(outcome) = self.gather(id, outcome) else { return };
+        match dialect {
+            Dialect::Native => self.tell_native(id, &outcome, outbox),
+            Dialect::Json => tell_json(id, &outcome, outbox),
+        }
+    }
+
+    /// A fan-out is accepted, or durable, when every shard has said so.
+    fn gather(&mut self, id: SessionId, mut outcome: Outcome) -> Option<Outcome> {
+        let trackers = &mut self.sessions.find_mut(id)?.trackers;
+        let index = trackers.iter().position(|tracker| tracker.id == outcome.id);
+        match outcome.what {
+            What::FanoutTaken { .. } => {
+                let tracker = &mut trackers[index?];
+                tracker.untaken -= 1;
+                outcome.what = What::Accepted;
+                (tracker.untaken == 0 && tracker.wants.contains(Wants::ACCEPTED)).then_some(outcome)
+            }
+            What::FanoutDurable => {
+                let tracker = &mut trackers[index?];
+                tracker.uncommitted -= 1;
+                if tracker.uncommitted > 0 {
+                    return None;
+                }
+                let wants = trackers.remove(index?).wants;
+                outcome.what = What::Durable;
+                wants.contains(Wants::DURABLE).then_some(outcome)
+            }
+            _ => Some(outcome),
+        }
+    }
+
+    fn tell_native(&mut self, id: SessionId, outcome: &Outcome, outbox: &mut Outbox) {
+        let state = match &outcome.what {
+            What::Accepted => ReceiptState::Accepted,
+            What::Durable => ReceiptState::Durable,
+            What::Delivered => ReceiptState::Delivered,
+            What::Acknowledged => ReceiptState::Acknowledged,
+            What::Read => ReceiptState::Read,
+            What::Failed(reason) => ReceiptState::Failed(*reason),
+            What::Refused { .. } => return outbox.reply(id, refusal(outcome)),
+            What::FanoutTaken { .. } | What::FanoutDurable => return,
+        };
+        let receipt = Receipt { id: outcome.id, count: 1, state, recipient: outcome.recipient };
+        self.push_receipt(id, receipt, outbox);
+    }
+
+    /// Adds a receipt, as part of the session's last one of this turn where that speaks of the numbers just before.
+    fn push_receipt(&mut self, id: SessionId, receipt: Receipt, outbox: &mut Outbox) {
+        let Some(session) = self.sessions.find_mut(id) else { return };
+        let (turn, index) = session.receipt_mark;
+        if turn == self.turn
+            && let Some(Output::Receipt { session, receipt: last }) = outbox.outputs.get_mut(index)
+            && *session == id
+            && last.state == receipt.state
+            && last.recipient == receipt.recipient
+            && last.id.sender == receipt.id.sender
+            && last.id.number.wrapping_add(u64::from(last.count)) == receipt.id.number
+        {
+            last.count += 1;
+            return;
+        }
+        session.receipt_mark = (self.turn, outbox.outputs.len());
+        outbox.outputs.push(Output::Receipt { session: id, receipt });
+    }
+}
+
+/// No connection at all: the sender is found by its name.
+const NOBODY: SessionId = SessionId { slot: u32::MAX, generation: u32::MAX };
+
+/// JSON clients hear of durability if they asked for it, and of failures and refusals.
+fn tell_json(id: SessionId, outcome: &Outcome, outbox: &mut Outbox) {
+    match &outcome.what {
+        What::Durable => {
+            let (label, ordinal) = (text_of(&outcome.label).into(), outcome.origin.ordinal);
+            outbox.reply(id, Frame::SendAck { label, ordinal });
+        }
+        What::Failed(reason) => {
+            let message = format!("Message was not delivered: {}", reason.name());
+            outbox.reply(id, failure(ErrorCode::Timeout, message, outcome, *reason));
+        }
+        What::Refused { .. } => outbox.reply(id, refusal(outcome)),
+        _ => {}
+    }
+}
+
+/// A refusal in the words that both dialects share: BUSY when trying again may help, else ERROR.
+fn refusal(outcome: &Outcome) -> Frame<'static> {
+    let What::Refused { reason, retry_after_ms, queue_depth, recipient } = &outcome.what else {
+        return Frame::Ignored;
+    };
+    match reason {
+        RefuseReason::NotFound => {
+            let message = format!("No agent named \"{recipient}\" is known here");
+            failure(ErrorCode::NotFound, message, outcome, *reason)
+        }
+        RefuseReason::TooLong => {
+            let message = "The message would be longer than 1 MiB at its recipient; send it in parts".to_owned();
+            failure(ErrorCode::BadRequest, message, outcome, *reason)
+        }
+        RefuseReason::Malformed => {
+            let message = "A SEND must name its own agent as sender, and a topic must be a topic name".to_owned();
+            failure(ErrorCode::BadRequest, message, outcome, *reason)
+        }
+        _ => Frame::Busy(Box::new(Busy {
+            number: outcome.id.number,
+            label: text_of(&outcome.label).into(),
+            reason: *reason,
+            retry_after_ms: *retry_after_ms,
+            queue_depth: *queue_depth,
+            recipient: recipient.to_string().into(),
+        })),
+    }
+}
+
+fn failure(code: ErrorCode, message: String, outcome: &Outcome, reason: RefuseReason) -> Frame<'static> {
+    Frame::Error(Box::new(ErrorFrame {
+        code,
+        fatal: false,
+        message: message.into(),
+        number: outcome.id.number,
+        label: text_of(&outcome.label).into(),
+        outcome: Some(reason),
+    }))
+}
