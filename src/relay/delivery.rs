@@ -220,9 +220,9 @@ impl Queue {
         let count = (through.counter - self.base + 1).min(self.sent as u64) as usize;
         let mut acknowledged = 0;
         for index in 0..count {
-            acknowledged += u64::from(self.settle(index, now, What::Acknowledged, news));
+            acknowledged += u64::from(self.settle(index, What::Acknowledged, news));
         }
-        self.trim();
+        self.trim(now);
         acknowledged
     }
 
@@ -233,10 +233,10 @@ impl Queue {
             for index in 0..count {
                 // Never sent means never handled: a recipient that claims otherwise is not believed.
                 if self.entries[index].attempts > 0 {
-                    self.settle(index, now, What::Acknowledged, news);
+                    self.settle(index, What::Acknowledged, news);
                 }
             }
-            self.trim();
+            self.trim(now);
         }
     }
 
@@ -249,8 +249,8 @@ impl Queue {
         if index >= self.sent {
             return 0;
         }
-        let acknowledged = u64::from(self.settle(index, now, What::Acknowledged, news));
-        self.trim();
+        let acknowledged = u64::from(self.settle(index, What::Acknowledged, news));
+        self.trim(now);
         acknowledged
     }
 
@@ -278,10 +278,10 @@ impl Queue {
                 ask.wants = ask.wants.without(Wants::DELIVERED);
             }
             if entry.channel {
-                self.settle(index, now, What::Acknowledged, news);
+                self.settle(index, What::Acknowledged, news);
             }
         }
-        self.trim();
+        self.trim(now);
     }
 
     /// Sends again what has been in flight for too long; puts to rest what was sent often enough.
@@ -346,12 +346,12 @@ impl Queue {
                 continue;
             }
             if entry.expires_at <= now {
-                self.settle(index, now, What::Failed(reason), news);
+                self.settle(index, What::Failed(reason), news);
             } else {
                 self.next_expiry = self.next_expiry.min(entry.expires_at);
             }
         }
-        self.trim();
+        self.trim(now);
     }
 
     /// How long a sender should wait until about a quarter of the queue has drained, from how fast it drains now.
@@ -360,7 +360,7 @@ impl Queue {
     }
 
     /// Settles entry `index`; says whether it was open until now.
-    fn settle(&mut self, index: usize, now: Mono, what: What, news: &mut Vec<News>) -> bool {
+    fn settle(&mut self, index: usize, what: What, news: &mut Vec<News>) -> bool {
         let entry = &mut self.entries[index];
         if entry.state == State::Settled {
             return false;
@@ -372,7 +372,7 @@ impl Queue {
         }
         entry.state = State::Settled;
         self.bytes -= weight;
-        self.rate.drained(now, weight);
+        self.rate.bytes += weight as u64;
         let ask = entry.ask.take();
         let raw = std::mem::take(&mut entry.raw);
         let wanted = match &what {
@@ -386,7 +386,8 @@ impl Queue {
         true
     }
 
-    fn trim(&mut self) {
+    fn trim(&mut self, now: Mono) {
+        self.rate.measure(now);
         while self.entries.front().is_some_and(|entry| entry.state == State::Settled) {
             self.entries.pop_front();
             self.base += 1;
@@ -447,11 +448,11 @@ struct DrainRate {
 impl DrainRate {
     const SPAN: u64 = Mono::ms(100);
 
-    fn drained(&mut self, now: Mono, bytes: usize) {
-        self.bytes += bytes as u64;
+    /// Called once after each batch of settlements.
+    fn measure(&mut self, now: Mono) {
         let span = now.since(self.since);
-        if span >= Self::SPAN {
-            self.bytes_per_second = (self.bytes.saturating_mul(1_000_000_000)) / span;
+        if span >= Self::SPAN && self.bytes > 0 {
+            self.bytes_per_second = self.bytes.saturating_mul(1_000_000_000) / span;
             self.since = now;
             self.bytes = 0;
         }

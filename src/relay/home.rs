@@ -151,7 +151,7 @@ impl Numbers {
             self.refused.push_back(number);
         } else if let Some(labels) = &mut self.labels {
             labels.forget(number);
-            // Its place in the order stays until it is the oldest; forgetting it twice is harmless.
+            labels.order.retain(|known| *known != number);
         }
     }
 }
