@@ -271,7 +271,8 @@ mod tests {
         assert!(!numbers.take_label(label(0)));
         numbers.give_back(label(7));
         assert!(numbers.take_label(label(7)), "a refused one may come again");
-        assert!(numbers.take_label(label(1)), "the oldest have made room");
+        assert!(numbers.take_label(label(4096)) && numbers.take_label(label(0)), "the oldest has made room");
+        assert!(!numbers.take_label(label(4096)));
     }
 
     #[test]
