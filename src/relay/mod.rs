@@ -217,6 +217,11 @@ impl Relay {
         !self.progress.is_empty()
     }
 
+    /// Whether somebody waits for a commit.
+    pub fn awaits_commit(&self) -> bool {
+        !self.uncommitted.is_empty()
+    }
+
     /// Every connection has been told BYE and is gone.
     pub fn is_drained(&self) -> bool {
         self.stopping && self.sessions.len() == 0
