@@ -5,6 +5,7 @@ use super::{Ack, Frame, HEADER_BYTES, Header, Kind, MessageFields, body, control
 use crate::base::Sequence;
 
 /// Appends a DELIVER: a header of its own and the body as it was received.
+#[inline]
 pub fn deliver(out: &mut Vec<u8>, flags: u8, sequence: Sequence, raw: &[u8], checksum: u32) {
     out.reserve(HEADER_BYTES + raw.len());
     out.extend_from_slice(&deliver_header(flags, sequence, raw.len() as u32, checksum));
@@ -12,6 +13,7 @@ pub fn deliver(out: &mut Vec<u8>, flags: u8, sequence: Sequence, raw: &[u8], che
 }
 
 /// The header of a DELIVER, for bodies that leave from where they lie.
+#[inline]
 pub fn deliver_header(flags: u8, sequence: Sequence, length: u32, checksum: u32) -> [u8; HEADER_BYTES] {
     Header { flags, length, checksum, sequence, ..Header::of(Kind::Deliver) }.encode()
 }
