@@ -64,9 +64,16 @@ impl MessageId {
     }
 }
 
+impl MessageId {
+    /// The bytes whose hex digits are the textual form: for writers that cannot afford a formatter per message.
+    pub fn to_bytes(self) -> [u8; 16] {
+        (u128::from(mix(self.number ^ self.sender.0)) << 64 | u128::from(self.sender.0)).to_be_bytes()
+    }
+}
+
 impl fmt::Display for MessageId {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{:016x}{:016x}", mix(self.number ^ self.sender.0), self.sender.0)
+        write!(out, "{:032x}", u128::from_be_bytes(self.to_bytes()))
     }
 }
 
