@@ -53,6 +53,11 @@ pub struct MessageId {
 }
 
 impl MessageId {
+    /// The textual form as one number: its hexadecimal digits are the text.
+    pub fn bits(self) -> u128 {
+        u128::from(mix(self.number ^ self.sender.0)) << 64 | u128::from(self.sender.0)
+    }
+
     /// The id in its textual form: 32 hex digits, the fast-changing half first so that short prefixes differ.
     pub fn parse(text: &str) -> Option<MessageId> {
         if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {

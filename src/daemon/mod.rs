@@ -1,9 +1,15 @@
 //! The daemon's frame: settings, where its files lie, the lock that keeps it alone, its CPUs, its service manager.
 #![forbid(unsafe_code)]
 
+mod clerk;
 pub mod cpus;
 pub mod lock;
+mod logs;
 pub mod notify;
 pub mod paths;
+mod presence;
+mod run;
 pub mod settings;
 mod settings_file;
+
+pub use run::{DaemonError, Ready, run};

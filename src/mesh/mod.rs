@@ -77,10 +77,25 @@ pub enum WriterPost {
 pub enum ClerkPost {
     /// A question about the daemon or its agents.
     Question(ShardId, Question),
-    /// A part of the list of agents.
-    Census(CensusPart),
+    /// A part of the list of agents, and how the shard that tells it is doing.
+    Census(CensusPart, ShardGauges),
     /// A shard has returned.
     Finished(ShardId),
+}
+
+/// How a shard's thread is doing, beside what its heart knows.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ShardGauges {
+    /// Turns since the start.
+    pub turns: u64,
+    /// Processor time of its thread, microseconds.
+    pub busy_us: u64,
+    /// Mail that waits because another shard's lane is full.
+    pub lane_hold: u32,
+    /// Bytes received and sent since the start.
+    pub bytes_in: u64,
+    /// Bytes sent since the start.
+    pub bytes_out: u64,
 }
 
 /// Whether a thread sleeps. Law: a thread that finds its queues empty after `doze` may wait; who pushes before `rouse`
@@ -118,6 +133,9 @@ struct ShardPort {
     lanes: Vec<Lane>,
     notices: ArrayQueue<Notice>,
     committed: CachePadded<AtomicU64>,
+    /// Whether somebody at this shard waits for a commit: then the writer rings.
+    awaits_commit: AtomicBool,
+    presence: AtomicU64,
     sleeper: Sleeper,
     /// To the writer.
     batches: ArrayQueue<WriterPost>,
@@ -145,6 +163,8 @@ impl Mesh {
                 .collect(),
             notices: ArrayQueue::new(QUESTIONS_MAX),
             committed: CachePadded::default(),
+            awaits_commit: AtomicBool::new(false),
+            presence: AtomicU64::new(0),
             sleeper: Sleeper::default(),
             batches: ArrayQueue::new(WRITER_BATCHES_MAX),
             spare: ArrayQueue::new(WRITER_BATCHES_MAX),
@@ -210,6 +230,27 @@ impl Mesh {
         self.port(shard).committed.load(Ordering::Acquire)
     }
 
+    /// Publishes a shard's presence generation.
+    pub fn publish_presence(&self, shard: ShardId, generation: u64) {
+        self.port(shard).presence.store(generation, Ordering::Relaxed);
+    }
+
+    /// The presence generations of all shards, as one number that changes when any of them does.
+    pub fn presence(&self) -> u64 {
+        self.shards.iter().map(|port| port.presence.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Says whether somebody at this shard waits for a commit. To be called before `doze`.
+    pub fn await_commit(&self, shard: ShardId, awaits: bool) {
+        self.port(shard).awaits_commit.store(awaits, Ordering::Relaxed);
+    }
+
+    /// Whether somebody at a shard waits for a commit.
+    pub fn awaits_commit(&self, shard: ShardId) -> bool {
+        fence(Ordering::SeqCst);
+        self.port(shard).awaits_commit.load(Ordering::Relaxed)
+    }
+
     /// Hands something to the writer; gives it back when the shard's queue there is full.
     pub fn push_batch(&self, from: ShardId, post: WriterPost) -> Result<(), WriterPost> {
         self.port(from).batches.push(post)
@@ -261,12 +302,12 @@ impl Mesh {
         &self.clerk_sleeper
     }
 
-    /// Whether anything waits for a shard, given what it knows to be committed and from whom it may take mail.
-    pub fn anything_for(&self, shard: ShardId, committed: u64) -> bool {
+    /// Whether anything waits for a shard; `committed` is what it knows to be committed, if it waits for more.
+    pub fn anything_for(&self, shard: ShardId, committed: Option<u64>) -> bool {
         let port = self.port(shard);
         port.lanes.iter().any(|lane| !lane.outcomes.is_empty() || !lane.mail.is_empty())
             || !port.notices.is_empty()
-            || port.committed.load(Ordering::Acquire) != committed
+            || committed.is_some_and(|known| port.committed.load(Ordering::Acquire) != known)
     }
 
     /// Whether anything waits for the writer.

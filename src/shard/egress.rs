@@ -20,7 +20,11 @@ impl Inner {
             match output {
                 Output::Deliver(delivery) => self.deliver(&delivery),
                 Output::Reply { session, frame } => self.reply(session, &frame),
-                Output::Receipt { session, receipt } => self.reply(session, &Frame::Receipt(receipt.into())),
+                Output::Receipt { session, receipt } => {
+                    let Some(connection) = self.connections.find_mut(session) else { continue };
+                    wire::encode::receipts(&mut connection.pending.bytes, &[receipt], Sequence::default());
+                    self.after_reply(session);
+                }
                 Output::Settle { session, name, agent, token } => {
                     let Some(connection) = self.connections.find_mut(session) else { continue };
                     (connection.name, connection.agent, connection.token) = (name, agent, token);
@@ -66,9 +70,10 @@ impl Inner {
             self.ask(question);
         }
         for part in std::mem::take(&mut self.outbox.census) {
-            if let Err(ClerkPost::Census(part)) = self.mesh.push_clerk(ClerkPost::Census(part)) {
-                // The clerk asks for one part at a time, so there is room; if not, it asks again.
-                tracing::warn!(ticket = part.ticket, "the clerk's queue is full");
+            let gauges = self.gauges();
+            if self.mesh.push_clerk(ClerkPost::Census(part, gauges)).is_err() {
+                // The clerk asks for one part at a time and gives up on it after a while.
+                tracing::warn!("the clerk's queue is full");
             }
             self.clerk_pushed = true;
         }
@@ -90,6 +95,7 @@ impl Inner {
                 let buffer = std::mem::replace(&mut connection.pending, spare);
                 connection.sending = true;
                 connection.sending_through = std::mem::take(&mut connection.pending_through);
+                self.bytes_out += buffer.len() as u64;
                 driver.send(id, buffer);
             }
             if connection.closing.is_some() && connection.pending.is_empty() {
@@ -174,10 +180,15 @@ impl Inner {
             Some(Dialect::Json) => {
                 connection.frames_out += 1;
                 let stamp = wire::json::Stamp { wall_ms: self.now.wall_ms, ordinal: connection.frames_out };
-                wire::json::frame(&mut connection.pending.bytes, frame, stamp);
+                wire::json::encode(&mut connection.pending.bytes, frame, stamp);
             }
             _ => wire::encode::frame(&mut connection.pending.bytes, frame, Sequence::default()),
         }
+        self.after_reply(id);
+    }
+
+    fn after_reply(&mut self, id: SessionId) {
+        let Some(connection) = self.connections.find_mut(id) else { return };
         if connection.pending.bytes.len() > EGRESS_BYTES_MAX {
             // Deliveries are bounded by the window; this peer asks and asks and does not read the answers.
             connection.pending = SendBuffer::default();

@@ -58,6 +58,7 @@ impl Inner {
     }
 
     pub(super) fn receive(&mut self, id: SessionId, bytes: &[u8]) {
+        self.bytes_in += bytes.len() as u64;
         let Some(connection) = self.connections.find_mut(id) else { return };
         if connection.closing.is_some() {
             return;
@@ -182,7 +183,7 @@ impl Inner {
                 ordinal,
                 wall_ms: self.now.wall_ms,
             });
-            match wire::json::frame(&bytes[consumed..], speaker.as_ref(), &mut scratch) {
+            match wire::json::decode(&bytes[consumed..], speaker.as_ref(), &mut scratch) {
                 Ok(wire::json::Decoded::Whole { frame, length }) => {
                     consumed += length;
                     ordinal += u64::from(matches!(frame, Frame::Send(_)));

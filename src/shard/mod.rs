@@ -7,7 +7,7 @@ mod egress;
 mod ingress;
 
 use crate::base::{Mono, Name, Now, SessionId, ShardId};
-use crate::mesh::{ClerkPost, Mesh, Notice, Post, WriterPost};
+use crate::mesh::{ClerkPost, Mesh, Notice, Post, ShardGauges, WriterPost};
 use crate::relay::{self, Event, Mail, Outbox, Peer, Record, Relay};
 use crate::uring::{Driver, ListenerId, ReceiveMode, SendBuffer, Waker};
 use crate::wire::json::Scratch;
@@ -37,8 +37,6 @@ const SPARE_BYTES_MAX: usize = 256 * 1024;
 pub struct Options {
     /// Its heart's options; `shard` and `shards` are there.
     pub relay: relay::Options,
-    /// Sockets to accept from; each shard has descriptors of its own.
-    pub listeners: Vec<OwnedFd>,
     /// This process's user: the only one, with root, that may use the Unix socket.
     pub owner_uid: u32,
     /// Records reach the writer at the latest after this many nanoseconds …
@@ -61,6 +59,7 @@ pub struct Bells {
 /// A shard, on its own thread.
 pub struct Shard {
     driver: Driver,
+    listeners: Vec<ListenerId>,
     inner: Inner,
 }
 
@@ -104,6 +103,9 @@ struct Inner {
     nameless: Name,
     receiving: bool,
     stopping: bool,
+    turns: u64,
+    bytes_in: u64,
+    bytes_out: u64,
 }
 
 /// Mail that a full lane did not take.
@@ -123,9 +125,7 @@ struct Spares {
 impl Shard {
     /// A shard that is ready to run on this thread.
     pub fn new(options: Options, mut driver: Driver, mesh: Arc<Mesh>, bells: Bells, listeners: Vec<OwnedFd>) -> Shard {
-        for listener in listeners {
-            driver.listen(listener);
-        }
+        let listeners = listeners.into_iter().map(|listener| driver.listen(listener)).collect();
         let count = usize::from(options.relay.shards);
         let inner = Inner {
             shard: options.relay.shard,
@@ -159,8 +159,11 @@ impl Shard {
             nameless: "".into(),
             receiving: true,
             stopping: false,
+            turns: 0,
+            bytes_in: 0,
+            bytes_out: 0,
         };
-        Shard { driver, inner }
+        Shard { driver, listeners, inner }
     }
 
     /// Turns until the daemon stops and everyone has been told BYE.
@@ -175,7 +178,7 @@ impl Shard {
 
     /// One turn: wait once, take everything that has arrived, decide, act.
     fn turn(&mut self) -> std::io::Result<()> {
-        let Shard { driver, inner } = self;
+        let Shard { driver, listeners, inner } = self;
         let timeout = inner.doze();
         inner.fresh = false;
         driver.turn(timeout, |completion| inner.take(completion))?;
@@ -196,6 +199,13 @@ impl Shard {
         inner.listen_again(driver);
         inner.rouse(driver);
         let receiving = inner.holds.iter().all(|hold| hold.posts.is_empty() && hold.outcomes.is_empty());
+        if inner.stopping {
+            for listener in listeners.drain(..) {
+                driver.close_listener(listener);
+            }
+        }
+        inner.turns += 1;
+        inner.mesh.publish_presence(inner.shard, inner.relay.presence_generation());
         if receiving != inner.receiving {
             inner.receiving = receiving;
             driver.set_receiving(receiving);
@@ -231,9 +241,12 @@ impl Inner {
         if !self.receiving || !self.writer_hold.is_empty() {
             return Some(timeout.map_or(HELD_WAIT, |timeout| timeout.min(HELD_WAIT)));
         }
+        let awaits = self.relay.awaits_commit();
+        self.mesh.await_commit(self.shard, awaits);
         self.mesh.shard_sleeper(self.shard).doze();
         let busy = !self.due.is_empty() || !self.doomed.is_empty();
-        if busy || self.mesh.anything_for(self.shard, self.committed) { Some(Duration::ZERO) } else { timeout }
+        let waiting = self.mesh.anything_for(self.shard, awaits.then_some(self.committed));
+        if busy || waiting { Some(Duration::ZERO) } else { timeout }
     }
 
     /// New connections, and listeners whose pause is over.
@@ -360,6 +373,17 @@ impl Inner {
             {
                 driver.receive(id, ReceiveMode::Once);
             }
+        }
+    }
+
+    fn gauges(&self) -> ShardGauges {
+        let busy = clock_gettime(ClockId::ThreadCPUTime);
+        ShardGauges {
+            turns: self.turns,
+            busy_us: busy.tv_sec as u64 * 1_000_000 + busy.tv_nsec as u64 / 1_000,
+            lane_hold: self.holds.iter().map(|hold| (hold.posts.len() + hold.outcomes.len()) as u32).sum(),
+            bytes_in: self.bytes_in,
+            bytes_out: self.bytes_out,
         }
     }
 

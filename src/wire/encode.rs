@@ -1,7 +1,7 @@
 //! [`Frame`] to native bytes, appended to the caller's buffer. Messages are copied, never encoded again.
 
 use super::header::FLAG_ACK_ONE;
-use super::{Ack, Frame, HEADER_BYTES, Header, Kind, MessageFields, body, control};
+use super::{Ack, Frame, HEADER_BYTES, Header, Kind, MessageFields, Receipt, body, control};
 use crate::base::Sequence;
 
 /// Appends a DELIVER: a header of its own and the body as it was received.
@@ -67,11 +67,7 @@ pub fn frame(out: &mut Vec<u8>, frame: &Frame<'_>, ack: Sequence) {
         Frame::Ack(Ack::One(sequence)) => {
             out.extend_from_slice(&Header { flags: FLAG_ACK_ONE, sequence: *sequence, ..of(Kind::Ack) }.encode());
         }
-        Frame::Receipt(receipts) => {
-            for part in receipts.chunks(control::RECEIPT_RECORDS_MAX) {
-                with_body(out, of(Kind::Receipt), |out| control::append_receipts(part, out));
-            }
-        }
+        Frame::Receipt(records) => receipts(out, records, ack),
         Frame::Subscribe(topic) => with_body(out, of(Kind::Subscribe), |out| control::append_topic(topic, out)),
         Frame::Unsubscribe(topic) => with_body(out, of(Kind::Unsubscribe), |out| control::append_topic(topic, out)),
         Frame::Ping(payload) => with_body(out, of(Kind::Ping), |out| control::append_payload(payload, out)),
@@ -100,6 +96,13 @@ pub fn frame(out: &mut Vec<u8>, frame: &Frame<'_>, ack: Sequence) {
         | Frame::Ignored
         | Frame::Unserved { .. }
         | Frame::Malformed { .. } => {}
+    }
+}
+
+/// Appends RECEIPT: one frame, or several when there are many records.
+pub fn receipts(out: &mut Vec<u8>, records: &[Receipt], ack: Sequence) {
+    for part in records.chunks(control::RECEIPT_RECORDS_MAX) {
+        with_body(out, Header { ack, ..Header::of(Kind::Receipt) }, |out| control::append_receipts(part, out));
     }
 }
 
