@@ -2,6 +2,7 @@
 
 use super::epoll::Epoll;
 use super::ring::Ring;
+use super::setup::Age;
 use super::{Backend, Completion, Driver, Inner, Options, Receive, ReceiveMode, Report};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::io::{self, Write};
@@ -56,7 +57,7 @@ enum Refusal {
 
 fn ring(options: &Options, receive: Receive, fallback: Option<String>) -> Result<Driver, Refusal> {
     // Whether a failure is the ring's or the buffers' shows only without buffers.
-    let ring = Ring::open(options, receive).map_err(|error| match super::setup::open(8) {
+    let ring = Ring::open(options, receive).map_err(|error| match super::setup::open(8, Age::Any) {
         Ok((ring, _)) if super::setup::missing(&ring).is_none() => Refusal::Receive(format!(
             "io_uring receives less well than it could: no {} buffers ({error})",
             name(receive)

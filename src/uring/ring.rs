@@ -1,6 +1,7 @@
 //! The io_uring driver: what is queued, the one system call, what comes back.
 
 use super::pool::{Pool, Segment};
+use super::setup::Age;
 use super::slots::{Listener, Sending, Slot, Slots, Vectors};
 use super::waker::Doorbell;
 use super::{Completion, ListenerId, Options, Receive, ReceiveMode, SendBuffer, Waker, send, setup};
@@ -115,7 +116,9 @@ enum Outcome {
 impl Ring {
     /// A ring that receives in one given way; whether that works is seen when it is tried.
     pub(super) fn open(options: &Options, receive: Receive) -> io::Result<Ring> {
-        let (ring, setup) = setup::open(options.queue_entries)?;
+        // Where `Single` is needed nothing newer works either; so forcing it elsewhere shows what an old kernel gets.
+        let age = if receive == Receive::Single { Age::Old } else { Age::Any };
+        let (ring, setup) = setup::open(options.queue_entries, age)?;
         if let Some(missing) = setup::missing(&ring) {
             return Err(io::Error::new(io::ErrorKind::Unsupported, missing));
         }
@@ -149,7 +152,7 @@ impl Ring {
             no_iowait: parameters.is_feature_no_iowait(),
             skip_success,
             msg_ring: false,
-            accept_multishot: true,
+            accept_multishot: age == Age::Any,
             slots: Slots::new(options.connections_max),
             listeners: Vec::new(),
             scratch: if pools.is_none() { vec![0; options.pool_buffer_bytes] } else { Vec::new() },
@@ -168,14 +171,14 @@ impl Ring {
             dropping: false,
             ring,
         };
-        opened.msg_ring = opened.try_msg_ring();
+        opened.msg_ring = opened.try_msg_ring(age);
         opened.arm_event();
         Ok(opened)
     }
 
     /// Posts a message to a second ring of the same setup and looks whether it has arrived.
-    fn try_msg_ring(&mut self) -> bool {
-        let Ok((mut other, _)) = setup::open(8) else { return false };
+    fn try_msg_ring(&mut self, age: Age) -> bool {
+        let Ok((mut other, _)) = setup::open(8, age) else { return false };
         let token = pack(Operation::Rung, 0, 0);
         let entry = opcode::MsgRingData::new(Fd(other.as_raw_fd()), 0, token, None).build();
         self.push(&entry.user_data(pack(Operation::Ignore, 0, 0)));

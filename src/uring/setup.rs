@@ -19,11 +19,21 @@ const SETUPS: [(&str, Flags); 3] = [
     ("plain", |_| {}),
 ];
 
+/// Setups that one may ask for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Age {
+    /// Whatever the kernel has.
+    Any,
+    /// What 5.11 had.
+    Old,
+}
+
 /// A ring, and the name of its setup.
-pub(super) fn open(queue_entries: u32) -> io::Result<(IoUring, &'static str)> {
+pub(super) fn open(queue_entries: u32, age: Age) -> io::Result<(IoUring, &'static str)> {
     let mut failure = io::Error::from(io::ErrorKind::Unsupported);
     let mut entries = queue_entries.max(8);
-    for (name, flags) in SETUPS {
+    let skipped = if age == Age::Old { SETUPS.len() - 1 } else { 0 };
+    for (name, flags) in SETUPS.into_iter().skip(skipped) {
         loop {
             let mut builder = IoUring::builder();
             builder.dontfork().setup_clamp().setup_cqsize(entries * 4);
