@@ -7,8 +7,9 @@
 use super::{Dialect, Heard, Part, Target, blank_body, name, read_stamp, write_stamp};
 use crate::floor::Destination;
 use agent_relay::base::limits::{ACK_DELAY, ACK_STRIDE};
-use agent_relay::base::{AgentId, Sequence};
-use agent_relay::wire::{HEADER_BYTES, Header, Kind};
+use agent_relay::base::{AgentId, MessageId, Sequence};
+use agent_relay::wire::{CAPABILITIES, Frame, HEADER_BYTES, Header, Hello, Kind, MessageFields, Topic, encode};
+use std::borrow::Cow;
 
 /// Who is at the other end of a native connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -81,24 +82,21 @@ impl Native {
         };
         let from = name(self.part.number);
         let text = blank_body(self.part.body_bytes);
-        // from, to, topic, thread, label, text, data, meta, extension: the order of the wire.
-        let parts: [&[u8]; 9] = [from.as_bytes(), to.as_bytes(), topic.as_bytes(), b"", b"", &text, b"", b"", b""];
-        let mut body = Vec::new();
-        let mut places = [0; 9];
-        for (place, part) in places.iter_mut().zip(parts) {
-            *place = body.len();
-            body.extend_from_slice(part);
-        }
-        self.stamp_at = HEADER_BYTES + places[5];
-        body.extend_from_slice(&AgentId::of(from.as_bytes()).0.to_le_bytes());
-        self.number_at = HEADER_BYTES + body.len();
-        body.extend_from_slice(&[0; 8 + 8 + 4 + 4]);
-        for (place, part) in places.into_iter().zip(parts) {
-            body.extend_from_slice(&(place as i32 - body.len() as i32).to_le_bytes());
-            body.extend_from_slice(&(part.len() as u32).to_le_bytes());
-        }
-        let header = Header { length: body.len() as u32, ..Header::of(Kind::Send) };
-        self.template = [&header.encode()[..], &body].concat();
+        let fields = MessageFields {
+            id: MessageId { sender: AgentId::of(from.as_bytes()), number: 0 },
+            sent_at_ms: 1_766_966_970_000,
+            from: from.as_bytes(),
+            to: to.as_bytes(),
+            topic: topic.as_bytes(),
+            text: &text,
+            ..MessageFields::default()
+        };
+        self.template.clear();
+        encode::send(&mut self.template, Kind::Send, &fields, Sequence::default());
+        self.number_at = self.template.len() - ROOT_BYTES + 8;
+        let body = &self.template[HEADER_BYTES..];
+        let text = text_of(body).expect("what the codec has just written");
+        self.stamp_at = text.as_ptr() as usize - self.template.as_ptr() as usize;
     }
 
     fn speak(&mut self, stamp: u64, out: &mut Vec<u8>) {
@@ -183,7 +181,22 @@ fn text_of(body: &[u8]) -> Result<&[u8], String> {
 }
 
 /// HELLO, and where it listens SUBSCRIBE and a PING whose PONG says that both were handled.
-fn greet(_part: &Part, _out: &mut Vec<u8>) {}
+fn greet(part: &Part, out: &mut Vec<u8>) {
+    let name = name(part.number);
+    let none = Sequence::default();
+    let hello = Hello {
+        claimed_name: Cow::Borrowed(name.as_bytes()),
+        capabilities: CAPABILITIES,
+        cli: Cow::Borrowed("other"),
+        ..Hello::default()
+    };
+    encode::frame(out, &Frame::Hello(Box::new(hello)), none);
+    if part.listens {
+        let topic = Topic { name: Cow::Borrowed(super::TOPIC.as_bytes()), channel: false };
+        encode::frame(out, &Frame::Subscribe(topic), none);
+        encode::frame(out, &Frame::Ping(Cow::Borrowed(b"joined")), none);
+    }
+}
 
 macro_rules! end {
     ($(#[$doc:meta])* $name:ident, $far:expr, $acknowledges:expr) => {
