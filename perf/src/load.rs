@@ -180,7 +180,7 @@ impl<D: Dialect> Load<D> {
 
     fn connect(&mut self, number: u32) -> Result<(), String> {
         let part = self.part(number);
-        let socket = open(&self.plan.address).map_err(|error| format!("{}: {error}", self.plan.address))?;
+        let socket = open(&self.plan.address, self.pid()).map_err(|error| format!("{}: {error}", self.plan.address))?;
         rustix::io::ioctl_fionbio(&socket, true).map_err(|error| error.to_string())?;
         let mut dialect = D::new(part);
         let mut out = Vec::new();
@@ -208,7 +208,7 @@ impl<D: Dialect> Load<D> {
     }
 
     fn connect_only(&mut self) -> Result<Outcome, String> {
-        let probe = open(&self.plan.address).map_err(|error| format!("{}: {error}", self.plan.address))?;
+        let probe = open(&self.plan.address, self.pid()).map_err(|error| format!("{}: {error}", self.plan.address))?;
         drop(probe);
         thread::sleep(Duration::from_millis(200));
         let (memory, cpu, start) = (measure::resident_bytes(self.pid()), measure::cpu(self.pid()), Instant::now());
@@ -220,13 +220,11 @@ impl<D: Dialect> Load<D> {
         outcome.cpu_us_per_message = cpu as f64 / 1000.0 / agents;
         // Let what the burst left behind settle before idleness is measured.
         self.idle(Duration::from_millis(500))?;
-        outcome.bytes_per_agent =
-            measure::resident_bytes(self.pid()).saturating_sub(memory) as f64 / agents;
+        outcome.bytes_per_agent = measure::resident_bytes(self.pid()).saturating_sub(memory) as f64 / agents;
         let (cpu, start) = (measure::cpu(self.pid()), Instant::now());
         self.idle(self.plan.measured)?;
         outcome.seconds = start.elapsed().as_secs_f64();
-        outcome.idle_cpu_percent =
-            (measure::cpu(self.pid()) - cpu) as f64 / start.elapsed().as_nanos() as f64 * 100.0;
+        outcome.idle_cpu_percent = (measure::cpu(self.pid()) - cpu) as f64 / start.elapsed().as_nanos() as f64 * 100.0;
         outcome.resident_bytes = measure::resident_bytes(self.pid());
         Ok(outcome)
     }
@@ -334,7 +332,11 @@ impl<D: Dialect> Load<D> {
         let (here, there) = homes.split_at(split);
         let couples: Vec<(u32, u32)> = if self.plan.workload == Workload::SameShard {
             let half = self.plan.pairs as usize / 2;
-            here.chunks_exact(2).take(half).chain(there.chunks_exact(2).take(half)).map(|two| (two[0].1, two[1].1)).collect()
+            here.chunks_exact(2)
+                .take(half)
+                .chain(there.chunks_exact(2).take(half))
+                .map(|two| (two[0].1, two[1].1))
+                .collect()
         } else {
             here.iter().zip(there).take(self.plan.pairs as usize).map(|(one, other)| (one.1, other.1)).collect()
         };
@@ -551,7 +553,7 @@ struct Start {
 }
 
 /// Connects; a server that is still starting gets some time.
-fn open(address: &str) -> io::Result<OwnedFd> {
+fn open(address: &str, pid: u32) -> io::Result<OwnedFd> {
     let start = Instant::now();
     loop {
         let socket = if address.contains('/') {
@@ -562,7 +564,8 @@ fn open(address: &str) -> io::Result<OwnedFd> {
         match socket {
             Err(error)
                 if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
-                    && start.elapsed() < Duration::from_secs(15) =>
+                    && start.elapsed() < Duration::from_secs(15)
+                    && measure::is_alive(pid) =>
             {
                 thread::sleep(Duration::from_millis(20));
             }

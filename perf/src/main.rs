@@ -5,7 +5,10 @@ mod floor;
 mod load;
 mod measure;
 mod outcome;
+mod run;
+mod servers;
 mod splice;
+mod table;
 mod talk;
 
 use argh::FromArgs;
@@ -26,6 +29,7 @@ enum Command {
     Floor(FloorArguments),
     Splice(SpliceArguments),
     Load(LoadArguments),
+    Run(run::RunArguments),
 }
 
 /// Forward frames by table and promise nothing: what the relay is measured against.
@@ -88,6 +92,7 @@ fn main() -> ExitCode {
         Command::Floor(floor) => floor::serve(&floor.path).map_err(|error| error.to_string()),
         Command::Splice(splice) => splice::serve(&splice.path).map_err(|error| error.to_string()),
         Command::Load(load) => put_load(&load),
+        Command::Run(run) => run::run(&run),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -18,7 +18,9 @@ impl Dialect for Nats {
     }
 
     fn introduce(&mut self, out: &mut Vec<u8>) -> bool {
-        out.extend_from_slice(b"CONNECT {\"verbose\":false,\"pedantic\":false,\"lang\":\"rust\",\"version\":\"1\"}\r\n");
+        out.extend_from_slice(
+            b"CONNECT {\"verbose\":false,\"pedantic\":false,\"lang\":\"rust\",\"version\":\"1\"}\r\n",
+        );
         out.extend_from_slice(format!("SUB {} 1\r\n", name(self.part.number)).as_bytes());
         if self.part.listens {
             out.extend_from_slice(format!("SUB {TOPIC} 2\r\n").as_bytes());
