@@ -6,4 +6,4 @@ pub mod lock;
 pub mod notify;
 pub mod paths;
 pub mod settings;
-mod settings_file;
+pub(crate) mod settings_file;
