@@ -17,6 +17,8 @@ pub const VERSION: u8 = 1;
 pub const HEADER_BYTES: usize = 40;
 /// DELIVER: this was sent before, in this session or an earlier one.
 pub const FLAG_REDELIVERED: u8 = 1;
+/// ACK: this one alone, not everything up to it.
+pub const FLAG_ACK_ONE: u8 = 1;
 /// DELIVER to a JSON client: as CHANNEL_MESSAGE. Not on the native wire.
 pub const FLAG_CHANNEL: u8 = 2;
 
@@ -44,7 +46,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 16] = [
+    /// Every kind, in wire order.
+    pub const ALL: [Kind; 16] = [
         Kind::Hello,
         Kind::Welcome,
         Kind::Send,
@@ -63,6 +66,29 @@ impl Kind {
         Kind::Answer,
     ];
 
+    /// The kind's name in documents, logs and errors.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kind::Hello => "HELLO",
+            Kind::Welcome => "WELCOME",
+            Kind::Send => "SEND",
+            Kind::Deliver => "DELIVER",
+            Kind::Ack => "ACK",
+            Kind::Receipt => "RECEIPT",
+            Kind::Subscribe => "SUBSCRIBE",
+            Kind::Unsubscribe => "UNSUBSCRIBE",
+            Kind::Ping => "PING",
+            Kind::Pong => "PONG",
+            Kind::Busy => "BUSY",
+            Kind::Error => "ERROR",
+            Kind::Bye => "BYE",
+            Kind::Submit => "SUBMIT",
+            Kind::Query => "QUERY",
+            Kind::Answer => "ANSWER",
+        }
+    }
+
+    #[inline]
     fn from_wire(number: u8) -> Option<Kind> {
         Kind::ALL.get(usize::from(number).wrapping_sub(1)).copied()
     }
@@ -73,13 +99,13 @@ impl Kind {
 pub struct Header {
     /// What the frame is.
     pub kind: Kind,
-    /// [`FLAG_REDELIVERED`]; for ACK: 1 means this one alone instead of everything up to it.
+    /// [`FLAG_REDELIVERED`] of DELIVER, [`FLAG_ACK_ONE`] of ACK; unknown bits are ignored.
     pub flags: u8,
     /// Bytes of body that follow.
     pub length: u32,
     /// CRC-32 (IEEE) of the body.
     pub checksum: u32,
-    /// DELIVER and ACK: the recipient's sequence. SEND: the counter is the sender's number. Else zero.
+    /// DELIVER and ACK: the recipient's sequence. SEND and SUBMIT: the counter is the sender's number. Else zero.
     pub sequence: Sequence,
     /// Everything up to here is acknowledged; zero says nothing. May ride on any frame of a client.
     pub ack: Sequence,
@@ -93,6 +119,7 @@ impl Header {
     }
 
     /// The 40 bytes.
+    #[inline]
     pub fn encode(&self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[0] = MAGIC;
@@ -109,6 +136,7 @@ impl Header {
     }
 
     /// Reads and checks a header.
+    #[inline]
     pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Header, Corrupt> {
         let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;

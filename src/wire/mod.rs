@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod body;
+mod control;
 mod corrupt;
 pub mod decode;
 pub mod encode;
@@ -13,9 +14,12 @@ mod header;
 pub mod json;
 
 pub use body::MessageFields;
+pub use control::{
+    ANSWER_PART_BYTES_MAX, CREDENTIAL_BYTES_MAX, PING_BYTES_MAX, QUERY_ARGUMENT_BYTES_MAX, RECEIPT_RECORDS_MAX,
+};
 pub use corrupt::Corrupt;
 pub use frame::*;
-pub use header::{FLAG_CHANNEL, FLAG_REDELIVERED, HEADER_BYTES, Header, Kind, MAGIC, VERSION};
+pub use header::{FLAG_ACK_ONE, FLAG_CHANNEL, FLAG_REDELIVERED, HEADER_BYTES, Header, Kind, MAGIC, VERSION};
 
 /// Which language a connection speaks, told by its first byte.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
