@@ -1,8 +1,8 @@
 //! `relay agents` and `relay who`: who is connected, who is known.
 
+use super::Failure;
 use super::print::{self, Style, ago, bytes, cell};
 use super::talk::{self, Reach};
-use super::Failure;
 use crate::base::name::is_internal;
 use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};

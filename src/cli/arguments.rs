@@ -12,7 +12,10 @@ const NOT_YET: &[(&str, &str)] = &[
     ("--tls-key", "there is no TLS yet; listen on the Unix socket or on loopback"),
     ("--tls-ca", "there is no TLS yet; listen on the Unix socket or on loopback"),
     ("--tls-mutual", "there is no TLS yet; listen on the Unix socket or on loopback"),
-    ("--retention", "there is no store yet; AGENT_RELAY_RETENTION_DAYS and retention.days in relay.toml shorten the 7 days for which messages are owed"),
+    (
+        "--retention",
+        "there is no store yet; AGENT_RELAY_RETENTION_DAYS and retention.days in relay.toml shorten the 7 days for which messages are owed",
+    ),
     ("--db-key", "there is no store yet, so nothing to encrypt"),
     ("--require-auth", "there is no authentication yet; the socket admits its owner alone"),
 ];
@@ -41,10 +44,7 @@ pub(super) fn normalise(arguments: &[String]) -> Result<Vec<String>, Failure> {
     Ok(normal)
 }
 
-fn command_named<'a>(
-    known: &'a CommandInfoWithArgs,
-    name: &str,
-) -> Result<&'a argh::SubCommandInfo, Failure> {
+fn command_named<'a>(known: &'a CommandInfoWithArgs, name: &str) -> Result<&'a argh::SubCommandInfo, Failure> {
     if let Some(command) = known.commands.iter().find(|command| command.name == name) {
         return Ok(command);
     }
@@ -127,7 +127,10 @@ mod tests {
 
     #[test]
     fn an_equals_sign_splits_flags_and_nothing_else() {
-        assert_eq!(normal(&["send", "--to=bob", "--thread", "--a=b", "x=y"]), ["send", "--to", "bob", "--thread", "--a=b", "x=y"]);
+        assert_eq!(
+            normal(&["send", "--to=bob", "--thread", "--a=b", "x=y"]),
+            ["send", "--to", "bob", "--thread", "--a=b", "x=y"]
+        );
         assert_eq!(normal(&["send", "--", "--to=bob"]), ["send", "--", "--to=bob"]);
         assert_eq!(refusal(&["status", "--json=yes"]), "--json takes no value");
     }
@@ -144,7 +147,10 @@ mod tests {
     fn a_dash_is_standard_input_and_the_word_help_is_a_body() {
         assert_eq!(normal(&["send", "--to", "bob", "-"]), ["send", "--to", "bob"]);
         let line = normal(&["send", "--from", "a", "--to", "b", "help"]);
-        assert!(matches!(super::super::parse(&line), Ok(super::super::Parsed::Command(super::super::Command::Send(_)))));
+        assert!(matches!(
+            super::super::parse(&line),
+            Ok(super::super::Parsed::Command(super::super::Command::Send(_)))
+        ));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! `relay doctor`: looks at what the relay needs from this machine and says how to repair what is wrong.
 
+use super::Failure;
 use super::print::{self, Style};
 use super::talk::Reach;
-use super::Failure;
 use crate::daemon::paths::SOCKET_PATH_BYTES_MAX;
 use crate::daemon::{cpus, lock};
 use argh::{ArgsInfo, FromArgs};
@@ -143,13 +143,18 @@ fn kernel(release: &str) -> Check {
 fn io_uring() -> Check {
     let name = "io_uring";
     match std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default().trim() {
-        "2" => Check::warn(name, "switched off for everybody on this machine; epoll is used", "sudo sysctl kernel.io_uring_disabled=0"),
+        "2" => Check::warn(
+            name,
+            "switched off for everybody on this machine; epoll is used",
+            "sudo sysctl kernel.io_uring_disabled=0",
+        ),
         "1" => Check::warn(
             name,
             "allowed only for CAP_SYS_ADMIN or a chosen group; otherwise epoll is used",
             "sudo sysctl kernel.io_uring_disabled=0, or add this user to kernel.io_uring_group",
         ),
-        _ => probed(name),
+        "0" => Check::ok(name, "allowed by this kernel; `relay status` shows what each shard uses"),
+        _ => Check::ok(name, "this kernel has no switch against it; `relay status` shows what each shard uses"),
     }
 }
 
@@ -191,9 +196,11 @@ fn open_files() -> Check {
     let count = |limit: Option<u64>| limit.map_or("unlimited".to_owned(), |limit| limit.to_string());
     let found = format!("{} now, {} at most", count(limit.current), count(limit.maximum));
     match limit.maximum.or(Some(u64::MAX)) {
-        Some(maximum) if maximum < 1024 => {
-            Check::fail("open files", format!("{found}; each agent needs one"), "ulimit -n 65536; under systemd LimitNOFILE=65536")
-        }
+        Some(maximum) if maximum < 1024 => Check::fail(
+            "open files",
+            format!("{found}; each agent needs one"),
+            "ulimit -n 65536; under systemd LimitNOFILE=65536",
+        ),
         _ if limit.current.is_some_and(|current| current < 4096) => Check::warn(
             "open files",
             format!("{found}; each agent needs one"),
@@ -220,7 +227,11 @@ fn data_directory(folder: &Path) -> Check {
         Err(_) => Check::ok(name, format!("{} will be made", folder.display())),
         Ok(metadata) if metadata.mode() & 0o077 != 0 => Check::warn(
             name,
-            format!("{} is open to other users (mode {:o}); `relay up` closes it", folder.display(), metadata.mode() & 0o777),
+            format!(
+                "{} is open to other users (mode {:o}); `relay up` closes it",
+                folder.display(),
+                metadata.mode() & 0o777
+            ),
             format!("chmod 700 {}", folder.display()),
         ),
         Ok(_) => Check::ok(name, folder.display().to_string()),
@@ -233,7 +244,9 @@ fn socket_path(layout: &crate::daemon::paths::Layout) -> Check {
     if layout.socket_moved {
         return Check::warn(
             "socket path",
-            format!("the data directory's path is too long for a socket, so it lies at {found}; clients of the npm package will not find it there"),
+            format!(
+                "the data directory's path is too long for a socket, so it lies at {found}; clients of the npm package will not find it there"
+            ),
             "export AGENT_RELAY_DATA_DIR=/a/shorter/path",
         );
     }
@@ -283,7 +296,10 @@ fn processors() -> Check {
 
 fn daemon(reach: &Reach) -> Check {
     match lock::live_holder(&reach.layout) {
-        Some(holder) => Check::ok("daemon", format!("running since {}, pid {}, {}", holder.since, holder.pid, holder.socket.display())),
+        Some(holder) => Check::ok(
+            "daemon",
+            format!("running since {}, pid {}, {}", holder.since, holder.pid, holder.socket.display()),
+        ),
         None => Check::ok("daemon", "none running here"),
     }
 }

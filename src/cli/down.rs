@@ -78,7 +78,7 @@ pub(super) fn run(command: &Down) -> Result<(), Failure> {
         if command.now {
             // Two of the same signal may count as one while the first is pending, so it is said again until it is heard.
             // Gone meanwhile is what was wanted.
-            drop(rustix::process::pidfd_send_signal(&process, Signal::INT));
+            let _ = rustix::process::pidfd_send_signal(&process, Signal::INT);
         }
         progress.show(&format!("draining, {} s …", begun.elapsed().as_secs()));
     }

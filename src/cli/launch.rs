@@ -29,7 +29,7 @@ impl Started {
     /// Asks it to stop and waits until it has.
     pub(super) fn stop(&mut self) {
         if let Some(pid) = rustix::process::Pid::from_raw(self.child.id().cast_signed()) {
-            drop(rustix::process::kill_process(pid, rustix::process::Signal::TERM));
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
         drop(self.child.wait());
     }
@@ -37,18 +37,19 @@ impl Started {
 
 /// Runs this program again with `arguments`; what it prints goes to the end of `log`, or nowhere.
 pub(super) fn start(arguments: &[OsString], log: Option<&Path>) -> Result<Started, Failure> {
-    let program = std::env::current_exe().map_err(|error| Failure::Failed(format!("cannot find my own program: {error}")))?;
+    let program =
+        std::env::current_exe().map_err(|error| Failure::Failed(format!("cannot find my own program: {error}")))?;
     // A name in the abstract namespace needs no file and cannot be too long; the random half keeps others out of it.
     let name = format!("agent-relay-ready-{:016x}", random());
     let address = SocketAddr::from_abstract_name(&name).map_err(Failure::failed)?;
     let notices = UnixDatagram::bind_addr(&address).map_err(Failure::failed)?;
     let output = || -> Result<Stdio, Failure> {
         let Some(path) = log else { return Ok(Stdio::null()) };
-        let opened = path.parent().map_or(Ok(()), |parent| {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)
-        });
+        let opened =
+            path.parent().map_or(Ok(()), |parent| fs::DirBuilder::new().recursive(true).mode(0o700).create(parent));
         let file = opened.and_then(|()| OpenOptions::new().append(true).create(true).mode(0o600).open(path));
-        file.map(Stdio::from).map_err(|error| Failure::Failed(format!("cannot write the log {}: {error}", path.display())))
+        file.map(Stdio::from)
+            .map_err(|error| Failure::Failed(format!("cannot write the log {}: {error}", path.display())))
     };
     let child = Command::new(program)
         .args(arguments)

@@ -1,8 +1,8 @@
 //! `relay listen`: an agent that is a shell pipe. Each message is printed once, in order, as soon as it is there.
 
+use super::Failure;
 use super::print;
 use super::talk::{Heard, Reach, Session};
-use super::Failure;
 use crate::base::name::{check_agent, check_topic, topic_of};
 use argh::{ArgsInfo, FromArgs};
 use serde_json::json;
@@ -53,7 +53,8 @@ pub(super) fn run(command: &Listen) -> Result<(), Failure> {
     check_agent(command.name.as_bytes()).map_err(|error| Failure::Usage(format!("--as: {error}")))?;
     let mut topics = Vec::new();
     for topic in &command.topic {
-        let topic = check_topic(topic_of(topic.as_bytes())).map_err(|error| Failure::Usage(format!("--topic: {error}")))?;
+        let topic =
+            check_topic(topic_of(topic.as_bytes())).map_err(|error| Failure::Usage(format!("--topic: {error}")))?;
         topics.push(topic.to_owned());
     }
     let reach = Reach::of(command.data_dir.as_deref(), command.socket.as_deref(), command.global)?;
@@ -68,8 +69,12 @@ pub(super) fn run(command: &Listen) -> Result<(), Failure> {
         }
         let Some(message) = session.next(wait.min(LOOK_EVERY))? else { continue };
         heard += 1;
-        if command.json { print::json_line(&as_json(&message))? } else { print::out(&line(&message))? }
-        session.handled(&message)?;
+        if command.json {
+            print::json_line(&as_json(&message))?
+        } else {
+            print::out(&line(&message))?
+        }
+        session.handled()?;
     }
     session.close();
     match command.count {
@@ -86,11 +91,13 @@ fn sent_at(message: &Heard) -> Option<jiff::Timestamp> {
 
 /// One line; the lines of a longer body are indented, so that no body can look like another message.
 fn line(message: &Heard) -> String {
-    let time = sent_at(message).map_or_else(|| "--:--:--".to_owned(), |time| {
-        time.to_zoned(jiff::tz::TimeZone::system()).strftime("%H:%M:%S").to_string()
-    });
+    let time = sent_at(message).map_or_else(
+        || "--:--:--".to_owned(),
+        |time| time.to_zoned(jiff::tz::TimeZone::system()).strftime("%H:%M:%S").to_string(),
+    );
     let topic = if message.topic.is_empty() { String::new() } else { format!(" #{}", print::clean(&message.topic)) };
-    let thread = if message.thread.is_empty() { String::new() } else { format!(" ({})", print::clean(&message.thread)) };
+    let thread =
+        if message.thread.is_empty() { String::new() } else { format!(" ({})", print::clean(&message.thread)) };
     let body = print::clean_text(&message.text).trim_end_matches('\n').replace('\n', "\n    ");
     let id: String = message.id.chars().take(8).collect();
     format!("{time} {id} {}{topic}{thread}: {body}\n", print::clean(&message.from))

@@ -94,7 +94,8 @@ impl Style {
         let terminal = stdout.is_terminal();
         let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");
-        let columns = rustix::termios::tcgetwinsize(&stdout).ok().map(|size| size.ws_col).filter(|columns| *columns > 20);
+        let columns =
+            rustix::termios::tcgetwinsize(&stdout).ok().map(|size| size.ws_col).filter(|columns| *columns > 20);
         Style { terminal, colour: terminal && !dumb && !set("NO_COLOR"), columns }
     }
 
@@ -113,12 +114,12 @@ impl Style {
     pub(super) fn table(self, head: &[&str], rows: Vec<Vec<String>>) -> String {
         let mut table = Table::new();
         if self.terminal {
-            table.load_preset(presets::UTF8_FULL_CONDENSED);
+            table.load_style(presets::UTF8_FULL_CONDENSED);
             if let Some(columns) = self.columns {
                 table.set_content_arrangement(ContentArrangement::Dynamic).set_width(columns);
             }
         } else {
-            table.load_preset(presets::NOTHING);
+            table.load_style(presets::NOTHING);
         }
         table.set_header(head.to_vec());
         table.add_rows(rows);
@@ -138,9 +139,7 @@ pub(super) fn cell(value: &serde_json::Value) -> String {
         serde_json::Value::String(text) if !text.is_empty() => clean(text).into_owned(),
         serde_json::Value::Number(number) => number.to_string(),
         serde_json::Value::Bool(truth) => truth.to_string(),
-        serde_json::Value::Array(items) if !items.is_empty() => {
-            items.iter().map(cell).collect::<Vec<_>>().join(", ")
-        }
+        serde_json::Value::Array(items) if !items.is_empty() => items.iter().map(cell).collect::<Vec<_>>().join(", "),
         _ => "-".to_owned(),
     }
 }
@@ -245,7 +244,8 @@ mod tests {
     #[test]
     fn without_a_terminal_a_table_is_aligned_text_without_colour() {
         let style = Style::plain();
-        let text = style.table(&["NAME", "STATE"], vec![vec!["alice".into(), "live".into()], vec!["bo".into(), "away".into()]]);
+        let text = style
+            .table(&["NAME", "STATE"], vec![vec!["alice".into(), "live".into()], vec!["bo".into(), "away".into()]]);
         assert_eq!(text, "NAME   STATE\nalice  live\nbo     away\n");
         assert_eq!(style.coloured(31, "fail"), "fail");
     }
@@ -253,6 +253,9 @@ mod tests {
     #[test]
     fn amounts_read_well() {
         assert_eq!((bytes(17), bytes(1536), bytes(1 << 30)), ("17 B".into(), "1.5 KiB".into(), "1.0 GiB".into()));
-        assert_eq!((span(59), span(61), span(3_700), span(90_000)), ("59 s".into(), "1 min 1 s".into(), "1 h 1 min".into(), "1 d 1 h".into()));
+        assert_eq!(
+            (span(59), span(61), span(3_700), span(90_000)),
+            ("59 s".into(), "1 min 1 s".into(), "1 h 1 min".into(), "1 d 1 h".into())
+        );
     }
 }

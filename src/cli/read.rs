@@ -1,8 +1,8 @@
 //! `relay read`: one message, and what became of it.
 
+use super::Failure;
 use super::print::{self, Style, cell};
 use super::talk::{self, Reach};
-use super::Failure;
 use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
 use serde_json::Value;
@@ -39,32 +39,26 @@ pub(super) struct Read {
 pub(super) fn run(command: &Read) -> Result<(), Failure> {
     let id = command.id.to_ascii_lowercase();
     if id.is_empty() || id.len() > 32 || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Err(Failure::Usage("an id is up to 32 hexadecimal digits, as `relay send` and `relay listen` show it".to_owned()));
+        return Err(Failure::Usage(
+            "an id is up to 32 hexadecimal digits, as `relay send` and `relay listen` show it".to_owned(),
+        ));
     }
     let reach = Reach::of(command.data_dir.as_deref(), command.socket.as_deref(), command.global)?;
-    let message = talk::ask_raw(&reach, QueryKind::Message, &serde_json::json!({ "id": id }))?;
-    if message.failed {
-        if command.json {
-            print::json(&message.value)?;
-        }
-        eprintln!("relay: {}", refusal(&message.value));
-        return Err(Failure::Said);
-    }
-    if command.json { print::json(&message.value) } else { print::out(&describe(&message.value, Style::of_output())) }
-}
-
-/// The daemon's sentence; for an ambiguous beginning, the ids it could be.
-fn refusal(answer: &Value) -> String {
-    let mut text = cell(&answer["error"]);
-    for id in answer["matches"].as_array().into_iter().flatten() {
-        text += &format!("\n  {}", cell(id));
-    }
-    text
+    let message = talk::ask(&reach, QueryKind::Message, &serde_json::json!({ "id": id }))?;
+    if command.json { print::json(&message) } else { print::out(&describe(&message, Style::of_output())) }
 }
 
 fn describe(message: &Value, style: Style) -> String {
     let mut text = String::new();
-    for (name, key) in [("id", "id"), ("from", "from"), ("to", "to"), ("topic", "topic"), ("thread", "thread"), ("sent", "sent_at"), ("state", "state")] {
+    for (name, key) in [
+        ("id", "id"),
+        ("from", "from"),
+        ("to", "to"),
+        ("topic", "topic"),
+        ("thread", "thread"),
+        ("sent", "sent_at"),
+        ("state", "state"),
+    ] {
         if message[key].as_str().is_some_and(|value| !value.is_empty()) {
             text += &format!("{name:<8}{}\n", cell(&message[key]));
         }
@@ -104,11 +98,5 @@ mod tests {
             "recipients": [{ "name": "bob", "state": "acknowledged", "sequence": { "epoch": 1, "counter": 9 }, "reason": null }],
         });
         insta::assert_snapshot!(describe(&message, Style::plain()));
-    }
-
-    #[test]
-    fn an_ambiguous_beginning_lists_what_it_could_be() {
-        let answer = serde_json::json!({ "error": "two messages begin with 4f", "matches": ["4f1c", "4f2d"] });
-        assert_eq!(refusal(&answer), "two messages begin with 4f\n  4f1c\n  4f2d");
     }
 }

@@ -1,8 +1,8 @@
 //! `relay send`: one message from a shell or a script, without a session: it never takes a name over.
 
+use super::Failure;
 use super::print;
 use super::talk::{self, Letter, Reach, Stage};
-use super::Failure;
 use crate::base::limits::FRAME_BYTES_MAX;
 use crate::base::name::{check_agent, check_topic};
 use argh::{ArgsInfo, FromArgs};

@@ -1,8 +1,8 @@
 //! `relay status`: what the daemon of this place is doing.
 
+use super::Failure;
 use super::print::{self, Style, bytes, cell, span};
 use super::talk::{self, Reach};
-use super::Failure;
 use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
 use serde_json::Value;
@@ -53,13 +53,22 @@ fn summary(status: &Value, verbose: bool, style: Style) -> String {
     let agents = &status["agents"];
     let limit = agents["max"].as_u64().map_or(String::new(), |max| format!(" of at most {max}"));
     let mut lines = vec![
-        ("relay", format!("{}, pid {}, up {}", cell(&status["version"]), cell(&status["pid"]), span(number(&status["uptime_s"])))),
+        (
+            "relay",
+            format!(
+                "{}, pid {}, up {}",
+                cell(&status["version"]),
+                cell(&status["pid"]),
+                span(number(&status["uptime_s"]))
+            ),
+        ),
         ("socket", cell(&status["socket"])),
     ];
     if status["listen"].as_array().is_some_and(|listen| !listen.is_empty()) {
         lines.push(("tcp", cell(&status["listen"])));
     }
-    lines.push(("agents", format!("{} connected{limit}, {} known", cell(&agents["connected"]), cell(&agents["known"]))));
+    lines
+        .push(("agents", format!("{} connected{limit}, {} known", cell(&agents["connected"]), cell(&agents["known"]))));
     lines.push(("tier", cell(&status["tier"])));
     let durability = &status["durability"];
     lines.push(("store", format!("{}; {}", cell(&status["store"]), cell(&durability["survives"]))));
@@ -107,7 +116,20 @@ fn drivers(shards: &[Value]) -> String {
 
 fn details(status: &Value, shards: &[Value], style: Style) -> String {
     let head = [
-        "SHARD", "CPU", "DRIVER", "AGENTS", "CONNS", "HALF-OPEN", "IN", "OUT", "BYTES IN", "BYTES OUT", "WAITING", "HELD", "TURNS", "BUSY",
+        "SHARD",
+        "CPU",
+        "DRIVER",
+        "AGENTS",
+        "CONNS",
+        "HALF-OPEN",
+        "IN",
+        "OUT",
+        "BYTES IN",
+        "BYTES OUT",
+        "WAITING",
+        "HELD",
+        "TURNS",
+        "BUSY",
     ];
     let size = |value: &Value| bytes(number(value));
     let rows = shards

@@ -81,9 +81,8 @@ impl Up {
 
 /// The settings in force, or the failure with the right exit code.
 pub(super) fn settings(flags: &Flags) -> Result<Settings, Failure> {
-    Settings::read(flags, &Environment::of_process()).map_err(|error: SettingsError| {
-        if error.is_usage() { Failure::usage(error) } else { Failure::failed(error) }
-    })
+    Settings::read(flags, &Environment::of_process())
+        .map_err(|error: SettingsError| if error.is_usage() { Failure::usage(error) } else { Failure::failed(error) })
 }
 
 pub(super) fn run(command: Up) -> Result<(), Failure> {
@@ -93,7 +92,7 @@ pub(super) fn run(command: Up) -> Result<(), Failure> {
     }
     if command.detached {
         // A session of its own: the terminal that started it may close. Fails only where that is so already.
-        drop(rustix::process::setsid());
+        let _ = rustix::process::setsid();
     }
     crate::daemon::run(settings).map_err(Failure::failed)
 }
