@@ -10,6 +10,6 @@ pub mod paths;
 mod presence;
 mod run;
 pub mod settings;
-mod settings_file;
+pub(crate) mod settings_file;
 
 pub use run::{DaemonError, Ready, run};

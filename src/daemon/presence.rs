@@ -63,6 +63,7 @@ impl Presence {
         }
         let list: Vec<&Value> = self.rows.values().collect();
         let text = serde_json::to_vec_pretty(&json!({ "agents": list })).map_err(io::Error::other)?;
+        std::fs::create_dir_all(&self.folder)?;
         replace_file(&self.folder.join("agents.json"), &text)?;
         let mut processing = Map::new();
         for agent in agents {

@@ -100,7 +100,7 @@ fn nearest(key: &str) -> Option<&'static str> {
 }
 
 /// Single-character edits between two short texts (Levenshtein); long ones count as far apart.
-pub(super) fn edit_distance(one: &str, other: &str) -> usize {
+pub(crate) fn edit_distance(one: &str, other: &str) -> usize {
     if one.len().max(other.len()) > 64 {
         return usize::MAX;
     }

@@ -1,10 +1,11 @@
 //! How a driver's wait is ended from elsewhere: an eventfd that everybody can write, a ring that drivers can post to.
 
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Ends the wait of the driver it came from; the driver then says `Woken`. May be cloned and used on any thread.
 #[derive(Clone, Debug)]
@@ -23,6 +24,23 @@ pub(super) struct Doorbell {
 }
 
 impl Waker {
+    /// A bell for a thread without a driver, which sleeps in [`Waker::wait`].
+    pub fn lone() -> io::Result<Waker> {
+        Ok(Waker(Arc::new(Doorbell::new(None)?)))
+    }
+
+    /// Sleeps until somebody rings, or for `timeout`. For the one thread that a lone bell belongs to.
+    pub fn wait(&self, timeout: Option<Duration>) {
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        let mut event = [PollFd::new(&self.0.event, PollFlags::IN)];
+        // An interruption looks like a ring: whoever sleeps here looks at its queues and sleeps again.
+        if let Ok(1) = poll(&mut event, timeout.as_ref()) {
+            let mut count = [0; 8];
+            let _ = rustix::io::read(&self.0.event, &mut count);
+        }
+        self.0.noticed();
+    }
+
     /// Ends the driver's wait, with one system call unless it has been rung already.
     pub fn wake(&self) {
         if self.0.ring_first() {
