@@ -7,6 +7,7 @@ pub mod notify;
 pub mod paths;
 pub mod settings;
 pub(crate) mod settings_file;
+mod settings_records;
 
 use crate::daemon::settings::Settings;
 
