@@ -1,4 +1,5 @@
 //! The command line as its users meet it: the real program, its texts (golden files in tests/cli), its exit codes.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;

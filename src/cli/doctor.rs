@@ -5,6 +5,7 @@ use super::print::{self, Style};
 use super::talk::Reach;
 use crate::daemon::paths::SOCKET_PATH_BYTES_MAX;
 use crate::daemon::{cpus, lock};
+use crate::uring;
 use argh::{ArgsInfo, FromArgs};
 use rustix::process::Resource;
 use std::os::unix::fs::MetadataExt;
@@ -140,33 +141,34 @@ fn kernel(release: &str) -> Check {
     }
 }
 
+/// Asks the driver itself: it builds a small ring, tries what it would use, and says what came of it.
 fn io_uring() -> Check {
     let name = "io_uring";
-    match std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default().trim() {
-        "2" => Check::warn(
-            name,
-            "switched off for everybody on this machine; epoll is used",
-            "sudo sysctl kernel.io_uring_disabled=0",
-        ),
-        "1" => Check::warn(
-            name,
-            "allowed only for CAP_SYS_ADMIN or a chosen group; otherwise epoll is used",
-            "sudo sysctl kernel.io_uring_disabled=0, or add this user to kernel.io_uring_group",
-        ),
-        "0" => Check::ok(name, "allowed by this kernel; `relay status` shows what each shard uses"),
-        _ => Check::ok(name, "this kernel has no switch against it; `relay status` shows what each shard uses"),
+    let options = uring::Options { connections_max: 4, queue_entries: 8, ..uring::Options::default() };
+    let report = match uring::Driver::new(&options) {
+        Ok(driver) => driver.report().clone(),
+        Err(error) => return Check::fail(name, format!("no driver works, not even epoll: {error}"), "ulimit -n 65536"),
+    };
+    let found = match &report.fallback {
+        Some(reason) => format!("{}, receives by {}: {reason}", report.backend, report.receive),
+        None => format!("{}, receives by {}", report.backend, report.receive),
+    };
+    if report.backend == "io_uring" {
+        return Check::ok(name, found);
     }
+    let repair = match std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default().trim() {
+        "2" => "sudo sysctl kernel.io_uring_disabled=0",
+        "1" => "sudo sysctl kernel.io_uring_disabled=0, or add this user to the group of kernel.io_uring_group",
+        _ => "in a container: docker run --security-opt seccomp=unconfined; otherwise a kernel from 6.0 on",
+    };
+    Check::warn(name, found, repair)
 }
 
 fn seccomp() -> Check {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mode = status.lines().find_map(|line| line.strip_prefix("Seccomp:")).map_or("", str::trim);
     match mode {
-        "2" => Check::warn(
-            "seccomp",
-            "a filter is in force (a container?); it may refuse io_uring, and then epoll is used",
-            "docker run --security-opt seccomp=unconfined, or a profile that allows io_uring_setup, _enter and _register",
-        ),
+        "2" => Check::ok("seccomp", "a filter is in force (a container?); what it means for io_uring is said above"),
         "1" => Check::fail("seccomp", "strict mode: no program of this kind can run", "start it outside that sandbox"),
         _ => Check::ok("seccomp", "no filter"),
     }

@@ -77,7 +77,7 @@ pub(super) fn run(command: &Send) -> Result<(), Failure> {
     if command.json {
         print::json(&fate.as_json())?;
     } else if fate.good {
-        print::out(&format!("{} {}\n", print::clean(&fate.state), fate.id))?;
+        print::out(&format!("{} {}\n", fate.state, fate.id))?;
     }
     if fate.good {
         return Ok(());

@@ -136,7 +136,13 @@ fn gather(gathered: &mut Vec<u8>, answer: &Answer<'_>) -> Result<bool, Error> {
     if answer.failed && !answer.more {
         let value: Option<serde_json::Value> = serde_json::from_slice(gathered).ok();
         let text = value.as_ref().and_then(|value| value["error"].as_str());
-        return Err(Error::Question(text.unwrap_or("the relay could not answer").to_owned()));
+        let mut text = text.unwrap_or("the relay could not answer").to_owned();
+        // An ambiguous id: the ids it could be.
+        for id in value.iter().filter_map(|value| value["matches"].as_array()).flatten().filter_map(|id| id.as_str()) {
+            text.push_str("\n  ");
+            text.push_str(id);
+        }
+        return Err(Error::Question(text));
     }
     Ok(answer.more)
 }

@@ -11,5 +11,6 @@ mod presence;
 mod run;
 pub mod settings;
 pub(crate) mod settings_file;
+mod settings_records;
 
 pub use run::{DaemonError, Ready, run};

@@ -3,7 +3,8 @@
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
 use std::net::TcpListener;
-use std::os::unix::net::UnixListener;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 use std::time::Duration;
 
 /// Listeners the service manager handed over.
@@ -80,8 +81,19 @@ pub fn watchdog_interval() -> Option<Duration> {
 }
 
 fn tell(states: &[NotifyState<'_>]) {
+    let abstract_name = std::env::var("NOTIFY_SOCKET").ok().and_then(|name| name.strip_prefix('@').map(str::to_owned));
     // Nobody to tell, or a manager that went away: neither is a reason not to serve.
-    drop(sd_notify::notify(states));
+    drop(match abstract_name {
+        Some(name) => tell_abstract(&name, states),
+        None => sd_notify::notify(states),
+    });
+}
+
+/// A name in the abstract namespace (containers, `up --detach`), which the crate takes for a file of that name.
+fn tell_abstract(name: &str, states: &[NotifyState<'_>]) -> std::io::Result<()> {
+    let text = states.iter().fold(String::new(), |all, state| format!("{all}{state}\n"));
+    let address = SocketAddr::from_abstract_name(name)?;
+    UnixDatagram::unbound()?.send_to_addr(text.as_bytes(), &address).map(drop)
 }
 
 fn one_line(text: &str) -> String {
