@@ -1,5 +1,7 @@
 //! The driver's promises, the same over every kernel interface and every way to receive.
 
+#![allow(clippy::unwrap_used)]
+
 use agent_relay::base::{Bytes, SessionId};
 use agent_relay::uring::{Backend, Completion, Driver, ListenerId, Options, Receive, ReceiveMode, SendBuffer};
 use rustix::net::sockopt;
@@ -542,6 +544,32 @@ fn a_thousand_connections_are_served_and_the_next_one_is_given_back() {
         world.until("the ends", |world| ids.iter().all(|id| world.ended.contains_key(id)));
         ids.iter().for_each(|id| world.driver.close(*id));
         world.until("their places", |world| world.driver.connections() == 0);
+    });
+}
+
+#[test]
+fn connections_that_come_speak_and_go_disturb_nobody() {
+    every_way(|options| {
+        let options = Options { pool_buffers: 2, pool_buffer_bytes: 16 * 1024, ..options.clone() };
+        let mut world = World::new(&options);
+        let (steady, mut steady_peer) = world.stream();
+        let sent = pattern(120_000, 11);
+        for (round, part) in sent.chunks(300).enumerate() {
+            let (id, mut peer) = world.pair();
+            let mode = if round % 3 == 0 { ReceiveMode::Once } else { ReceiveMode::Stream };
+            world.driver.receive(id, mode);
+            peer.write_all(&part[..50]).unwrap();
+            steady_peer.write_all(part).unwrap();
+            if round % 2 == 0 {
+                drop(peer);
+            }
+            world.until("both", |world| {
+                world.bytes(id).len() == 50 && world.bytes(steady).len() == round * 300 + part.len()
+            });
+            assert_eq!(world.bytes(id), &part[..50]);
+            world.driver.close(id);
+        }
+        assert!(world.bytes(steady) == sent);
     });
 }
 

@@ -105,6 +105,10 @@ impl Pool {
         let buffer = cqueue::buffer_select(flags)?;
         assert!(buffer < self.count, "the kernel names a buffer it was given");
         let received = u32::try_from(result).unwrap_or(0);
+        if received == 0 && self.mode == Receive::Incremental {
+            // Nothing was taken, so the kernel has not moved on, whatever else the flags say.
+            return None;
+        }
         let filled = self.filled[usize::from(buffer)];
         let length = if self.mode == Receive::Bundle { received.min(self.buffer_bytes) } else { received };
         assert!(u64::from(filled) + u64::from(length) <= u64::from(self.buffer_bytes), "bytes lie inside their buffer");
@@ -176,25 +180,33 @@ impl Pool {
     }
 }
 
-/// Page-aligned zeroed memory. The allocator takes pages from the kernel lazily: what is never received into costs nothing.
+/// Page-aligned zeroed memory. The allocator gets it from the kernel untouched, so what is never received into costs
+/// nothing; asked for the alignment itself, it would clear every page.
 struct Memory {
     start: NonNull<u8>,
+    bytes: usize,
+    allocation: NonNull<u8>,
     layout: Layout,
 }
 
 impl Memory {
     fn new(bytes: usize) -> Memory {
         assert!(bytes > 0, "no pool is empty");
-        let layout = Layout::from_size_align(bytes, rustix::param::page_size())
-            .expect("a pool is far smaller than the address space");
+        let page = rustix::param::page_size();
+        let layout =
+            Layout::array::<u64>((bytes + page).div_ceil(8)).expect("a pool is far smaller than the address space");
         // SAFETY: the layout's size is not zero.
-        let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-        Memory { start, layout }
+        let allocation = unsafe { alloc_zeroed(layout) };
+        let Some(allocation) = NonNull::new(allocation) else { handle_alloc_error(layout) };
+        let gap = allocation.align_offset(page);
+        assert!(gap < page, "a byte pointer can be aligned");
+        // SAFETY: the gap is less than the page that was asked for on top.
+        let start = unsafe { allocation.add(gap) };
+        Memory { start, bytes, allocation, layout }
     }
 
     fn slice(&self, start: usize, length: usize) -> &[u8] {
-        assert!(start + length <= self.layout.size(), "a slice lies inside its memory");
+        assert!(start + length <= self.bytes, "a slice lies inside its memory");
         // SAFETY: `start` is inside the allocation.
         let first = unsafe { self.start.add(start) };
         // SAFETY: the range is inside the allocation and initialised; the kernel writes only behind what it has
@@ -206,6 +218,6 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: allocated in `new` with this layout; the Ring drops a pool only when nothing is in flight.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) };
+        unsafe { dealloc(self.allocation.as_ptr(), self.layout) };
     }
 }

@@ -1,19 +1,22 @@
 //! The io_uring driver: what is queued, the one system call, what comes back.
 
+mod accept;
+mod receive;
+mod transmit;
+
 use super::pool::{Pool, Segment};
 use super::setup::Age;
-use super::slots::{Listener, Sending, Slot, Slots, Vectors};
+use super::slots::{Listener, Slot, Slots, Vectors};
 use super::waker::Doorbell;
-use super::{Completion, ListenerId, Options, Receive, ReceiveMode, SendBuffer, Waker, send, setup};
+use super::{Completion, ListenerId, Options, Receive, ReceiveMode, Waker, setup};
 use crate::base::SessionId;
 use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
 use std::collections::VecDeque;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,20 +36,15 @@ enum Operation {
 }
 
 const STREAM_GROUP: u16 = 0;
-/// Once receives have buffers of their own. Before 6.15 a one-shot completion could be posted behind later multishot
+/// Once receives have buffers of their own. A kernel may post a one-shot completion behind later multishot
 /// ones, and an incremental buffer's bytes are found by the order of completions alone.
 const ONCE_GROUP: u16 = 1;
 const ONCE_BUFFERS: u16 = 64;
 const ONCE_BUFFER_BYTES: usize = 4096;
 /// Buffers of the modes that use up a whole one for each completion.
 const PROVIDED_BUFFER_BYTES: usize = 16 * 1024;
-/// Completions of one connection that wait for `set_receiving(true)` before its receive is cancelled: small ones would
-/// otherwise fill the queue long before they fill the pool.
-const DEFERRED_PER_CONNECTION_MAX: u32 = 16;
 /// Other drivers known by number; a daemon has one per core. More are rung by hand.
 const TARGETS_MAX: usize = 1024;
-/// Spare vectors kept for later sends.
-const SPARE_VECTORS_MAX: usize = 64;
 /// Completions copied out of the queue at a time.
 const BATCH: usize = 64;
 /// How long a dropped driver waits for the kernel to let go of its memory; then it leaks the memory instead.
@@ -56,9 +54,6 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 
 const POLL_IN: u32 = 0x1;
 const POLL_RDHUP: u32 = 0x2000;
-/// No signal when the peer is gone; from 5.19 on the kernel goes on by itself after a partial send.
-const SEND_FLAGS: u32 = SendFlags::NOSIGNAL.bits() | RecvFlags::WAITALL.bits();
-const SOCK_CLOEXEC: i32 = 0o2_000_000;
 static ONE: u64 = 1;
 
 pub(super) struct Ring {
@@ -220,74 +215,6 @@ impl Ring {
         }
     }
 
-    pub(super) fn listen(&mut self, fd: OwnedFd) -> ListenerId {
-        // The kernel would answer EAGAIN instead of waiting if it were non-blocking. If this fails, accepting says so.
-        let _ = rustix::io::ioctl_fionbio(&fd, false);
-        let free = self.listeners.iter().position(|listener| listener.fd.is_none());
-        let slot = free.unwrap_or_else(|| {
-            self.listeners.push(Listener::default());
-            self.listeners.len() - 1
-        });
-        let generation = self.listeners[slot].generation;
-        self.listeners[slot] = Listener { generation, fd: Some(fd), ..Listener::default() };
-        self.arm_accept(slot as u32);
-        self.listeners[slot].id(slot as u32)
-    }
-
-    pub(super) fn pause_accepting(&mut self, id: ListenerId, pause: bool) {
-        let Some(listener) = self.find_listener(id) else { return };
-        listener.paused = pause;
-        if pause {
-            self.cancel_accept(id);
-        } else {
-            self.arm_accept(id.slot);
-        }
-    }
-
-    pub(super) fn close_listener(&mut self, id: ListenerId) {
-        let Some(listener) = self.find_listener(id) else { return };
-        listener.closing = true;
-        if listener.armed {
-            self.cancel_accept(id);
-        } else {
-            listener.fd = None;
-        }
-        let listener = &mut self.listeners[id.slot as usize];
-        listener.generation = listener.generation.wrapping_add(1);
-    }
-
-    fn find_listener(&mut self, id: ListenerId) -> Option<&mut Listener> {
-        let listener = self.listeners.get_mut(id.slot as usize)?;
-        (listener.generation == id.generation && listener.fd.is_some() && !listener.closing).then_some(listener)
-    }
-
-    fn cancel_accept(&mut self, id: ListenerId) {
-        let listener = &mut self.listeners[id.slot as usize];
-        if listener.armed && !listener.cancelling {
-            listener.cancelling = true;
-            self.cancel(pack(Operation::Accept, id.slot, id.generation));
-        }
-    }
-
-    fn arm_accept(&mut self, slot: u32) {
-        let listener = &mut self.listeners[slot as usize];
-        let Some(fd) = &listener.fd else { return };
-        if listener.armed || listener.paused || listener.closing {
-            return;
-        }
-        listener.armed = true;
-        listener.multishot = self.accept_multishot;
-        let fd = Fd(fd.as_raw_fd());
-        let entry = if self.accept_multishot {
-            opcode::AcceptMulti::new(fd).flags(SOCK_CLOEXEC).build()
-        } else {
-            opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut()).flags(SOCK_CLOEXEC).build()
-        };
-        let token = pack(Operation::Accept, slot, listener.generation);
-        self.in_flight += 1;
-        self.push(&entry.user_data(token));
-    }
-
     pub(super) fn attach(&mut self, fd: OwnedFd) -> Result<SessionId, OwnedFd> {
         if self.slots.is_full() {
             return Err(fd);
@@ -297,64 +224,6 @@ impl Ring {
         Ok(self.slots.insert(fd))
     }
 
-    pub(super) fn receive(&mut self, id: SessionId, mode: ReceiveMode) {
-        let Some(slot) = self.slots.find(id) else { return };
-        if slot.ended || slot.draining {
-            return;
-        }
-        slot.wants = Some(mode);
-        self.arm_receive(id);
-    }
-
-    fn arm_receive(&mut self, id: SessionId) {
-        let Some(slot) = self.slots.find(id) else { return };
-        let Some(mode) = slot.wants else { return };
-        if slot.armed.is_some() || slot.starved || slot.ended {
-            return;
-        }
-        slot.armed = Some(mode);
-        let fd = Fd(slot.raw_fd());
-        let entry = match (&self.pools, mode, self.receive) {
-            (None, ..) => opcode::PollAdd::new(fd, POLL_IN | POLL_RDHUP).build(),
-            (Some(pools), ReceiveMode::Once, _) => {
-                opcode::Recv::new(fd, std::ptr::null_mut(), pools.once.buffer_bytes())
-                    .buf_group(pools.once.group())
-                    .build()
-                    .flags(squeue::Flags::BUFFER_SELECT)
-            }
-            (Some(pools), ReceiveMode::Stream, Receive::Bundle) => {
-                opcode::RecvMultiBundle::new(fd, pools.stream.group()).build()
-            }
-            (Some(pools), ReceiveMode::Stream, _) => opcode::RecvMulti::new(fd, pools.stream.group()).build(),
-        };
-        self.in_flight += 1;
-        self.push(&entry.user_data(pack(Operation::Receive, id.slot, id.generation)));
-    }
-
-    /// Arms it later, when there are buffers and the caller receives.
-    fn starve(&mut self, id: SessionId) {
-        let Some(slot) = self.slots.find(id) else { return };
-        if !slot.starved && slot.wants.is_some() && !slot.ended {
-            slot.starved = true;
-            self.starved.push(id);
-        }
-    }
-
-    fn feed_starved(&mut self) {
-        let fed = self.pools.as_ref().is_none_or(|pools| pools.stream.has_buffers() && pools.once.has_buffers());
-        if !self.receiving || !fed {
-            return;
-        }
-        let mut starved = std::mem::take(&mut self.starved);
-        for id in starved.drain(..) {
-            if let Some(slot) = self.slots.find(id) {
-                slot.starved = false;
-                self.arm_receive(id);
-            }
-        }
-        self.starved = starved;
-    }
-
     pub(super) fn detach(&mut self, id: SessionId) -> Option<OwnedFd> {
         let slot = self.slots.find(id)?;
         if !slot.is_idle() || slot.wants.is_some() || slot.deferred > 0 {
@@ -362,34 +231,6 @@ impl Ring {
         }
         slot.generation = slot.generation.wrapping_add(1);
         self.slots.release(id.slot)
-    }
-
-    pub(super) fn send(&mut self, id: SessionId, buffer: SendBuffer) {
-        let Some(slot) = self.slots.find(id) else { return };
-        assert!(slot.sending.is_none(), "a connection sends one buffer at a time");
-        let total = buffer.len();
-        let vectors = if buffer.frames.is_empty() { None } else { Some(self.spare_vectors.pop().unwrap_or_default()) };
-        slot.sending = Some(Sending { buffer, sent: 0, total, vectors });
-        self.in_flight += 1;
-        self.push_send(id);
-    }
-
-    fn push_send(&mut self, id: SessionId) {
-        let slot = self.slots.at(id.slot);
-        let fd = Fd(slot.raw_fd());
-        let Some(sending) = &mut slot.sending else { return };
-        let entry = match &mut sending.vectors {
-            None => {
-                let rest = &sending.buffer.bytes[sending.sent..];
-                let length = rest.len().min(send::SEND_BYTES_MAX) as u32;
-                opcode::Send::new(fd, rest.as_ptr(), length).flags(SEND_FLAGS as i32).build()
-            }
-            Some(vectors) => {
-                vectors.describe(&sending.buffer, sending.sent);
-                opcode::SendMsg::new(fd, vectors.header.as_ptr().cast()).flags(SEND_FLAGS).build()
-            }
-        };
-        self.push(&entry.user_data(pack(Operation::Send, id.slot, id.generation)));
     }
 
     pub(super) fn close(&mut self, id: SessionId) {
@@ -563,195 +404,6 @@ impl Ring {
         if !std::mem::replace(&mut self.woken, true) {
             each(Completion::Woken);
         }
-    }
-
-    fn received(&mut self, id: SessionId, result: i32, flags: u32, each: &mut impl FnMut(Completion<'_>)) {
-        let Some(pools) = &mut self.pools else { return };
-        let receiving = self.receiving;
-        let slot = self.slots.at(id.slot);
-        let live = slot.generation == id.generation && !slot.draining;
-        let Some(mode) = slot.armed else { return };
-        let pool = if mode == ReceiveMode::Once { &mut pools.once } else { &mut pools.stream };
-        let mut next = pool.first_segment(result, flags);
-        let mut remaining = u32::try_from(result).unwrap_or(0);
-        while let Some(segment) = next {
-            if segment.is_empty() || !live {
-                pool.release(segment);
-            } else if receiving {
-                each(Completion::Received { id, bytes: pool.bytes(segment) });
-                pool.release(segment);
-            } else {
-                slot.deferred += 1;
-                self.deferred.push_back(Deferred { id, what: Outcome::Bytes { mode, segment } });
-            }
-            remaining -= segment.length().min(remaining);
-            next = (remaining > 0).then(|| pool.next_segment(segment, remaining));
-        }
-        if cqueue::more(flags) {
-            if slot.deferred >= DEFERRED_PER_CONNECTION_MAX && live && !slot.throttled {
-                slot.throttled = true;
-                self.cancel(pack(Operation::Receive, id.slot, id.generation));
-            }
-            return;
-        }
-        slot.armed = None;
-        let throttled = std::mem::take(&mut slot.throttled);
-        self.in_flight -= 1;
-        if slot.generation != id.generation {
-            return self.release_if_done(id.slot);
-        }
-        if result > 0 && slot.wants == Some(ReceiveMode::Once) {
-            slot.wants = None;
-        }
-        match (result < 0).then(|| Errno::from_raw_os_error(-result)) {
-            Some(Errno::NOBUFS) => self.starve(id),
-            Some(Errno::CANCELED) if throttled => self.starve(id),
-            None if throttled && result > 0 => self.starve(id),
-            Some(Errno::INTR) => self.arm_receive(id),
-            None if result > 0 => self.arm_receive(id),
-            error => self.end(id, error.map(io::Error::from), each),
-        }
-    }
-
-    /// `Receive::Single`: the socket has bytes, or an end.
-    fn readable(&mut self, id: SessionId, result: i32, each: &mut impl FnMut(Completion<'_>)) {
-        let receiving = self.receiving;
-        let slot = self.slots.at(id.slot);
-        slot.armed = None;
-        self.in_flight -= 1;
-        if slot.generation != id.generation {
-            return self.release_if_done(id.slot);
-        }
-        if result < 0 {
-            return self.end(id, Some(io::Error::from_raw_os_error(-result)), each);
-        }
-        if !receiving && !slot.draining {
-            return self.starve(id);
-        }
-        let Some(fd) = &slot.fd else { return };
-        match rustix::net::recv(fd, &mut self.scratch[..], RecvFlags::DONTWAIT) {
-            Ok((0, _)) => self.end(id, None, each),
-            Ok((length, _)) => {
-                if slot.wants == Some(ReceiveMode::Once) {
-                    slot.wants = None;
-                }
-                if !slot.draining {
-                    each(Completion::Received { id, bytes: &self.scratch[..length] });
-                }
-                self.arm_receive(id);
-            }
-            Err(Errno::AGAIN | Errno::INTR) => self.arm_receive(id),
-            Err(error) => self.end(id, Some(error.into()), each),
-        }
-    }
-
-    fn end(&mut self, id: SessionId, error: Option<io::Error>, each: &mut impl FnMut(Completion<'_>)) {
-        let Some(slot) = self.slots.find(id) else { return };
-        slot.ended = true;
-        slot.wants = None;
-        if slot.deferred > 0 {
-            slot.deferred += 1;
-            self.deferred.push_back(Deferred { id, what: Outcome::Ended(error) });
-        } else {
-            each(Completion::Ended { id, error });
-            self.close_if_drained(id);
-        }
-    }
-
-    fn hand_out_deferred(&mut self, each: &mut impl FnMut(Completion<'_>)) {
-        let mut deferred = std::mem::take(&mut self.deferred);
-        for Deferred { id, what } in deferred.drain(..) {
-            let slot = self.slots.find(id);
-            let (live, draining) = slot.as_ref().map_or((false, false), |slot| (true, slot.draining));
-            if let Some(slot) = slot {
-                slot.deferred -= 1;
-            }
-            match (what, &mut self.pools) {
-                (Outcome::Bytes { mode, segment }, Some(pools)) => {
-                    let pool = if mode == ReceiveMode::Once { &mut pools.once } else { &mut pools.stream };
-                    if live && !draining {
-                        each(Completion::Received { id, bytes: pool.bytes(segment) });
-                    }
-                    pool.release(segment);
-                }
-                (Outcome::Ended(error), _) if live => {
-                    each(Completion::Ended { id, error });
-                    self.close_if_drained(id);
-                }
-                _ => {}
-            }
-        }
-        self.deferred = deferred;
-        if let Some(pools) = &mut self.pools {
-            pools.stream.publish();
-            pools.once.publish();
-        }
-    }
-
-    fn sent(&mut self, id: SessionId, result: i32, each: &mut impl FnMut(Completion<'_>)) {
-        let slot = self.slots.at(id.slot);
-        let live = slot.generation == id.generation;
-        let Some(sending) = &mut slot.sending else { return };
-        sending.sent += usize::try_from(result).unwrap_or(0);
-        let again = result > 0 || [Errno::INTR.raw_os_error(), Errno::AGAIN.raw_os_error()].contains(&-result);
-        if live && sending.sent < sending.total && again {
-            return self.push_send(id);
-        }
-        let Some(sending) = slot.sending.take() else { return };
-        self.in_flight -= 1;
-        if let Some(vectors) = sending.vectors
-            && self.spare_vectors.len() < SPARE_VECTORS_MAX
-        {
-            self.spare_vectors.push(vectors);
-        }
-        if !live {
-            return self.release_if_done(id.slot);
-        }
-        let result = match result {
-            _ if sending.sent == sending.total => Ok(()),
-            0 => Err(io::ErrorKind::WriteZero.into()),
-            error => Err(io::Error::from_raw_os_error(-error)),
-        };
-        if slot.draining {
-            shut(slot);
-        }
-        each(Completion::Sent { id, buffer: sending.buffer, result });
-        self.close_if_drained(id);
-    }
-
-    fn accepted(&mut self, id: ListenerId, result: i32, flags: u32, each: &mut impl FnMut(Completion<'_>)) {
-        let listener = &mut self.listeners[id.slot as usize];
-        let live = listener.generation == id.generation;
-        if result >= 0 {
-            // SAFETY: the kernel has just made this descriptor for us, and tells nobody else.
-            let fd = unsafe { OwnedFd::from_raw_fd(result as RawFd) };
-            if live {
-                each(Completion::Accepted { listener: id, fd });
-            }
-        }
-        if cqueue::more(flags) {
-            return;
-        }
-        listener.armed = false;
-        listener.cancelling = false;
-        self.in_flight -= 1;
-        if !live {
-            listener.fd = None;
-            listener.closing = false;
-            return;
-        }
-        if result < 0 {
-            match Errno::from_raw_os_error(-result) {
-                Errno::INVAL if listener.multishot => self.accept_multishot = false,
-                // The connection died before it was accepted, or the accept was cancelled to pause.
-                Errno::CONNABORTED | Errno::PROTO | Errno::INTR | Errno::AGAIN | Errno::CANCELED => {}
-                error => {
-                    listener.paused = true;
-                    each(Completion::AcceptFailed { listener: id, error: error.into() });
-                }
-            }
-        }
-        self.arm_accept(id.slot);
     }
 
     /// Frees a closing connection's place, and its descriptor, once nothing is in flight.
