@@ -290,6 +290,9 @@ fn topic(body: &ArchivedTopic) -> Checked<'_, Topic<'_>> {
     if topic.len() > TOPIC_BYTES_MAX {
         return Err(malformed(0, "a topic's name is at most 132 bytes long"));
     }
+    if topic.starts_with(b"#") {
+        return Err(malformed(0, "a topic's name has at most one leading #"));
+    }
     Ok(Topic { name: Cow::Borrowed(topic), channel: body.flags.to_native() & 1 != 0 })
 }
 
