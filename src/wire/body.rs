@@ -7,6 +7,7 @@ use rkyv::{Archive, Serialize};
 
 /// A message's body. Field order is the wire's.
 #[derive(Archive, Serialize)]
+#[allow(dead_code, reason = "its archived form is what is used; tests alone build it")]
 #[rkyv(archived = ArchivedBody, derive(Debug))]
 pub(super) struct Body {
     /// AgentId of `from`.

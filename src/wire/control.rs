@@ -27,6 +27,7 @@ const RECEIPT_RECORD_BYTES: usize = 32;
 pub const ANSWER_PART_BYTES_MAX: usize = FRAME_BYTES_MAX - 4096;
 
 #[derive(Archive, Serialize)]
+#[allow(dead_code, reason = "its archived form is what is used; tests alone build it")]
 #[rkyv(archived = ArchivedHello)]
 struct HelloBody {
     capabilities: u64,
@@ -46,6 +47,7 @@ struct HelloBody {
 }
 
 #[derive(Archive, Serialize)]
+#[allow(dead_code, reason = "its archived form is what is used; tests alone build it")]
 #[rkyv(archived = ArchivedWelcome)]
 struct WelcomeBody {
     agent: u64,
@@ -65,6 +67,7 @@ struct WelcomeBody {
 }
 
 #[derive(Archive, Serialize)]
+#[allow(dead_code, reason = "its archived form is what is used; tests alone build it")]
 #[rkyv(archived = ArchivedReceipt)]
 struct ReceiptBody {
     /// Records of 32 bytes: sender u64, number u64, recipient u64, count u32, state u8, reason u8, zero u16.
@@ -73,6 +76,7 @@ struct ReceiptBody {
 }
 
 #[derive(Archive, Serialize)]
+#[allow(dead_code, reason = "its archived form is what is used; tests alone build it")]
 #[rkyv(archived = ArchivedTopic)]
 struct TopicBody {
     /// Bit 0: as a channel.
@@ -82,6 +86,7 @@ struct TopicBody {
 }
 
 #[derive(Archive, Serialize)]
+#[allow(dead_code, reason = "its archived form is what is used; tests alone build it")]
 #[rkyv(archived = ArchivedPing)]
 struct PingBody {
     payload: Vec<u8>,
@@ -89,6 +94,7 @@ struct PingBody {
 }
 
 #[derive(Archive, Serialize)]
+#[allow(dead_code, reason = "its archived form is what is used; tests alone build it")]
 #[rkyv(archived = ArchivedBusy)]
 struct BusyBody {
     number: u64,
@@ -101,6 +107,7 @@ struct BusyBody {
 }
 
 #[derive(Archive, Serialize)]
+#[allow(dead_code, reason = "its archived form is what is used; tests alone build it")]
 #[rkyv(archived = ArchivedError)]
 struct ErrorBody {
     number: u64,
@@ -115,6 +122,7 @@ struct ErrorBody {
 }
 
 #[derive(Archive, Serialize)]
+#[allow(dead_code, reason = "its archived form is what is used; tests alone build it")]
 #[rkyv(archived = ArchivedQuery)]
 struct QueryBody {
     number: u64,
@@ -124,6 +132,7 @@ struct QueryBody {
 }
 
 #[derive(Archive, Serialize)]
+#[allow(dead_code, reason = "its archived form is what is used; tests alone build it")]
 #[rkyv(archived = ArchivedAnswer)]
 struct AnswerBody {
     number: u64,
@@ -280,6 +289,9 @@ fn topic(body: &ArchivedTopic) -> Checked<'_, Topic<'_>> {
     let topic = name::topic_of(&body.name);
     if topic.len() > TOPIC_BYTES_MAX {
         return Err(malformed(0, "a topic's name is at most 132 bytes long"));
+    }
+    if topic.starts_with(b"#") {
+        return Err(malformed(0, "a topic's name has at most one leading #"));
     }
     Ok(Topic { name: Cow::Borrowed(topic), channel: body.flags.to_native() & 1 != 0 })
 }
