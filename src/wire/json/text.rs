@@ -75,13 +75,15 @@ fn string_end(bytes: &[u8], start: usize) -> usize {
 fn plain_length(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const TOPS: u64 = ONES << 7;
+    const QUOTES: u64 = ONES * b'"' as u64;
+    const BACKSLASHES: u64 = ONES * b'\\' as u64;
     // The classic test for a zero byte: exact for the lowest one, which is all that is asked for.
     let zeros = |word: u64| word.wrapping_sub(ONES) & !word & TOPS;
     let (words, tail) = bytes.as_chunks::<8>();
     for (index, word) in words.iter().enumerate() {
         let word = u64::from_le_bytes(*word);
         let control = word.wrapping_sub(ONES * 0x20) & !word & TOPS;
-        let found = control | zeros(word ^ ONES * u64::from(b'"')) | zeros(word ^ ONES * u64::from(b'\\'));
+        let found = control | zeros(word ^ QUOTES) | zeros(word ^ BACKSLASHES);
         if found != 0 {
             return index * 8 + found.trailing_zeros() as usize / 8;
         }
