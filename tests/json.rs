@@ -1,4 +1,6 @@
 //! The JSON dialect against its specification, against what agent-relay 1.6.0 said on a real socket, and against anything.
+// Helpers outside #[test] functions unwrap too: here a panic is the report.
+#![allow(clippy::unwrap_used)]
 
 use agent_relay::base::ids::{Token, TokenSource, number_of_label};
 use agent_relay::base::limits::FRAME_BYTES_MAX;

@@ -320,3 +320,94 @@ fn put_hex(out: &mut impl Sink, bytes: &[u8]) {
         out.put(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Decoded, Scratch, Speaker, decode};
+    use super::*;
+    use crate::base::{AgentId, MessageId};
+    use crate::wire::body;
+    use proptest::prelude::*;
+
+    fn sent(fields: &MessageFields<'_>, flags: u8) -> (usize, serde_json::Value) {
+        let mut raw = Vec::new();
+        body::append(fields, &mut raw);
+        let message = Message::check(&raw, 0).expect("valid");
+        let mut out = Vec::new();
+        deliver(&mut out, &message, Sequence { epoch: 1, counter: u64::MAX }, flags, "Bob", Token::default());
+        let bound = deliver_length(&message, "Bob");
+        assert!(out.len() <= bound, "{} bytes, {bound} announced", out.len());
+        assert!(out.len() > FRAME_BYTES_MAX || deliver_fits(&message));
+        (out.len(), serde_json::from_slice(&out[PREFIX_BYTES..]).expect("valid JSON"))
+    }
+
+    #[test]
+    fn what_native_senders_put_into_data_and_meta_comes_out_as_json() {
+        let fields =
+            MessageFields { to: b"Bob", text: b"t", data: b"\x00\xff", meta: b"{", ..MessageFields::default() };
+        let (_, value) = sent(&fields, 0);
+        assert_eq!(value["payload"], serde_json::json!({"kind": "message", "body": "t", "data": "\u{0}\u{FFFD}"}));
+        assert_eq!(value.get("payload_meta"), None);
+        let fields = MessageFields {
+            data: br#"{"body":5,"kind":"x","thread":1,"own":2}"#,
+            thread: b"t",
+            importance: 80,
+            ttl_ms: 9,
+            ..fields
+        };
+        let (_, value) = sent(&MessageFields { meta: b"", ..fields }, 0);
+        let payload = serde_json::json!({"kind": "message", "body": "t", "own": 2, "thread": "t"});
+        assert_eq!(value["payload"], payload);
+        assert_eq!(value["payload_meta"], serde_json::json!({"importance": 80, "ttl_ms": 9}));
+        let deep = format!("{{\"a\":{}{}}}", "[".repeat(200), "]".repeat(200));
+        let (_, value) = sent(&MessageFields { data: deep.as_bytes(), ..fields }, 0);
+        assert_eq!(value["payload"]["data"], deep, "as a string, since recipients' parsers recurse");
+    }
+
+    #[test]
+    fn the_bound_is_met_to_the_byte() {
+        let around = sent(&MessageFields { to: b"Bob", ..MessageFields::default() }, FLAG_REDELIVERED).0;
+        let fits = |length: usize| {
+            let text = "x".repeat(length);
+            let fields = MessageFields { to: b"Bob", text: text.as_bytes(), ..MessageFields::default() };
+            let mut raw = Vec::new();
+            body::append(&fields, &mut raw);
+            deliver_length(&Message::check(&raw, 0).expect("valid"), "Bob") <= FRAME_BYTES_MAX
+        };
+        assert!(fits(FRAME_BYTES_MAX - around));
+        assert!(!fits(FRAME_BYTES_MAX - around + 1));
+    }
+
+    proptest! {
+        #[test]
+        fn any_native_message_becomes_json_and_valid_text_comes_back_exactly(
+            text in any::<String>(),
+            parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 5),
+            kind in any::<u8>(),
+            flags in 0u8..4,
+        ) {
+            let [topic, thread, data, meta, from] = parts.as_slice() else { panic!("five parts") };
+            let fields = MessageFields {
+                id: MessageId { sender: AgentId::of(b"Ann"), number: 3 },
+                kind,
+                from,
+                to: b"Bob",
+                topic,
+                thread,
+                text: text.as_bytes(),
+                data,
+                meta,
+                ..MessageFields::default()
+            };
+            let (_, value) = sent(&fields, flags);
+            let again = serde_json::json!({"type": "SEND", "to": "Bob", "payload": value["payload"]}).to_string();
+            let mut bytes = (again.len() as u32).to_be_bytes().to_vec();
+            bytes.extend_from_slice(again.as_bytes());
+            let speaker = Speaker { name: "Bob", agent: AgentId(1), session: Token::default(), ordinal: 1, wall_ms: 1 };
+            let mut scratch = Scratch::default();
+            let Ok(Decoded::Whole { frame: Frame::Send(message), .. }) = decode(&bytes, Some(&speaker), &mut scratch)
+            else { panic!("{again}") };
+            prop_assert_eq!(message.fields().text, text.as_bytes());
+        }
+    }
+}
