@@ -57,6 +57,8 @@ pub struct Plan {
     pub rate: u64,
     /// How long is measured.
     pub measured: Duration,
+    /// How many messages must have come before the measurement may end; 0: only the time counts.
+    pub messages_min: u64,
     /// How long the load runs before that.
     pub warm_up: Duration,
 }
@@ -151,7 +153,7 @@ impl<D: Dialect> Load<D> {
             Workload::Connect => (Target::Nobody, false),
             // To itself, until it is known where it lives.
             Workload::SameShard | Workload::CrossShard => (Target::Agent(number), false),
-            _ if number % 2 == 0 => (Target::Agent(number + 1), false),
+            _ if number.is_multiple_of(2) => (Target::Agent(number + 1), false),
             _ => (Target::Nobody, false),
         };
         Part { number, target, listens, body_bytes: self.plan.body_bytes }
@@ -249,13 +251,13 @@ impl<D: Dialect> Load<D> {
             let now = self.now();
             self.speak(sender, now, window)?;
         }
-        self.turns_until(Instant::now() + self.plan.warm_up)?;
+        self.turns_until(Instant::now() + self.plan.warm_up, 0)?;
         let start = self.begin();
-        self.turns_until(start.at + self.plan.measured)?;
+        self.turns_until(start.at + self.plan.measured, start.received + self.plan.messages_min)?;
         Ok(self.end(&start))
     }
 
-    fn turns_until(&mut self, end: Instant) -> Result<(), String> {
+    fn turns_until(&mut self, end: Instant, received_min: u64) -> Result<(), String> {
         let (mut quiet_since, mut received) = (Instant::now(), self.received);
         loop {
             // The clock is asked once in a few turns: a turn may be one message.
@@ -263,7 +265,7 @@ impl<D: Dialect> Load<D> {
                 self.turn(Some(SETTLE_NS * 5), true)?;
             }
             let now = Instant::now();
-            if now >= end {
+            if now >= end && self.received >= received_min {
                 return Ok(());
             }
             if received != self.received {
@@ -278,10 +280,10 @@ impl<D: Dialect> Load<D> {
         let gap = 1e9 / self.plan.rate as f64;
         let base = self.now();
         let mut sent = 0u64;
-        let mut pace = |load: &mut Load<D>, until: u64| -> Result<(), String> {
+        let mut pace = |load: &mut Load<D>, until: u64, received_min: u64| -> Result<(), String> {
             loop {
                 let now = load.now();
-                if now >= until {
+                if now >= until && load.received >= received_min {
                     return Ok(());
                 }
                 let mut due = base + (sent as f64 * gap) as u64;
@@ -298,9 +300,10 @@ impl<D: Dialect> Load<D> {
                 load.turn(Some(0), true)?;
             }
         };
-        pace(self, base + self.plan.warm_up.as_nanos() as u64)?;
+        pace(self, base + self.plan.warm_up.as_nanos() as u64, 0)?;
         let start = self.begin();
-        pace(self, base + (self.plan.warm_up + self.plan.measured).as_nanos() as u64)?;
+        let received_min = start.received + self.plan.messages_min;
+        pace(self, base + (self.plan.warm_up + self.plan.measured).as_nanos() as u64, received_min)?;
         Ok(self.end(&start))
     }
 
@@ -310,6 +313,12 @@ impl<D: Dialect> Load<D> {
         const PROBES: u32 = 512;
         self.join()?;
         let mut homes: Vec<(u32, u32)> = Vec::new();
+        // The writer works for each message too; a shard says in its thread's name that it is one.
+        let mut shards = measure::cpu_by_thread(self.pid());
+        shards.retain(|thread, _| measure::thread_name(self.pid(), *thread).contains("shard"));
+        if shards.len() != 2 {
+            return Err(format!("{} threads call themselves shard; this workload needs two", shards.len()));
+        }
         for number in 0..self.peers.len() as u32 {
             let before = measure::cpu_by_thread(self.pid());
             self.peers[number as usize].sender = u32::MAX;
@@ -323,7 +332,8 @@ impl<D: Dialect> Load<D> {
                 }
             }
             let grown = |(thread, after): (u32, u64)| (after - before.get(&thread).copied().unwrap_or(0), thread);
-            let busiest = measure::cpu_by_thread(self.pid()).into_iter().map(grown).max();
+            let after = measure::cpu_by_thread(self.pid());
+            let busiest = after.into_iter().filter(|(thread, _)| shards.contains_key(thread)).map(grown).max();
             homes.push((busiest.ok_or("the relay has no threads")?.1, number));
         }
         homes.sort_unstable();

@@ -22,6 +22,11 @@ pub fn cpu_by_thread(pid: u32) -> BTreeMap<u32, u64> {
     times
 }
 
+/// The name of a thread, as it called itself; empty when it has ended.
+pub fn thread_name(pid: u32, thread: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/task/{thread}/comm")).unwrap_or_default().trim().to_owned()
+}
+
 /// CPU nanoseconds of `pid`, all threads.
 pub fn cpu(pid: u32) -> u64 {
     cpu_by_thread(pid).values().sum()
