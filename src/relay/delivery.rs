@@ -416,7 +416,8 @@ impl Entry {
         self.attempts = self.attempts.saturating_add(1);
         self.sent_at = now;
         let (checksum, raw) = (self.checksum, self.raw.clone());
-        outbox.outputs.push(Output::Deliver(Delivery { session, sequence, flags, checksum, raw }));
+        let awaited = self.channel || self.ask.as_ref().is_some_and(|ask| ask.wants.contains(Wants::DELIVERED));
+        outbox.outputs.push(Output::Deliver(Delivery { session, sequence, flags, awaited, checksum, raw }));
     }
 
     /// Leaves the shared chunk for memory of its own size.

@@ -25,6 +25,8 @@ pub(super) struct Connection {
     /// Written in this turn, or while `sending`.
     pub(super) pending: SendBuffer,
     pub(super) pending_through: Sequence,
+    /// Whether somebody waits to hear that what is pending has been written.
+    pub(super) pending_awaited: bool,
     /// Whether the driver holds a buffer of this connection, and the last sequence in it.
     pub(super) sending: bool,
     pub(super) sending_through: Sequence,
@@ -59,6 +61,7 @@ impl Connection {
             stash: Vec::new(),
             pending: SendBuffer::default(),
             pending_through: Sequence::default(),
+            pending_awaited: false,
             sending: false,
             sending_through: Sequence::default(),
             due: false,

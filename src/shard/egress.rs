@@ -96,7 +96,11 @@ impl Inner {
                 connection.sending = true;
                 connection.sending_through = std::mem::take(&mut connection.pending_through);
                 self.bytes_out += buffer.len() as u64;
-                driver.send(id, buffer);
+                if std::mem::take(&mut connection.pending_awaited) || connection.closing.is_some() {
+                    driver.send(id, buffer);
+                } else {
+                    driver.send_quietly(id, buffer);
+                }
             }
             if connection.closing.is_some() && connection.pending.is_empty() {
                 // `close_after_send` lets the send in flight finish; the linger deadline bounds how long that may take.
@@ -165,6 +169,7 @@ impl Inner {
         }
         // Repeats come behind later deliveries: the mark only grows.
         connection.pending_through = connection.pending_through.max(delivery.sequence);
+        connection.pending_awaited |= delivery.awaited;
         if !connection.due {
             connection.due = true;
             self.due.push(delivery.session);
@@ -256,7 +261,10 @@ impl Inner {
         } else {
             let since = *self.records_since.get_or_insert(self.now.mono);
             let due = since + self.options.flush_interval <= self.now.mono;
-            if at_once || due || self.batch.len() >= self.options.batch_trigger || self.relay.awaits_commit() {
+            // A writer that has not taken the last batch gains nothing from a smaller one behind it.
+            let triggered =
+                self.batch.len() >= self.options.batch_trigger && self.mesh.batches_waiting(self.shard) == 0;
+            if at_once || due || triggered || self.relay.awaits_commit() {
                 self.relay.tell_progress(&mut self.outbox);
                 self.keep_records();
                 self.records_since = None;

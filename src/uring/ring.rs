@@ -87,6 +87,8 @@ pub(super) struct Ring {
         reason = "a place holds the box: few connections send frames, and a pointer is what they cost"
     )]
     spare_vectors: Vec<Box<Vectors>>,
+    /// Sends that post no completion when they succeed; settled after each system call.
+    quiet: Vec<SessionId>,
     /// Operations that hold memory or a descriptor of ours.
     in_flight: usize,
     dropping: bool,
@@ -162,6 +164,7 @@ impl Ring {
             wakes: Vec::new(),
             woken: false,
             spare_vectors: Vec::new(),
+            quiet: Vec::new(),
             in_flight: 0,
             dropping: false,
             ring,
@@ -357,6 +360,7 @@ impl Ring {
         }
         self.enter(timeout)?;
         self.reap(each);
+        self.settle_quiet(each);
         Ok(())
     }
 
@@ -482,6 +486,7 @@ impl Drop for Ring {
                 break;
             }
             self.reap(&mut |_| {});
+            self.settle_quiet(&mut |_| {});
         }
         if self.in_flight > 0 {
             // The kernel still holds pointers to this; better to lose the memory than to let it be written to.
