@@ -55,13 +55,14 @@ pub struct Agent {
     pub again: Vec<(Mono, usize)>,
     pub budget: u64,
     pub deaf_until: Mono,
-    fresh_program: bool,
+    seen: BTreeMap<AgentId, u64>,
 }
 
 /// What an agent may touch.
 pub struct Around<'a> {
     pub now: Mono,
     pub faults: bool,
+    pub verbose: bool,
     pub swarm: &'a Swarm,
     pub names: &'a [String],
     pub dice: &'a mut Dice,
@@ -106,7 +107,7 @@ impl Agent {
             again: Vec::new(),
             budget: dice.below(swarm.messages * 2 + 1),
             deaf_until: Mono(0),
-            fresh_program: false,
+            seen: BTreeMap::new(),
         }
     }
 
@@ -202,7 +203,7 @@ impl Agent {
             self.again.clear();
             self.by_number.clear();
             self.number = 0;
-            self.fresh_program = true;
+            self.seen.clear();
         }
     }
 
@@ -245,8 +246,9 @@ impl Agent {
                 }
                 Frame::Busy(busy) => {
                     around.marks.hit("busy");
-                    let recipient = (!busy.recipient.is_empty()).then(|| AgentId::of(busy.recipient.as_bytes()));
-                    self.refused(around, busy.number, recipient, busy.retry_after_ms);
+                    // Of many recipients, one could not take it; the others may have it.
+                    let whole = busy.recipient == "*" || busy.recipient.starts_with('#');
+                    self.refused(around, busy.number, whole, busy.retry_after_ms);
                 }
                 Frame::Error(error) => {
                     if error.code == ErrorCode::DuplicateConnection || error.code == ErrorCode::QuotaExceeded {
@@ -260,7 +262,7 @@ impl Agent {
                         Some(RefuseReason::Expired | RefuseReason::Retention) if self.dialect == Dialect::Json => {
                             around.marks.hit("failed receipt");
                         }
-                        Some(RefuseReason::NotFound) => self.refused(around, error.number, None, 1_000),
+                        Some(RefuseReason::NotFound) => self.refused(around, error.number, true, 1_000),
                         _ => {}
                     }
                 }
@@ -281,7 +283,7 @@ impl Agent {
         if self.dialect == Dialect::Json {
             around.marks.hit("json delivery");
         }
-        around.ledger.handled(self.id, sequence, message.raw, std::mem::take(&mut self.fresh_program));
+        around.ledger.handled(self.id, sequence, message.raw, &mut self.seen);
     }
 
     fn acknowledge(&mut self, around: &mut Around<'_>, link: usize) {
@@ -414,6 +416,9 @@ impl Agent {
     /// Puts a SEND on the link, for the first time or again.
     fn say(&mut self, around: &mut Around<'_>, link: usize, message: usize) {
         around.ledger.said(message, link);
+        if around.verbose {
+            eprintln!("{} says message {message} to {:?} on link {link}", self.name, around.ledger.sent[message].to);
+        }
         let sent = &around.ledger.sent[message];
         let fields = Message::check(&sent.raw, 0).expect("ours").fields();
         let rides = self.acks == Acks::Through && around.dice.chance(500);
@@ -467,12 +472,11 @@ impl Agent {
         }
     }
 
-    fn refused(&mut self, around: &mut Around<'_>, number: u64, recipient: Option<AgentId>, retry_after_ms: u32) {
+    fn refused(&mut self, around: &mut Around<'_>, number: u64, whole: bool, retry_after_ms: u32) {
         let Some(index) = self.by_number.get(&number).copied() else { return };
         let sent = &mut around.ledger.sent[index];
         let direct = matches!(sent.to, To::Name(_));
-        if !direct && recipient.is_some_and(|recipient| around.ledger.orders.contains_key(&recipient)) {
-            // One recipient of many could not take it.
+        if !direct && !whole {
             return;
         }
         self.unknown.remove(&index);

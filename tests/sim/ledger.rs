@@ -67,8 +67,6 @@ pub struct Order {
     pub places: Vec<Place>,
     /// Highest counter handed to the link in use.
     pub handed_through: (usize, u64),
-    /// Latest time that its earlier messages can have been said, per sender, as seen by the program.
-    pub seen: BTreeMap<AgentId, u64>,
 }
 
 /// Everything known.
@@ -172,18 +170,7 @@ impl Ledger {
                     marks.hit("fan-out over shards");
                 }
             }
-            Record::Failed { id, recipient, .. } => {
-                marks.hit("expired");
-                let order = self.orders.get_mut(recipient).expect("only what was accepted can fail");
-                let sent = &mut self.sent;
-                let place = order
-                    .places
-                    .iter_mut()
-                    .find(|place| sent[place.message].id == *id && !place.failed && !place.acknowledged)
-                    .expect("only what is owed can fail");
-                place.failed = true;
-                sent[place.message].failed.insert(*recipient);
-            }
+            Record::Failed { .. } => marks.hit("expired"),
             Record::Refused { id, reason } => {
                 if *reason != RefuseReason::Malformed
                     && let Some(index) = self.by_id.get(id)
@@ -197,6 +184,16 @@ impl Ledger {
             }
             Record::Known { .. } | Record::Read { .. } => {}
         }
+    }
+
+    /// An accepted message will not arrive: noted after what was handed out earlier in the same turn.
+    pub fn failed(&mut self, id: MessageId, recipient: AgentId) {
+        let order = self.orders.get_mut(&recipient).expect("only what was accepted can fail");
+        let sent = &mut self.sent;
+        let owed = |place: &&mut Place| sent[place.message].id == id && !place.failed && !place.acknowledged;
+        let place = order.places.iter_mut().find(owed).expect("only what is owed can fail");
+        place.failed = true;
+        sent[place.message].failed.insert(recipient);
     }
 
     /// A delivery leaves the heart for a link.
@@ -251,20 +248,18 @@ impl Ledger {
         }
     }
 
-    /// A program handles a message that it has not handled before.
-    pub fn handled(&mut self, name: AgentId, sequence: Sequence, raw: &[u8], fresh_program: bool) {
+    /// A program handles a message that it has not handled before. `seen`: when, at the earliest, the latest of each
+    /// sender's messages that it has handled were said.
+    pub fn handled(&mut self, name: AgentId, sequence: Sequence, raw: &[u8], seen: &mut BTreeMap<AgentId, u64>) {
         let index = self.index_of(raw);
         let sent = &self.sent[index];
         let order = self.orders.get_mut(&name).expect("only what was accepted is delivered");
-        if fresh_program {
-            order.seen.clear();
-        }
         let place = &mut order.places[sequence.counter as usize - 1];
         assert_eq!(place.message, index, "{name:?} sees another message at {sequence:?} than was recorded");
         place.seen = true;
         if sent.ruly && !sent.submitted {
             let (first, last) = (sent.said[0].0, sent.said[sent.said.len() - 1].0);
-            let before = order.seen.entry(sent.id.sender).or_default();
+            let before = seen.entry(sent.id.sender).or_default();
             assert!(*before < last, "message {index} at {sequence:?} overtakes, or comes after, a later one");
             *before = (*before).max(first);
         }

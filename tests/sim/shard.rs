@@ -7,7 +7,7 @@ use super::swarm::{Mutation, Swarm};
 use super::world::World;
 use agent_relay::base::tier::Entitlement;
 use agent_relay::base::{AgentId, CloseReason, MessageId, Mono, RefuseReason, Sequence, SessionId, ShardId};
-use agent_relay::relay::{Event, Mail, Options, Outbox, Output, Peer, Relay};
+use agent_relay::relay::{Event, Mail, Options, Outbox, Output, Peer, Record, Relay};
 use agent_relay::wire::{Ack, Frame, Hello, ReceiptState};
 
 /// What travels between shards.
@@ -234,13 +234,35 @@ impl World {
                 Ok(None) => break,
                 Ok(Some(heard)) => {
                     at += heard.length;
+                    let mut acks = Vec::new();
                     match &heard.frame {
                         Frame::Hello(_) => link.hello_read = true,
-                        Frame::Ack(ack) => shard.read_acks.push((index, *ack)),
+                        Frame::Ack(ack) => acks.push(*ack),
                         _ => {}
                     }
                     if heard.ack.counter > 0 {
-                        shard.read_acks.push((index, Ack::Through(heard.ack)));
+                        acks.push(Ack::Through(heard.ack));
+                    }
+                    if !acks.is_empty() {
+                        // Nobody acknowledges what had not left yet when it was read.
+                        let name = self.agents[link.agent].id;
+                        let handed = self.ledger.orders.get(&name).map_or((0, 0), |order| order.handed_through);
+                        let most = if handed.0 == index { handed.1 } else { 0 };
+                        shard.read_acks.extend(acks.into_iter().filter_map(|ack| match ack {
+                            Ack::Through(through) => {
+                                let counter = through.counter.min(most);
+                                Some((index, Ack::Through(Sequence { counter, ..through })))
+                            }
+                            Ack::One(sequence) if sequence.counter <= most => Some((index, ack)),
+                            _ => None,
+                        }));
+                    }
+                    if self.verbose {
+                        let text = match &heard.frame {
+                            Frame::Send(message) | Frame::Submit(message) => format!("SEND {:?}", message.id()),
+                            other => format!("{other:?}"),
+                        };
+                        eprintln!("link {index} -> {text}, ack {:?}", heard.ack);
                     }
                     let event = Event::Frame { session, dialect, ack: heard.ack, frame: heard.frame };
                     shard.relay.handle(self.now, event, &mut shard.outbox);
@@ -259,8 +281,19 @@ impl World {
     /// Does what the heart asks for.
     fn perform(&mut self, me: usize) {
         let mut outbox = std::mem::take(&mut self.shards[me].outbox);
+        let mut failed = Vec::new();
         for record in outbox.records.drain(..) {
             self.ledger.recorded(me, &record, &mut self.marks);
+            match &record {
+                Record::Message { raw, recipients, .. } => {
+                    let index = self.ledger.index_of(raw);
+                    self.say(&format!("shard {me} accepts message {index} for {:?}", recipients.as_slice()));
+                }
+                other => self.say(&format!("shard {me} records {other:?}")),
+            }
+            if let Record::Failed { id, recipient, .. } = record {
+                failed.push((id, recipient));
+            }
             self.shards[me].unflushed += 1;
         }
         for (to, mail) in outbox.mails.drain(..) {
@@ -274,6 +307,9 @@ impl World {
         outbox.questions.clear();
         for output in outbox.outputs.drain(..) {
             self.output(me, output);
+        }
+        for (id, recipient) in failed {
+            self.ledger.failed(id, recipient);
         }
         self.shards[me].outbox = outbox;
         for (link, ack) in std::mem::take(&mut self.shards[me].read_acks) {
@@ -319,6 +355,10 @@ impl World {
                 speech::deliver(&mut link.egress, link.dialect, flags, sequence, raw, delivery.checksum);
                 link.egress_through = link.egress_through.max(sequence);
                 self.mix(index as u64, raw.len() as u64 ^ sequence.counter << 20);
+                if self.verbose {
+                    let message = self.ledger.index_of(raw);
+                    self.say(&format!("link {index} <- message {message} as {}, flags {flags}", sequence.counter));
+                }
                 if self.strikes(Mutation::RepeatDelivery) {
                     self.ledger.handed(name, index, self.now.mono, sequence, flags, raw);
                 }
@@ -428,6 +468,9 @@ impl World {
 
     fn check_delivered(&mut self, id: MessageId, recipient: AgentId, acknowledged: bool) {
         let index = self.ledger.by_id[&id];
+        if !self.ledger.sent[index].ruly {
+            return;
+        }
         let Some(order) = self.ledger.orders.get(&recipient) else { panic!("{recipient:?} owes nothing") };
         let place = order.places.iter().find(|place| place.message == index).expect("delivered means placed");
         assert!(place.handed > 0, "message {index} is called delivered and never left");

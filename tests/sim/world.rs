@@ -159,6 +159,7 @@ impl World {
             let mut around = Around {
                 now: self.now.mono,
                 faults: self.faults,
+                verbose: self.verbose,
                 swarm: &self.swarm,
                 names: &self.names,
                 dice: &mut self.dice,
