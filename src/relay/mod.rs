@@ -10,10 +10,13 @@ mod grace;
 mod hello;
 mod home;
 mod outbox;
+mod refused;
 mod route;
 mod send;
 mod session;
 mod tell;
+#[cfg(test)]
+mod tests;
 mod timers;
 
 pub use counters::{Counters, Gauges};
@@ -32,6 +35,7 @@ use crate::wire::{
 use delivery::{News, Window};
 use grace::Grace;
 use home::{AgentSlot, Agents, Presence};
+use refused::RefusedLately;
 use route::Topics;
 use session::{Session, Sessions, State};
 use std::borrow::Cow;
@@ -101,6 +105,7 @@ pub struct Relay {
     agents: Agents,
     topics: Topics,
     grace: Grace,
+    refused_lately: RefusedLately,
     timers: Timers,
     counters: Counters,
     /// Sum over all queues.
@@ -135,6 +140,7 @@ impl Relay {
             agents: Agents::default(),
             topics: Topics::default(),
             grace: Grace::default(),
+            refused_lately: RefusedLately::default(),
             timers: Timers::default(),
             counters: Counters::default(),
             waiting_messages: 0,
@@ -416,6 +422,7 @@ impl Relay {
         match mail {
             Mail::Send { parcel, origin } => self.accept_one(now, parcel, origin, outbox),
             Mail::Fanout { parcel, origin } => self.accept_many(now, &parcel, origin, outbox),
+            Mail::Again { parcel, origin } => self.answer_again(&parcel, origin, outbox),
             Mail::Outcome(outcome) => self.tell(*outcome, outbox),
             Mail::Read { id, recipient } => self.tell_read(id, recipient, outbox),
         }
