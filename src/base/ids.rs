@@ -53,6 +53,11 @@ pub struct MessageId {
 }
 
 impl MessageId {
+    /// The textual form as one number: its hexadecimal digits are the text.
+    pub fn bits(self) -> u128 {
+        u128::from(mix(self.number ^ self.sender.0)) << 64 | u128::from(self.sender.0)
+    }
+
     /// The id in its textual form: 32 hex digits, the fast-changing half first so that short prefixes differ.
     pub fn parse(text: &str) -> Option<MessageId> {
         if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
@@ -64,9 +69,16 @@ impl MessageId {
     }
 }
 
+impl MessageId {
+    /// The bytes whose hex digits are the textual form: for writers that cannot afford a formatter per message.
+    pub fn to_bytes(self) -> [u8; 16] {
+        (u128::from(mix(self.number ^ self.sender.0)) << 64 | u128::from(self.sender.0)).to_be_bytes()
+    }
+}
+
 impl fmt::Display for MessageId {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{:016x}{:016x}", mix(self.number ^ self.sender.0), self.sender.0)
+        write!(out, "{:032x}", u128::from_be_bytes(self.to_bytes()))
     }
 }
 

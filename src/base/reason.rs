@@ -36,11 +36,13 @@ pub enum CloseReason {
     Forbidden = 15,
     /// The peer's protocol version or dialect is not served.
     Version = 16,
+    /// The peer does not read the answers to what it asks.
+    SlowReader = 17,
 }
 
 impl CloseReason {
     /// Every reason, for metrics.
-    pub const ALL: [CloseReason; 16] = [
+    pub const ALL: [CloseReason; 17] = [
         CloseReason::Bye,
         CloseReason::Lost,
         CloseReason::Shutdown,
@@ -57,6 +59,7 @@ impl CloseReason {
         CloseReason::KnownAgentsFull,
         CloseReason::Forbidden,
         CloseReason::Version,
+        CloseReason::SlowReader,
     ];
 
     /// The reason's name in logs, metrics and `status`.
@@ -78,6 +81,7 @@ impl CloseReason {
             CloseReason::KnownAgentsFull => "known_agents_full",
             CloseReason::Forbidden => "forbidden",
             CloseReason::Version => "version",
+            CloseReason::SlowReader => "slow_reader",
         }
     }
 }

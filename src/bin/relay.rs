@@ -1,1 +1,4 @@
-fn main() {}
+//! `relay`.
+fn main() -> std::process::ExitCode {
+    agent_relay::cli::main()
+}

@@ -1,1 +1,16 @@
-//! x
+//! The daemon's frame: settings, where its files lie, the lock that keeps it alone, its CPUs, its service manager.
+#![forbid(unsafe_code)]
+
+mod clerk;
+pub mod cpus;
+pub mod lock;
+mod logs;
+pub mod notify;
+pub mod paths;
+mod presence;
+mod run;
+pub mod settings;
+pub(crate) mod settings_file;
+mod settings_records;
+
+pub use run::{DaemonError, Ready, run};

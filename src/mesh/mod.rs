@@ -1,1 +1,376 @@
-//! x
+//! Every queue between threads, and who is asleep at its end. Bounded, without locks; nothing here blocks or drops.
+//!
+//! ```text
+//! shard ──mail──► shard        one lane per ordered pair; Send, Fanout, connections that move
+//! shard ──outcomes──► shard    the reverse lane: always drained, so two full shards never wait for each other
+//! shard ──batches──► writer    one per shard; writer ──committed through n──► shard, one number
+//! shard ──questions──► clerk   clerk, writer ──answers──► shard
+//! ```
+//! Who pushes asks [`Sleeper::rouse`] once per turn whether the other end sleeps, and rings its bell only then.
+#![forbid(unsafe_code)]
+
+use crate::base::limits::{LANE_MAILS_MAX, QUESTIONS_MAX, WRITER_BATCHES_MAX};
+use crate::base::{SessionId, ShardId};
+use crate::relay::{CensusPart, CensusTicket, Mail, Peer, Question, Record};
+use crate::wire::{Dialect, Hello};
+use crossbeam::queue::ArrayQueue;
+use crossbeam::utils::CachePadded;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+
+/// Mail of all lanes together: with many shards each pair gets a smaller lane.
+const MAILS_TOTAL_MAX: usize = 16 * LANE_MAILS_MAX;
+
+/// What one shard hands to another.
+pub enum Post {
+    /// Something one heart says to another.
+    Mail(Mail),
+    /// A connection whose home is there.
+    Connection(Box<Moved>),
+}
+
+/// A connection on its way home. Nothing is in flight on it.
+pub struct Moved {
+    /// Its descriptor.
+    pub descriptor: OwnedFd,
+    /// What it speaks.
+    pub dialect: Dialect,
+    /// Who is at the other end.
+    pub peer: Peer,
+    /// What it said.
+    pub hello: Box<Hello<'static>>,
+    /// Bytes received behind its HELLO.
+    pub unread: Vec<u8>,
+}
+
+/// An answer for a session that asked.
+pub struct Answered {
+    /// Who asked.
+    pub session: SessionId,
+    /// Its number for the question.
+    pub number: u64,
+    /// Whether the question failed.
+    pub failed: bool,
+    /// A JSON value.
+    pub json: Vec<u8>,
+}
+
+/// What a shard may be told by threads that are not shards.
+pub enum Notice {
+    /// An answer.
+    Answered(Answered),
+    /// The clerk wants a part of the list of agents.
+    Census(CensusTicket),
+    /// The daemon stops.
+    Stop,
+}
+
+/// What the writer is told.
+pub enum WriterPost {
+    /// Records of one shard, in order.
+    Records(Vec<Record>),
+    /// A question about stored messages.
+    Question(ShardId, Question),
+}
+
+/// What the clerk is told.
+pub enum ClerkPost {
+    /// A question about the daemon or its agents.
+    Question(ShardId, Question),
+    /// A part of the list of agents, and how the shard that tells it is doing.
+    Census(CensusPart, ShardGauges),
+    /// A shard has returned.
+    Finished(ShardId),
+}
+
+/// How a shard's thread is doing, beside what its heart knows.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ShardGauges {
+    /// Turns since the start.
+    pub turns: u64,
+    /// Processor time of its thread, microseconds.
+    pub busy_us: u64,
+    /// Mail that waits because another shard's lane is full.
+    pub lane_hold: u32,
+    /// Bytes received and sent since the start.
+    pub bytes_in: u64,
+    /// Bytes sent since the start.
+    pub bytes_out: u64,
+}
+
+/// Whether a thread sleeps. Law: a thread that finds its queues empty after `doze` may wait; who pushes before `rouse`
+/// either is seen by that look or finds the sleeper and rings.
+#[derive(Default)]
+pub struct Sleeper(CachePadded<AtomicBool>);
+
+impl Sleeper {
+    /// I am about to wait; look at the queues once more after this.
+    pub fn doze(&self) {
+        self.0.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    /// I am awake and will look at the queues before I wait again.
+    pub fn awake(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
+    /// I have pushed; does the other end sleep, so that I must ring? True for one caller only.
+    pub fn rouse(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::SeqCst)
+    }
+}
+
+struct Lane {
+    mail: ArrayQueue<Post>,
+    outcomes: ArrayQueue<Mail>,
+}
+
+/// One shard's ends.
+struct ShardPort {
+    /// From each shard, this one included (unused).
+    lanes: Vec<Lane>,
+    notices: ArrayQueue<Notice>,
+    committed: CachePadded<AtomicU64>,
+    /// Whether somebody at this shard waits for a commit: then the writer rings.
+    awaits_commit: AtomicBool,
+    presence: AtomicU64,
+    sleeper: Sleeper,
+    /// To the writer.
+    batches: ArrayQueue<WriterPost>,
+    /// Emptied batches on their way back, to be filled again.
+    spare: ArrayQueue<Vec<Record>>,
+}
+
+/// All queues of a daemon; shared by all its threads.
+pub struct Mesh {
+    shards: Vec<ShardPort>,
+    writer_sleeper: Sleeper,
+    clerk: ArrayQueue<ClerkPost>,
+    clerk_sleeper: Sleeper,
+}
+
+impl Mesh {
+    /// Queues between `shards` shards, a writer and a clerk.
+    pub fn new(shards: u16) -> Mesh {
+        let count = usize::from(shards);
+        let lane = (MAILS_TOTAL_MAX / (count * count)).clamp(64, LANE_MAILS_MAX);
+        let port = |own: usize| ShardPort {
+            lanes: (0..count)
+                .map(|from| if from == own { 1 } else { lane })
+                .map(|capacity| Lane { mail: ArrayQueue::new(capacity), outcomes: ArrayQueue::new(capacity) })
+                .collect(),
+            notices: ArrayQueue::new(QUESTIONS_MAX),
+            committed: CachePadded::default(),
+            awaits_commit: AtomicBool::new(false),
+            presence: AtomicU64::new(0),
+            sleeper: Sleeper::default(),
+            batches: ArrayQueue::new(WRITER_BATCHES_MAX),
+            spare: ArrayQueue::new(WRITER_BATCHES_MAX),
+        };
+        Mesh {
+            shards: (0..count).map(port).collect(),
+            writer_sleeper: Sleeper::default(),
+            clerk: ArrayQueue::new(QUESTIONS_MAX + 4 * count),
+            clerk_sleeper: Sleeper::default(),
+        }
+    }
+
+    /// How many shards there are.
+    pub fn shards(&self) -> u16 {
+        self.shards.len() as u16
+    }
+
+    fn port(&self, shard: ShardId) -> &ShardPort {
+        &self.shards[usize::from(shard.0)]
+    }
+
+    fn lane(&self, from: ShardId, to: ShardId) -> &Lane {
+        &self.port(to).lanes[usize::from(from.0)]
+    }
+
+    /// Hands over mail; gives it back when the lane is full.
+    pub fn push_mail(&self, from: ShardId, to: ShardId, post: Post) -> Result<(), Post> {
+        self.lane(from, to).mail.push(post)
+    }
+
+    /// Hands over an outcome on the reverse lane; gives it back when that is full.
+    pub fn push_outcome(&self, from: ShardId, to: ShardId, mail: Mail) -> Result<(), Mail> {
+        self.lane(from, to).outcomes.push(mail)
+    }
+
+    /// The next mail of one lane.
+    pub fn pop_mail(&self, from: ShardId, to: ShardId) -> Option<Post> {
+        self.lane(from, to).mail.pop()
+    }
+
+    /// The next outcome of one lane.
+    pub fn pop_outcome(&self, from: ShardId, to: ShardId) -> Option<Mail> {
+        self.lane(from, to).outcomes.pop()
+    }
+
+    /// Tells a shard something from outside the shards; gives it back when its queue is full.
+    pub fn notify(&self, to: ShardId, notice: Notice) -> Result<(), Notice> {
+        self.port(to).notices.push(notice)
+    }
+
+    /// The next notice for a shard.
+    pub fn pop_notice(&self, shard: ShardId) -> Option<Notice> {
+        self.port(shard).notices.pop()
+    }
+
+    /// The writer has committed a shard's records up to this number.
+    pub fn commit(&self, shard: ShardId, through: u64) {
+        self.port(shard).committed.store(through, Ordering::Release);
+    }
+
+    /// The number that the writer committed through.
+    pub fn committed(&self, shard: ShardId) -> u64 {
+        self.port(shard).committed.load(Ordering::Acquire)
+    }
+
+    /// Publishes a shard's presence generation.
+    pub fn publish_presence(&self, shard: ShardId, generation: u64) {
+        self.port(shard).presence.store(generation, Ordering::Relaxed);
+    }
+
+    /// The presence generations of all shards, as one number that changes when any of them does.
+    pub fn presence(&self) -> u64 {
+        self.shards.iter().map(|port| port.presence.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Says whether somebody at this shard waits for a commit. To be called before `doze`.
+    pub fn await_commit(&self, shard: ShardId, awaits: bool) {
+        self.port(shard).awaits_commit.store(awaits, Ordering::Relaxed);
+    }
+
+    /// Whether somebody at a shard waits for a commit.
+    pub fn awaits_commit(&self, shard: ShardId) -> bool {
+        fence(Ordering::SeqCst);
+        self.port(shard).awaits_commit.load(Ordering::Relaxed)
+    }
+
+    /// Hands something to the writer; gives it back when the shard's queue there is full.
+    pub fn push_batch(&self, from: ShardId, post: WriterPost) -> Result<(), WriterPost> {
+        self.port(from).batches.push(post)
+    }
+
+    /// The next thing a shard has for the writer.
+    pub fn pop_batch(&self, from: ShardId) -> Option<WriterPost> {
+        self.port(from).batches.pop()
+    }
+
+    /// Batches of a shard that the writer has not taken.
+    pub fn batches_waiting(&self, from: ShardId) -> usize {
+        self.port(from).batches.len()
+    }
+
+    /// Returns an emptied batch; when there are enough of them it is freed.
+    pub fn give_back(&self, to: ShardId, mut batch: Vec<Record>) {
+        batch.clear();
+        let _ = self.port(to).spare.push(batch);
+    }
+
+    /// An empty batch to fill.
+    pub fn spare_batch(&self, shard: ShardId) -> Vec<Record> {
+        self.port(shard).spare.pop().unwrap_or_default()
+    }
+
+    /// Hands something to the clerk; gives it back when its queue is full.
+    pub fn push_clerk(&self, post: ClerkPost) -> Result<(), ClerkPost> {
+        self.clerk.push(post)
+    }
+
+    /// The next thing for the clerk.
+    pub fn pop_clerk(&self) -> Option<ClerkPost> {
+        self.clerk.pop()
+    }
+
+    /// A shard's sleep.
+    pub fn shard_sleeper(&self, shard: ShardId) -> &Sleeper {
+        &self.port(shard).sleeper
+    }
+
+    /// The writer's sleep.
+    pub fn writer_sleeper(&self) -> &Sleeper {
+        &self.writer_sleeper
+    }
+
+    /// The clerk's sleep.
+    pub fn clerk_sleeper(&self) -> &Sleeper {
+        &self.clerk_sleeper
+    }
+
+    /// Whether anything waits for a shard; `committed` is what it knows to be committed, if it waits for more.
+    pub fn anything_for(&self, shard: ShardId, committed: Option<u64>) -> bool {
+        let port = self.port(shard);
+        port.lanes.iter().any(|lane| !lane.outcomes.is_empty() || !lane.mail.is_empty())
+            || !port.notices.is_empty()
+            || committed.is_some_and(|known| port.committed.load(Ordering::Acquire) != known)
+    }
+
+    /// Whether anything waits for the writer.
+    pub fn anything_for_writer(&self) -> bool {
+        self.shards.iter().any(|port| !port.batches.is_empty())
+    }
+
+    /// Whether anything waits for the clerk.
+    pub fn anything_for_clerk(&self) -> bool {
+        !self.clerk.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_lane_gives_the_mail_back_and_keeps_the_order() {
+        let mesh = Mesh::new(2);
+        let (here, there) = (ShardId(0), ShardId(1));
+        let read = |number| Mail::Read {
+            id: crate::base::MessageId { sender: crate::base::AgentId(1), number },
+            recipient: crate::base::AgentId(2),
+        };
+        let mut pushed = 0;
+        while mesh.push_mail(here, there, Post::Mail(read(pushed))).is_ok() {
+            pushed += 1;
+        }
+        assert_eq!(pushed as usize, LANE_MAILS_MAX);
+        for expected in 0..pushed {
+            match mesh.pop_mail(here, there) {
+                Some(Post::Mail(Mail::Read { id, .. })) => assert_eq!(id.number, expected),
+                _ => panic!("the lane holds what was pushed"),
+            }
+        }
+        assert!(mesh.pop_mail(here, there).is_none() && mesh.pop_mail(there, here).is_none());
+    }
+
+    #[test]
+    fn whoever_pushes_is_seen_or_rings() {
+        let mesh = std::sync::Arc::new(Mesh::new(2));
+        let total = 20_000u64;
+        let consumer = {
+            let mesh = mesh.clone();
+            std::thread::spawn(move || {
+                let (mut seen, sleeper) = (0, mesh.shard_sleeper(ShardId(1)));
+                while seen < total {
+                    sleeper.doze();
+                    if mesh.committed(ShardId(1)) == seen {
+                        std::thread::park();
+                    }
+                    sleeper.awake();
+                    seen = mesh.committed(ShardId(1));
+                }
+            })
+        };
+        for number in 1..=total {
+            mesh.commit(ShardId(1), number);
+            if mesh.shard_sleeper(ShardId(1)).rouse() {
+                consumer.thread().unpark();
+            }
+        }
+        consumer.join().expect("a lost wake-up would hang here");
+    }
+}

@@ -375,6 +375,12 @@ impl Queue {
         self.rate.bytes += weight as u64;
         let ask = entry.ask.take();
         let raw = std::mem::take(&mut entry.raw);
+        if let (What::Acknowledged, Some(ask)) = (&what, &ask)
+            && ask.wants.contains(Wants::DELIVERED)
+        {
+            // It can be acknowledged before we hear that it is written, or after that connection is gone.
+            news.push(News { id: entry.id, what: What::Delivered, ask: Some(ask.clone()), raw: None });
+        }
         let wanted = match &what {
             What::Acknowledged => ask.as_ref().is_some_and(|ask| ask.wants.contains(Wants::ACKNOWLEDGED)),
             _ => true,
@@ -602,6 +608,19 @@ mod tests {
         queue.acknowledge_through(Mono(Mono::ms(1_000)), at(4), &mut news);
         let wait = queue.retry_after_ms(Mono(Mono::ms(1_000)));
         assert!((200..300).contains(&wait), "a quarter of four messages at four a second: {wait}");
+    }
+
+    #[test]
+    fn what_is_acknowledged_before_it_is_known_to_be_written_was_delivered_all_the_same() {
+        let (mut queue, mut outbox, mut news) = (Queue::new(9), Outbox::default(), Vec::new());
+        let origin = Origin { shard: crate::base::ShardId(0), session: SESSION, ordinal: 1 };
+        let ask = Ask { origin, wants: Wants::DELIVERED, label: Bytes::new() };
+        queue.offer(&parcel(1), Mono(u64::MAX), false, Some(Box::new(ask)));
+        queue.pump(Mono(0), SESSION, WINDOW, &mut outbox);
+        queue.acknowledge_through(Mono(0), at(1), &mut news);
+        queue.mark_written(Mono(0), at(1), &mut news);
+        let whats: Vec<_> = news.iter().map(|news| news.what.clone()).collect();
+        assert_eq!(whats, [What::Delivered]);
     }
 
     #[test]

@@ -163,6 +163,7 @@ impl Relay {
             self.half_open -= 1;
         }
         self.live += 1;
+        self.presence_generation += 1;
         self.counters.welcomed += 1;
         if dialect == Dialect::Json {
             // A refusal here only means that the agent has all the subscriptions it may have.

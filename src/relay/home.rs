@@ -118,6 +118,7 @@ impl Numbers {
     pub(super) fn take(&mut self, number: u64) -> bool {
         if number > self.high {
             self.high = number;
+            self.refused.retain(|refused| *refused != number);
             return true;
         }
         match self.refused.iter().position(|refused| *refused == number) {
@@ -144,6 +145,9 @@ impl Numbers {
 
     /// It was refused: it may come again.
     pub(super) fn give_back(&mut self, number: u64) {
+        if self.refused.contains(&number) {
+            return;
+        }
         if number & crate::base::ids::NUMBER_FROM_LABEL == 0 {
             if self.refused.len() == REFUSED_REMEMBERED {
                 self.refused.pop_front();

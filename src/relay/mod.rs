@@ -6,6 +6,7 @@
 pub mod counters;
 pub mod delivery;
 mod event;
+mod gate;
 mod grace;
 mod hello;
 mod home;
@@ -75,6 +76,10 @@ pub struct Bounds {
     pub shard_waiting_bytes_max: usize,
     /// Nanoseconds that owed messages and silent agents are kept.
     pub retention: u64,
+    /// SENDs per second and connection; 0: as many as come.
+    pub messages_per_second: u32,
+    /// SENDs that a connection may save up.
+    pub burst: u32,
 }
 
 impl Default for Bounds {
@@ -89,6 +94,8 @@ impl Default for Bounds {
             waiting_messages_max: limits::WAITING_MESSAGES_MAX,
             shard_waiting_bytes_max: limits::SHARD_WAITING_BYTES_MAX,
             retention: limits::RETENTION,
+            messages_per_second: 0,
+            burst: 0,
         }
     }
 }
@@ -102,6 +109,7 @@ pub struct Relay {
     sessions: Sessions,
     half_open: usize,
     live: usize,
+    presence_generation: u64,
     agents: Agents,
     topics: Topics,
     grace: Grace,
@@ -137,6 +145,7 @@ impl Relay {
             sessions: Sessions::default(),
             half_open: 0,
             live: 0,
+            presence_generation: 0,
             agents: Agents::default(),
             topics: Topics::default(),
             grace: Grace::default(),
@@ -221,6 +230,16 @@ impl Relay {
     /// Whether recipients have got further than the writer knows.
     pub fn progress_is_due(&self) -> bool {
         !self.progress.is_empty()
+    }
+
+    /// Changes whenever somebody comes or goes.
+    pub fn presence_generation(&self) -> u64 {
+        self.presence_generation
+    }
+
+    /// Whether somebody waits for a commit.
+    pub fn awaits_commit(&self) -> bool {
+        !self.uncommitted.is_empty()
     }
 
     /// Every connection has been told BYE and is gone.
@@ -401,6 +420,7 @@ impl Relay {
             return;
         }
         self.live -= 1;
+        self.presence_generation += 1;
         agent.last_seen = now;
         agent.presence = match reason {
             CloseReason::Bye => Presence::Left(now.mono),
@@ -639,10 +659,8 @@ impl Relay {
         let Some(session) = self.sessions.find_mut(id) else { return };
         // The asker has shown that it is alive and allowed; it may ask again.
         session.opened_at = now.mono;
-        for (part, more) in crate::wire::answer_parts(&json) {
-            let json = Cow::Owned(part.to_vec());
-            outbox.reply(id, Frame::Answer(Box::new(crate::wire::Answer { number, more, failed, json })));
-        }
+        let answer = crate::wire::Answer { number, more: false, failed, json: Cow::Owned(json) };
+        outbox.reply(id, Frame::Answer(Box::new(answer)));
     }
 
     fn on_receipts(&mut self, slot: AgentSlot, receipts: &[Receipt], outbox: &mut Outbox) {
@@ -664,21 +682,22 @@ impl Relay {
 
     fn on_census(&mut self, now: Now, ticket: CensusTicket, outbox: &mut Outbox) {
         let end = self.agents.slots().min(ticket.cursor.saturating_add(CENSUS_ROWS));
-        let rows = (ticket.cursor..end).filter_map(|slot| self.agents.peek(AgentSlot(slot))).map(|agent| AgentRow {
-            name: agent.name.clone(),
-            live: agent.session().is_some(),
-            json: agent.dialect == Dialect::Json,
-            profile: agent.profile.clone(),
-            first_seen_ms: agent.first_seen_ms,
-            last_seen_ms: agent.last_seen.wall_ms,
-            messages_sent: agent.messages_sent,
-            messages_received: agent.messages_received,
-            waiting_messages: agent.queue.len() as u32,
-            waiting_bytes: agent.queue.bytes() as u32,
-            in_flight: agent.queue.in_flight(),
-            oldest_unacknowledged_ms: agent.queue.oldest_sent_at().map(|at| now.mono.since(at) / 1_000_000),
-            topics: agent.subscriptions.iter().filter_map(|(topic, _)| self.topics.name(*topic).cloned()).collect(),
-        });
+        let rows =
+            (ticket.cursor.min(end)..end).filter_map(|slot| self.agents.peek(AgentSlot(slot))).map(|agent| AgentRow {
+                name: agent.name.clone(),
+                live: agent.session().is_some(),
+                json: agent.dialect == Dialect::Json,
+                profile: agent.profile.clone(),
+                first_seen_ms: agent.first_seen_ms,
+                last_seen_ms: agent.last_seen.wall_ms,
+                messages_sent: agent.messages_sent,
+                messages_received: agent.messages_received,
+                waiting_messages: agent.queue.len() as u32,
+                waiting_bytes: agent.queue.bytes() as u32,
+                in_flight: agent.queue.in_flight(),
+                oldest_unacknowledged_ms: agent.queue.oldest_sent_at().map(|at| now.mono.since(at) / 1_000_000),
+                topics: agent.subscriptions.iter().filter_map(|(topic, _)| self.topics.name(*topic).cloned()).collect(),
+            });
         let rows = rows.collect();
         let next = (end < self.agents.slots()).then_some(end);
         let gauges = next.is_none().then(|| Box::new(self.gauges()));

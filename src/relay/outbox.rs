@@ -201,7 +201,7 @@ pub struct Question {
 pub struct CensusTicket {
     /// Repeated in the answer.
     pub ticket: u64,
-    /// Where to go on; 0 at the beginning.
+    /// Where to go on; 0 at the beginning; `u32::MAX` asks for the gauges alone.
     pub cursor: u32,
 }
 

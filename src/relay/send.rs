@@ -7,7 +7,7 @@ use super::home::{AgentSlot, Presence};
 use super::outbox::{Outbox, Recipients, Record};
 use super::session::{State, Tracker};
 use super::timers::Timer;
-use super::{Relay, no_label, text_of};
+use super::{Bounds, Relay, no_label, text_of};
 use crate::base::limits::{FRAME_BYTES_MAX, LOST_REACHABLE};
 use crate::base::{AgentId, Bytes, CloseReason, Mono, Now, RefuseReason, SessionId, ShardId, name};
 use crate::wire::{Dialect, ErrorCode, HEADER_BYTES, Message, Parcel, Wants, json};
@@ -31,22 +31,29 @@ impl Relay {
         let Some(session) = self.sessions.find_mut(id) else { return };
         session.sends += 1;
         let (ordinal, dialect) = (session.sends, session.dialect);
+        let origin = Origin { shard: self.options.shard, session: id, ordinal };
+        let Bounds { messages_per_second, burst, .. } = self.options.bounds;
         let agent = &mut self.agents[slot];
         agent.messages_sent += 1;
         self.counters.messages_in += 1;
-        if message.from() != agent.name.as_bytes() || message.id().sender != agent.id {
-            let origin = Origin { shard: self.options.shard, session: id, ordinal };
-            return self.refuse(&message, origin, RefuseReason::Malformed, outbox);
-        }
+        // First of all, so that every refusal below gives back what was taken here.
         let number = message.id().number;
         let new = match dialect {
             Dialect::Native => agent.numbers.take(number),
             Dialect::Json => agent.numbers.take_label(number),
         };
-        let origin = Origin { shard: self.options.shard, session: id, ordinal };
         if !new {
             self.counters.duplicates += 1;
             return self.ask_again(message, origin, outbox);
+        }
+        if message.from() != agent.name.as_bytes() || message.id().sender != agent.id {
+            // Its own number is given back, whosever number the message claims.
+            agent.numbers.give_back(number);
+            return self.refuse(&message, origin, RefuseReason::Malformed, 0, outbox);
+        }
+        let wait_ms = session.bucket.take(now.mono, messages_per_second, burst);
+        if wait_ms > 0 {
+            return self.refuse(&message, origin, RefuseReason::RateLimited, wait_ms, outbox);
         }
         self.route(now, message, origin, dialect, outbox);
     }
@@ -64,7 +71,7 @@ impl Relay {
         self.counters.messages_in += 1;
         let from = message.from();
         if name::check_agent(from).is_err() || message.id().sender != AgentId::of(from) {
-            return self.refuse(&message, origin, RefuseReason::Malformed, outbox);
+            return self.refuse(&message, origin, RefuseReason::Malformed, 0, outbox);
         }
         self.route(now, message, origin, Dialect::Native, outbox);
     }
@@ -73,16 +80,16 @@ impl Relay {
     fn route(&mut self, now: Now, message: Message<'_>, origin: Origin, dialect: Dialect, outbox: &mut Outbox) {
         let (to, topic) = (message.to(), message.topic());
         let too_long = message.raw.len() + HEADER_BYTES > FRAME_BYTES_MAX
-            || (dialect == Dialect::Json && message.raw.len() > SURELY_FITS_JSON && json_is_too_long(&message, to));
+            || (dialect == Dialect::Json && !json::deliver_fits(&message));
         if too_long {
-            return self.refuse(&message, origin, RefuseReason::TooLong, outbox);
+            return self.refuse(&message, origin, RefuseReason::TooLong, 0, outbox);
         }
         if self.stopping {
-            return self.refuse(&message, origin, RefuseReason::Stopping, outbox);
+            return self.refuse(&message, origin, RefuseReason::Stopping, 1000, outbox);
         }
         let fanout = is_fanout(to);
         if fanout && !topic.is_empty() && name::check_topic(topic).is_err() {
-            return self.refuse(&message, origin, RefuseReason::Malformed, outbox);
+            return self.refuse(&message, origin, RefuseReason::Malformed, 0, outbox);
         }
         let home = self.hasher.hash(to).home(self.options.shards);
         let raw = self.chunks.copy(message.raw);
@@ -97,7 +104,7 @@ impl Relay {
         }
         let parcel = parcel.with_topic_from_to();
         if !self.track(&parcel, origin) {
-            return self.refuse(&message, origin, RefuseReason::LaneFull, outbox);
+            return self.refuse(&message, origin, RefuseReason::LaneFull, 1000, outbox);
         }
         for shard in 0..self.options.shards {
             if ShardId(shard) != self.options.shard {
@@ -252,7 +259,7 @@ impl Relay {
         }
         if agent.dialect == Dialect::Json && parcel.raw.len() > SURELY_FITS_JSON {
             let message = Message::check(&parcel.raw, parcel.checksum);
-            if message.is_none_or(|message| json_is_too_long(&message, agent.name.as_bytes())) {
+            if message.is_none_or(|message| json::deliver_length(&message, &agent.name) > FRAME_BYTES_MAX) {
                 return Err(RefuseReason::TooLong);
             }
         }
@@ -291,10 +298,17 @@ impl Relay {
     }
 
     /// Not accepted, and nothing was kept of it.
-    fn refuse(&mut self, message: &Message<'_>, origin: Origin, reason: RefuseReason, outbox: &mut Outbox) {
+    fn refuse(
+        &mut self,
+        message: &Message<'_>,
+        origin: Origin,
+        reason: RefuseReason,
+        retry_after_ms: u32,
+        outbox: &mut Outbox,
+    ) {
         self.count_refusal(reason);
         let fields = message.fields();
-        let what = What::Refused { reason, retry_after_ms: 100, queue_depth: 0, recipient: text_of(fields.to).into() };
+        let what = What::Refused { reason, retry_after_ms, queue_depth: 0, recipient: text_of(fields.to).into() };
         let label = if fields.label.is_empty() { no_label() } else { Bytes::copy_from_slice(fields.label) };
         let (id, wants) = (message.id(), message.wants());
         self.push_record(Record::Refused { id, reason }, outbox);
@@ -344,9 +358,4 @@ fn retry_after_ms(reason: RefuseReason, queue: &Queue, now: Now) -> u32 {
         // The writer empties its queue at least this often.
         _ => 50,
     }
-}
-
-/// Whether the JSON DELIVER of `message` to `recipient` would be longer than a frame may be.
-fn json_is_too_long(message: &Message<'_>, recipient: &[u8]) -> bool {
-    json::deliver_length(message, recipient) > FRAME_BYTES_MAX
 }

@@ -6,6 +6,7 @@
 //! ```
 
 use super::event::Peer;
+use super::gate::Bucket;
 use super::home::AgentSlot;
 use crate::base::{Mono, SessionId};
 use crate::wire::{Dialect, Wants};
@@ -26,6 +27,7 @@ pub(super) struct Session {
     pub(super) trackers: Vec<Tracker>,
     /// Where the last receipt for this session lies in the outbox of turn-part `receipt_mark.0`, to be extended.
     pub(super) receipt_mark: (u64, usize),
+    pub(super) bucket: Bucket,
 }
 
 /// Where a connection stands.
@@ -61,6 +63,7 @@ impl Session {
             sends: 0,
             trackers: Vec::new(),
             receipt_mark: (u64::MAX, 0),
+            bucket: Bucket::default(),
         }
     }
 

@@ -2,9 +2,10 @@
 
 use super::delivery::News;
 use super::event::{Mail, Origin, Outcome, What};
+use super::home::AgentSlot;
 use super::outbox::{Outbox, Output, Record};
 use super::send::{is_fanout, outcome};
-use super::session::State;
+use super::session::{Session, State};
 use super::{Relay, text_of};
 use crate::base::{AgentId, Bytes, MessageId, RefuseReason, SessionId, ShardId};
 use crate::wire::{Busy, Dialect, ErrorCode, ErrorFrame, Frame, Message, Parcel, Receipt, ReceiptState, Wants};
@@ -137,18 +138,19 @@ impl Relay {
 
     /// Says it on the sender's connection, if that is still there; else on the connection that its agent has now.
     pub(super) fn tell(&mut self, outcome: Outcome, outbox: &mut Outbox) {
-        let agent = self.agents.find_id(outcome.id.sender);
-        if let What::Refused { .. } = outcome.what
-            && outcome.recipient == AgentId(0)
-            && let Some(slot) = agent
-        {
-            // Not accepted means not sent: the same SEND may come again.
-            self.agents[slot].numbers.give_back(outcome.id.number);
-        }
         let id = if self.is_submitter(outcome.origin.session) {
             outcome.origin.session
         } else {
-            match agent.and_then(|slot| self.agents[slot].session()) {
+            let Some(slot) = self.sender_of(&outcome) else { return };
+            let agent = &mut self.agents[slot];
+            if matches!(outcome.what, What::Refused { .. })
+                && outcome.recipient == AgentId(0)
+                && outcome.id.sender == agent.id
+            {
+                // Not accepted means not sent: the same SEND may come again.
+                agent.numbers.give_back(outcome.id.number);
+            }
+            match agent.session() {
                 Some(id) => id,
                 None => return,
             }
@@ -161,6 +163,12 @@ impl Relay {
             Dialect::Native => self.tell_native(id, &outcome, outbox),
             Dialect::Json => tell_json(id, &outcome, outbox),
         }
+    }
+
+    /// Whose message it was: the agent on the connection that it came from, or the one that it names.
+    fn sender_of(&self, outcome: &Outcome) -> Option<AgentSlot> {
+        let here = self.sessions.find(outcome.origin.session).and_then(Session::agent);
+        here.or_else(|| self.agents.find_id(outcome.id.sender))
     }
 
     /// A fan-out is accepted, or durable, when every shard has said so.

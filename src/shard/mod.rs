@@ -1,1 +1,403 @@
-//! x
+//! A shard: one thread, one driver, one heart. The turn is all there is; `ingress` and `egress` are its two halves.
+//! Touches no disk, no name server, no outbound connection and no lock.
+#![forbid(unsafe_code)]
+
+mod connections;
+mod egress;
+mod ingress;
+
+use crate::base::{Mono, Name, Now, SessionId, ShardId};
+use crate::mesh::{ClerkPost, Mesh, Notice, Post, ShardGauges, WriterPost};
+use crate::relay::{self, Event, Mail, Outbox, Peer, Record, Relay};
+use crate::uring::{Driver, ListenerId, ReceiveMode, SendBuffer, Waker};
+use crate::wire::json::Scratch;
+use connections::{Connection, Connections, Stage};
+use rustix::net::sockopt;
+use rustix::time::{ClockId, clock_gettime};
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Bytes of answers that may wait for one connection before it is closed: escaped JSON is up to six times as long as
+/// the half MiB of messages that a window holds, and some replies come on top.
+const EGRESS_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How long a connection that was told to close may take to read what it was told.
+const LINGER: u64 = Mono::ms(2_000);
+/// How long accepting pauses when descriptors run out.
+const ACCEPT_PAUSE: u64 = Mono::ms(100);
+/// How long a turn waits at most while mail is held because another shard's lane is full.
+const HELD_WAIT: Duration = Duration::from_micros(200);
+/// Emptied buffers kept for reuse, of each kind.
+const SPARES_MAX: usize = 256;
+/// Larger ones are freed.
+const SPARE_BYTES_MAX: usize = 256 * 1024;
+
+/// What a shard is told once.
+pub struct Options {
+    /// Its heart's options; `shard` and `shards` are there.
+    pub relay: relay::Options,
+    /// This process's user: the only one, with root, that may use the Unix socket.
+    pub owner_uid: u32,
+    /// Records reach the writer at the latest after this many nanoseconds …
+    pub flush_interval: u64,
+    /// … or when this many wait.
+    pub batch_trigger: usize,
+}
+
+/// How to end the other threads' sleep.
+#[derive(Clone)]
+pub struct Bells {
+    /// Each shard's.
+    pub shards: Vec<Waker>,
+    /// The writer's.
+    pub writer: Waker,
+    /// The clerk's.
+    pub clerk: Waker,
+}
+
+/// A shard, on its own thread.
+pub struct Shard {
+    driver: Driver,
+    listeners: Vec<ListenerId>,
+    inner: Inner,
+}
+
+/// Everything but the driver, so that completions can be taken while the driver hands them out.
+struct Inner {
+    shard: ShardId,
+    options: Options,
+    relay: Relay,
+    outbox: Outbox,
+    mesh: Arc<Mesh>,
+    bells: Bells,
+    connections: Connections,
+    now: Now,
+    /// Whether `now` was read since the driver's wait.
+    fresh: bool,
+    /// Connections that have received once and may receive again.
+    rearm: Vec<SessionId>,
+    /// Connections that have something to send or to close.
+    due: Vec<SessionId>,
+    /// Connections that are gone, whose descriptors the driver still holds.
+    doomed: Vec<SessionId>,
+    /// Connections at home whose bytes behind the HELLO have not been read.
+    unread: Vec<SessionId>,
+    accepted: Vec<(ListenerId, OwnedFd)>,
+    paused: Vec<(Mono, ListenerId)>,
+    lingering: VecDeque<(Mono, SessionId)>,
+    holds: Vec<Hold>,
+    /// To whom something was pushed in this turn.
+    pushed: Vec<bool>,
+    writer_pushed: bool,
+    clerk_pushed: bool,
+    batch: Vec<Record>,
+    batch_bytes: usize,
+    /// Since when records, or progress, wait to be told to the writer.
+    records_since: Option<Mono>,
+    writer_hold: VecDeque<WriterPost>,
+    writer_was_full: bool,
+    committed: u64,
+    scratch: Scratch,
+    spares: Spares,
+    nameless: Name,
+    receiving: bool,
+    stopping: bool,
+    turns: u64,
+    bytes_in: u64,
+    bytes_out: u64,
+}
+
+/// Mail that a full lane did not take.
+#[derive(Default)]
+struct Hold {
+    posts: VecDeque<Post>,
+    outcomes: VecDeque<Mail>,
+}
+
+/// Emptied buffers.
+#[derive(Default)]
+struct Spares {
+    buffers: Vec<SendBuffer>,
+    stashes: Vec<Vec<u8>>,
+}
+
+impl Shard {
+    /// A shard that is ready to run on this thread.
+    pub fn new(options: Options, mut driver: Driver, mesh: Arc<Mesh>, bells: Bells, listeners: Vec<OwnedFd>) -> Shard {
+        let listeners = listeners.into_iter().map(|listener| driver.listen(listener)).collect();
+        let count = usize::from(options.relay.shards);
+        let inner = Inner {
+            shard: options.relay.shard,
+            relay: Relay::new(options.relay.clone()),
+            options,
+            outbox: Outbox::default(),
+            mesh,
+            bells,
+            connections: Connections::default(),
+            now: clock(),
+            fresh: false,
+            rearm: Vec::new(),
+            due: Vec::new(),
+            doomed: Vec::new(),
+            unread: Vec::new(),
+            accepted: Vec::new(),
+            paused: Vec::new(),
+            lingering: VecDeque::new(),
+            holds: (0..count).map(|_| Hold::default()).collect(),
+            pushed: vec![false; count],
+            writer_pushed: false,
+            clerk_pushed: false,
+            batch: Vec::new(),
+            batch_bytes: 0,
+            records_since: None,
+            writer_hold: VecDeque::new(),
+            writer_was_full: false,
+            committed: 0,
+            scratch: Scratch::default(),
+            spares: Spares::default(),
+            nameless: "".into(),
+            receiving: true,
+            stopping: false,
+            turns: 0,
+            bytes_in: 0,
+            bytes_out: 0,
+        };
+        Shard { driver, listeners, inner }
+    }
+
+    /// Turns until the daemon stops and everyone has been told BYE.
+    pub fn run(mut self) -> std::io::Result<()> {
+        while !self.inner.is_done() {
+            self.turn()?;
+        }
+        let _ = self.inner.mesh.push_clerk(ClerkPost::Finished(self.inner.shard));
+        self.inner.bells.clerk.wake();
+        Ok(())
+    }
+
+    /// One turn: wait once, take everything that has arrived, decide, act.
+    fn turn(&mut self) -> std::io::Result<()> {
+        let Shard { driver, listeners, inner } = self;
+        let timeout = inner.doze();
+        inner.fresh = false;
+        driver.turn(timeout, |completion| inner.take(completion))?;
+        inner.mesh.shard_sleeper(inner.shard).awake();
+        inner.tick();
+        inner.admit(driver);
+        inner.drain_mesh(driver);
+        inner.relay.expire(inner.now, &mut inner.outbox);
+        inner.perform(driver);
+        while inner.read_unread() {
+            inner.perform(driver);
+        }
+        inner.flush_records(false);
+        inner.perform(driver);
+        inner.push_holds();
+        inner.flush(driver);
+        inner.end_lingering(driver);
+        inner.listen_again(driver);
+        inner.rouse(driver);
+        let receiving = inner.holds.iter().all(|hold| hold.posts.is_empty() && hold.outcomes.is_empty());
+        if inner.stopping {
+            for listener in listeners.drain(..) {
+                driver.close_listener(listener);
+            }
+        }
+        inner.turns += 1;
+        inner.mesh.publish_presence(inner.shard, inner.relay.presence_generation());
+        if receiving != inner.receiving {
+            inner.receiving = receiving;
+            driver.set_receiving(receiving);
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    /// Reads the clock, once after each wait.
+    fn tick(&mut self) {
+        if !self.fresh {
+            self.fresh = true;
+            self.now = clock();
+        }
+    }
+
+    /// How long the driver may wait. Whoever pushes after this look finds the sleeper and rings.
+    fn doze(&mut self) -> Option<Duration> {
+        let now = clock().mono;
+        let mut deadline = self.relay.next_deadline();
+        let mut sooner = |at: Mono| deadline = Some(deadline.map_or(at, |deadline: Mono| deadline.min(at)));
+        if let Some(since) = self.records_since {
+            sooner(since + self.options.flush_interval);
+        }
+        if let Some((until, _)) = self.lingering.front() {
+            sooner(*until);
+        }
+        for (until, _) in &self.paused {
+            sooner(*until);
+        }
+        let timeout = deadline.map(|deadline| Duration::from_nanos(deadline.since(now)));
+        if !self.receiving || !self.writer_hold.is_empty() {
+            return Some(timeout.map_or(HELD_WAIT, |timeout| timeout.min(HELD_WAIT)));
+        }
+        let awaits = self.relay.awaits_commit();
+        self.mesh.await_commit(self.shard, awaits);
+        self.mesh.shard_sleeper(self.shard).doze();
+        let busy = !self.due.is_empty() || !self.doomed.is_empty();
+        let waiting = self.mesh.anything_for(self.shard, awaits.then_some(self.committed));
+        if busy || waiting { Some(Duration::ZERO) } else { timeout }
+    }
+
+    /// New connections, and listeners whose pause is over.
+    fn admit(&mut self, driver: &mut Driver) {
+        for (_, descriptor) in std::mem::take(&mut self.accepted) {
+            let peer = match self.peer_of(&descriptor) {
+                Some(peer) => peer,
+                None => {
+                    tracing::warn!(
+                        reason = "forbidden",
+                        "another user tried the Unix socket; it serves its owner only"
+                    );
+                    continue;
+                }
+            };
+            match driver.attach(descriptor) {
+                Ok(session) => {
+                    self.connections.insert(session, Connection::new(peer, &self.nameless));
+                    self.rearm.push(session);
+                    self.relay.handle(self.now, Event::Opened { session, peer }, &mut self.outbox);
+                }
+                Err(_) => tracing::warn!(reason = "connections_full", "a connection was refused: every slot is in use"),
+            }
+        }
+        let now = self.now.mono;
+        self.paused.retain(|(until, listener)| {
+            let over = *until <= now;
+            if over {
+                driver.pause_accepting(*listener, false);
+            }
+            !over
+        });
+    }
+
+    /// Who is at the other end; none for another user on the Unix socket.
+    fn peer_of(&self, descriptor: &OwnedFd) -> Option<Peer> {
+        match sockopt::socket_peercred(descriptor) {
+            Ok(credentials) if credentials.uid.as_raw() != u32::MAX => {
+                let uid = credentials.uid.as_raw();
+                (uid == self.options.owner_uid || uid == 0).then_some(Peer { owner: true })
+            }
+            _ => {
+                // TCP: small frames must not wait for each other.
+                let _ = sockopt::set_tcp_nodelay(descriptor, true);
+                Some(Peer { owner: false })
+            }
+        }
+    }
+
+    /// Commits first, since they free room; then outcomes, then mail, then the rest.
+    fn drain_mesh(&mut self, driver: &mut Driver) {
+        let committed = self.mesh.committed(self.shard);
+        if committed != self.committed {
+            self.committed = committed;
+            self.relay.handle(self.now, Event::Committed { through: committed }, &mut self.outbox);
+        }
+        for from in 0..self.holds.len() {
+            let from_shard = ShardId(from as u16);
+            while let Some(mail) = self.mesh.pop_outcome(from_shard, self.shard) {
+                self.relay.handle(self.now, Event::Mail { from: from_shard, mail }, &mut self.outbox);
+            }
+            // What this mail causes must find room on the way back; until then it stays where it is bounded.
+            if !self.holds[from].outcomes.is_empty() {
+                continue;
+            }
+            for _ in 0..crate::base::limits::LANE_MAILS_MAX {
+                match self.mesh.pop_mail(from_shard, self.shard) {
+                    Some(Post::Mail(mail)) => {
+                        self.relay.handle(self.now, Event::Mail { from: from_shard, mail }, &mut self.outbox);
+                    }
+                    Some(Post::Connection(moved)) => match driver.attach(moved.descriptor) {
+                        Ok(session) => {
+                            let mut connection = Connection::new(moved.peer, &self.nameless);
+                            connection.dialect = Some(moved.dialect);
+                            connection.stage = Stage::Greeting;
+                            connection.stash = moved.unread;
+                            self.connections.insert(session, connection);
+                            let (peer, dialect, hello) = (moved.peer, moved.dialect, moved.hello);
+                            let event = Event::Adopted { session, peer, dialect, hello };
+                            self.relay.handle(self.now, event, &mut self.outbox);
+                        }
+                        Err(_) => tracing::warn!(reason = "connections_full", "a connection found its home full"),
+                    },
+                    None => break,
+                }
+            }
+        }
+        while let Some(notice) = self.mesh.pop_notice(self.shard) {
+            let event = match notice {
+                Notice::Answered(answer) => Event::Answered {
+                    session: answer.session,
+                    number: answer.number,
+                    failed: answer.failed,
+                    json: answer.json,
+                },
+                Notice::Census(ticket) => Event::Census(ticket),
+                Notice::Stop => {
+                    self.stopping = true;
+                    Event::Stop
+                }
+            };
+            self.relay.handle(self.now, event, &mut self.outbox);
+        }
+    }
+
+    /// Connections that have just come home: what lay behind their HELLO is read now. Says whether there was any.
+    fn read_unread(&mut self) -> bool {
+        let unread = std::mem::take(&mut self.unread);
+        for id in &unread {
+            if let Some(connection) = self.connections.find_mut(*id) {
+                let stash = std::mem::take(&mut connection.stash);
+                self.receive(*id, &stash);
+            }
+        }
+        !unread.is_empty()
+    }
+
+    /// Connections without a session receive once more.
+    fn listen_again(&mut self, driver: &mut Driver) {
+        for id in self.rearm.drain(..) {
+            if let Some(connection) = self.connections.find_mut(id)
+                && connection.stage == Stage::Fresh
+                && connection.closing.is_none()
+            {
+                driver.receive(id, ReceiveMode::Once);
+            }
+        }
+    }
+
+    fn gauges(&self) -> ShardGauges {
+        let busy = clock_gettime(ClockId::ThreadCPUTime);
+        ShardGauges {
+            turns: self.turns,
+            busy_us: busy.tv_sec as u64 * 1_000_000 + busy.tv_nsec as u64 / 1_000,
+            lane_hold: self.holds.iter().map(|hold| (hold.posts.len() + hold.outcomes.len()) as u32).sum(),
+            bytes_in: self.bytes_in,
+            bytes_out: self.bytes_out,
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.stopping && self.connections.is_empty() && self.writer_hold.is_empty() && self.batch.is_empty()
+    }
+}
+
+/// Both clocks, now.
+fn clock() -> Now {
+    let mono = clock_gettime(ClockId::Monotonic);
+    let wall = clock_gettime(ClockId::Realtime);
+    Now {
+        mono: Mono(mono.tv_sec as u64 * 1_000_000_000 + mono.tv_nsec as u64),
+        wall_ms: wall.tv_sec as u64 * 1_000 + wall.tv_nsec as u64 / 1_000_000,
+    }
+}

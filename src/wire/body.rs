@@ -70,6 +70,7 @@ pub struct MessageFields<'a> {
 
 impl<'a> Message<'a> {
     /// Checks an archived body once; the value is the proof.
+    #[inline]
     pub fn check(raw: &'a [u8], checksum: u32) -> Option<Message<'a>> {
         let body = rkyv::access::<ArchivedBody, rkyv::rancor::Failure>(raw).ok()?;
         Some(Message { raw, checksum, body })

@@ -1,10 +1,11 @@
 //! [`Frame`] to native bytes, appended to the caller's buffer. Messages are copied, never encoded again.
 
 use super::header::FLAG_ACK_ONE;
-use super::{Ack, Frame, HEADER_BYTES, Header, Kind, MessageFields, body, control};
+use super::{Ack, Frame, HEADER_BYTES, Header, Kind, MessageFields, Receipt, body, control};
 use crate::base::Sequence;
 
 /// Appends a DELIVER: a header of its own and the body as it was received.
+#[inline]
 pub fn deliver(out: &mut Vec<u8>, flags: u8, sequence: Sequence, raw: &[u8], checksum: u32) {
     out.reserve(HEADER_BYTES + raw.len());
     out.extend_from_slice(&deliver_header(flags, sequence, raw.len() as u32, checksum));
@@ -12,6 +13,7 @@ pub fn deliver(out: &mut Vec<u8>, flags: u8, sequence: Sequence, raw: &[u8], che
 }
 
 /// The header of a DELIVER, for bodies that leave from where they lie.
+#[inline]
 pub fn deliver_header(flags: u8, sequence: Sequence, length: u32, checksum: u32) -> [u8; HEADER_BYTES] {
     Header { flags, length, checksum, sequence, ..Header::of(Kind::Deliver) }.encode()
 }
@@ -65,11 +67,7 @@ pub fn frame(out: &mut Vec<u8>, frame: &Frame<'_>, ack: Sequence) {
         Frame::Ack(Ack::One(sequence)) => {
             out.extend_from_slice(&Header { flags: FLAG_ACK_ONE, sequence: *sequence, ..of(Kind::Ack) }.encode());
         }
-        Frame::Receipt(receipts) => {
-            for part in receipts.chunks(control::RECEIPT_RECORDS_MAX) {
-                with_body(out, of(Kind::Receipt), |out| control::append_receipts(part, out));
-            }
-        }
+        Frame::Receipt(records) => receipts(out, records, ack),
         Frame::Subscribe(topic) => with_body(out, of(Kind::Subscribe), |out| control::append_topic(topic, out)),
         Frame::Unsubscribe(topic) => with_body(out, of(Kind::Unsubscribe), |out| control::append_topic(topic, out)),
         Frame::Ping(payload) => with_body(out, of(Kind::Ping), |out| control::append_payload(payload, out)),
@@ -98,6 +96,13 @@ pub fn frame(out: &mut Vec<u8>, frame: &Frame<'_>, ack: Sequence) {
         | Frame::Ignored
         | Frame::Unserved { .. }
         | Frame::Malformed { .. } => {}
+    }
+}
+
+/// Appends RECEIPT: one frame, or several when there are many records.
+pub fn receipts(out: &mut Vec<u8>, records: &[Receipt], ack: Sequence) {
+    for part in records.chunks(control::RECEIPT_RECORDS_MAX) {
+        with_body(out, Header { ack, ..Header::of(Kind::Receipt) }, |out| control::append_receipts(part, out));
     }
 }
 

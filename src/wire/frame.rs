@@ -418,13 +418,3 @@ pub struct Answer<'a> {
     /// A JSON value, UTF-8.
     pub json: Cow<'a, [u8]>,
 }
-
-/// Cuts an answer into parts that fit a frame; each comes with whether more follow.
-pub fn answer_parts(json: &[u8]) -> impl Iterator<Item = (&[u8], bool)> {
-    const PART_BYTES: usize = crate::base::limits::FRAME_BYTES_MAX / 2;
-    let parts = json.len().div_ceil(PART_BYTES).max(1);
-    (0..parts).map(move |part| {
-        let end = json.len().min((part + 1) * PART_BYTES);
-        (&json[part * PART_BYTES..end], part + 1 < parts)
-    })
-}

@@ -88,6 +88,7 @@ impl Kind {
         }
     }
 
+    #[inline]
     fn from_wire(number: u8) -> Option<Kind> {
         Kind::ALL.get(usize::from(number).wrapping_sub(1)).copied()
     }
@@ -118,6 +119,7 @@ impl Header {
     }
 
     /// The 40 bytes.
+    #[inline]
     pub fn encode(&self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[0] = MAGIC;
@@ -134,6 +136,7 @@ impl Header {
     }
 
     /// Reads and checks a header.
+    #[inline]
     pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Header, Corrupt> {
         let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;

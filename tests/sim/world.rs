@@ -259,6 +259,10 @@ impl World {
         for index in 0..self.agents.len() {
             let agent = &mut self.agents[index];
             agent.deaf_until = Mono(0);
+            if agent.liar || !agent.ruly {
+                // Numbers used twice, or by two: their outcomes cannot be told apart.
+                agent.unknown.clear();
+            }
             agent.connect_at = agent.connect_at.min(self.now.mono + Mono::ms(5_000));
             let alone = names.insert(agent.name_index);
             if agent.submitter || !alone {
@@ -277,7 +281,8 @@ impl World {
 
     fn is_settled(&mut self) -> bool {
         self.agents.iter().all(|agent| {
-            agent.retired || (agent.welcomed && agent.unknown.is_empty() && agent.again.is_empty() && agent.budget == 0)
+            let open = !agent.unknown.is_empty() && agent.ruly && !agent.liar;
+            agent.retired || (agent.welcomed && !open && agent.again.is_empty() && agent.budget == 0)
         }) && self.lanes.iter().flatten().all(VecDeque::is_empty)
             && self.links.iter().all(|link| link.end == End::Gone || link.is_quiet())
             && self.ledger.committed == self.ledger.pushed

@@ -1,0 +1,281 @@
+//! Every workload on every server, in interleaved rounds; medians, a table, and which targets are met.
+#![forbid(unsafe_code)]
+
+use crate::measure;
+use crate::outcome::Outcome;
+use crate::servers::{Places, Server};
+use crate::table;
+use argh::FromArgs;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Run everything and write RESULTS.md.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "run")]
+pub struct RunArguments {
+    /// one short round, to see that all works; its numbers mean little
+    #[argh(switch)]
+    quick: bool,
+    /// only these workloads or protocols (comma-separated)
+    #[argh(option)]
+    only: Option<String>,
+    /// rounds (default 3)
+    #[argh(option, default = "3")]
+    rounds: usize,
+    /// seconds of each measurement (default 1.2)
+    #[argh(option, default = "1.2")]
+    seconds: f64,
+    /// the relay program (default: beside this one)
+    #[argh(option)]
+    relay: Option<PathBuf>,
+    /// the unpacked npm package agent-relay 1.6.0 (default target/agent-relay/node_modules/agent-relay)
+    #[argh(option, default = "PathBuf::from(\"target/agent-relay/node_modules/agent-relay\")")]
+    agent_relay: PathBuf,
+    /// the directory of RESULTS.md and results/ (default perf)
+    #[argh(option, default = "PathBuf::from(\"perf\")")]
+    directory: PathBuf,
+}
+
+/// A workload and its sizes.
+pub struct Job {
+    /// Its name in table and raw lines.
+    pub key: &'static str,
+    /// What the table says about it.
+    pub title: &'static str,
+    workload: &'static str,
+    protocols: &'static [&'static str],
+    bodies: &'static [usize],
+    window: u32,
+    pairs: u32,
+    /// How many seconds, where the usual is not right.
+    seconds: Option<f64>,
+}
+
+const PEERS: &[&str] = &["floor", "relay", "redis", "nats", "mosquitto"];
+const BOTH: &[usize] = &[128, 1024];
+const SMALL: &[usize] = &[128];
+
+/// All of them.
+pub const JOBS: &[Job] = &[
+    Job {
+        key: "pingpong",
+        title: "Ping-pong between two agents (round trip; CPU per message, two to a round trip)",
+        workload: "pingpong",
+        protocols: &["floor", "splice", "relay", "redis", "nats", "mosquitto"],
+        bodies: BOTH,
+        window: 1,
+        pairs: 1,
+        seconds: None,
+    },
+    Job {
+        key: "pair",
+        title: "One sender to one receiver, 256 in flight",
+        workload: "pair",
+        protocols: PEERS,
+        bodies: BOTH,
+        window: 256,
+        pairs: 1,
+        seconds: None,
+    },
+    Job {
+        key: "pairs",
+        title: "64 pairs, 16 in flight each",
+        workload: "pairs",
+        protocols: PEERS,
+        bodies: BOTH,
+        window: 16,
+        pairs: 64,
+        seconds: None,
+    },
+    Job {
+        key: "open",
+        title: "64 pairs, open loop at 50,000 messages per second (latency from the moment a message was due)",
+        workload: "open",
+        protocols: PEERS,
+        bodies: BOTH,
+        window: 1,
+        pairs: 64,
+        seconds: None,
+    },
+    Job {
+        key: "fan100",
+        title: "1 to 100 fan-out, 16 in flight (per delivery)",
+        workload: "fanout",
+        protocols: PEERS,
+        bodies: BOTH,
+        window: 16,
+        pairs: 100,
+        seconds: None,
+    },
+    Job {
+        key: "fan10000",
+        title: "1 to 9,990 fan-out, one at a time (latency until the last copy)",
+        workload: "fanout",
+        protocols: PEERS,
+        bodies: SMALL,
+        window: 1,
+        pairs: 9_990,
+        seconds: None,
+    },
+    Job {
+        key: "same",
+        title: "Two shards on cores 0 and 1, 64 pairs, 16 in flight: both ends on one shard",
+        workload: "same",
+        protocols: &["relay"],
+        bodies: SMALL,
+        window: 16,
+        pairs: 64,
+        seconds: None,
+    },
+    Job {
+        key: "cross",
+        title: "Two shards on cores 0 and 1, 64 pairs, 16 in flight: every message crosses",
+        workload: "cross",
+        protocols: &["relay"],
+        bodies: SMALL,
+        window: 16,
+        pairs: 64,
+        seconds: None,
+    },
+    Job {
+        key: "json",
+        title: "JSON wire, one sender to one receiver, 256 in flight, an ACK for each DELIVER",
+        workload: "pair",
+        protocols: &["relay-json", "agent-relay"],
+        bodies: SMALL,
+        window: 256,
+        pairs: 1,
+        seconds: Some(3.0),
+    },
+    Job {
+        key: "idle",
+        title: "1,000 agents, all silent",
+        workload: "connect",
+        protocols: &["relay"],
+        bodies: SMALL,
+        window: 1,
+        pairs: 1_000,
+        seconds: Some(15.0),
+    },
+    Job {
+        key: "connect",
+        title: "9,990 agents connect, then are silent",
+        workload: "connect",
+        protocols: PEERS,
+        bodies: SMALL,
+        window: 1,
+        pairs: 9_990,
+        // Long enough for each agent to be asked for two signs of life.
+        seconds: Some(22.0),
+    },
+];
+
+/// Job, protocol, body: the medians of its rounds.
+pub type Medians = BTreeMap<(&'static str, &'static str, usize), Outcome>;
+
+/// Runs what `arguments` ask for.
+pub fn run(arguments: &RunArguments) -> Result<(), String> {
+    let places = places(arguments)?;
+    measure::raise_descriptor_limit().map_err(|error| format!("descriptor limit: {error}"))?;
+    let mut outcomes: BTreeMap<(&'static str, &'static str, usize), Vec<Outcome>> = BTreeMap::new();
+    let mut raw = String::new();
+    let rounds = if arguments.quick { 1 } else { arguments.rounds };
+    for round in 1..=rounds {
+        for (job, body, protocol) in turns(arguments) {
+            let seconds = seconds(job, protocol, arguments);
+            let line = match measure_once(job, protocol, body, seconds, &places) {
+                Ok(outcome) => {
+                    let line = serde_json::json!({
+                        "round": round, "job": job.key, "protocol": protocol, "body": body, "outcome": outcome,
+                    });
+                    outcomes.entry((job.key, protocol, body)).or_default().push(outcome);
+                    line
+                }
+                Err(error) => {
+                    eprintln!("round {round}, {}, {protocol}, {body} B: {error}", job.key);
+                    serde_json::json!({
+                        "round": round, "job": job.key, "protocol": protocol, "body": body, "error": error,
+                    })
+                }
+            };
+            let _ = writeln!(raw, "{line}");
+        }
+        eprintln!("round {round} of {rounds} done");
+    }
+    let medians: Medians = outcomes.into_iter().map(|(key, runs)| (key, Outcome::median(&runs))).collect();
+    let conditions = if arguments.quick { "one short round".into() } else { format!("medians of {rounds} rounds") };
+    let report = table::report(&medians, &conditions, &arguments.directory);
+    println!("{report}");
+    let write = |path: &Path, text: &str| {
+        fs::write(path, text).map_err(|error| format!("{} cannot be written: {error}", path.display()))
+    };
+    let results = arguments.directory.join("results");
+    fs::create_dir_all(&results).map_err(|error| format!("{} cannot be made: {error}", results.display()))?;
+    // A part or a quick look does not replace the whole.
+    if arguments.quick || arguments.only.is_some() {
+        return write(&results.join("partial.jsonl"), &raw);
+    }
+    write(&results.join("latest.jsonl"), &raw)?;
+    write(&arguments.directory.join("RESULTS.md"), &report)
+}
+
+fn places(arguments: &RunArguments) -> Result<Places, String> {
+    let beside = std::env::current_exe().map_err(|error| error.to_string())?.with_file_name("relay");
+    let absolute = |path: &Path| std::path::absolute(path).map_err(|error| error.to_string());
+    Ok(Places {
+        relay: absolute(arguments.relay.as_deref().unwrap_or(&beside))?,
+        agent_relay: absolute(&arguments.agent_relay)?,
+        agent_relay_script: absolute(&arguments.directory.join("agent-relay.mjs"))?,
+    })
+}
+
+/// What one round measures, in order: the servers of one workload and body follow each other.
+fn turns(arguments: &RunArguments) -> Vec<(&'static Job, usize, &'static str)> {
+    let wanted = |names: [&str; 2]| match &arguments.only {
+        Some(only) => only.split(',').any(|one| names.contains(&one)),
+        None => true,
+    };
+    let mut turns = Vec::new();
+    for job in JOBS {
+        let bodies = if arguments.quick { SMALL } else { job.bodies };
+        for body in bodies {
+            turns.extend(job.protocols.iter().filter(|one| wanted([job.key, one])).map(|one| (job, *body, *one)));
+        }
+    }
+    turns
+}
+
+fn seconds(job: &Job, protocol: &str, arguments: &RunArguments) -> f64 {
+    match job.seconds {
+        _ if arguments.quick => 0.4,
+        // Only the relay's own heartbeats are of interest.
+        Some(_) if job.workload == "connect" && protocol != "relay" => arguments.seconds,
+        Some(seconds) => seconds,
+        None => arguments.seconds,
+    }
+}
+
+fn measure_once(job: &Job, protocol: &str, body: usize, seconds: f64, places: &Places) -> Result<Outcome, String> {
+    let cores: &[usize] = if matches!(job.key, "same" | "cross") { &[0, 1] } else { &[0] };
+    let server = Server::start(protocol, cores, places)?;
+    let mut load = Command::new(std::env::current_exe().map_err(|error| error.to_string())?);
+    load.args(["load", job.workload, "--protocol", protocol, "--address", &server.address]);
+    for (option, value) in [
+        ("--pid", server.pid().to_string()),
+        ("--body", body.to_string()),
+        ("--window", job.window.to_string()),
+        ("--pairs", job.pairs.to_string()),
+        ("--seconds", seconds.to_string()),
+    ] {
+        load.args([option, &value]);
+    }
+    let output = load.output().map_err(|error| error.to_string())?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(format!("{said} ({protocol} said: {})", server.last_words()));
+    }
+    serde_json::from_slice(&output.stdout).map_err(|error| format!("the generator's answer: {error}"))
+}

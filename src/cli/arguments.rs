@@ -1,0 +1,164 @@
+//! What argh does not do: `--x=y`, no command meaning `up`, `-` for standard input, and kind words about flags and
+//! commands that do not exist. Decides nothing else.
+
+use super::{Failure, Relay};
+use crate::daemon::settings_file::edit_distance;
+use argh::{ArgsInfo, CommandInfoWithArgs, FlagInfoKind};
+
+/// Flags of `up` that are the product's but not this version's: refused, so that nobody believes they work.
+const NOT_YET: &[(&str, &str)] = &[
+    ("--http", "there is no dashboard and no HTTP API yet"),
+    ("--tls-cert", "there is no TLS yet; listen on the Unix socket or on loopback"),
+    ("--tls-key", "there is no TLS yet; listen on the Unix socket or on loopback"),
+    ("--tls-ca", "there is no TLS yet; listen on the Unix socket or on loopback"),
+    ("--tls-mutual", "there is no TLS yet; listen on the Unix socket or on loopback"),
+    (
+        "--retention",
+        "there is no store yet; AGENT_RELAY_RETENTION_DAYS and retention.days in relay.toml shorten the 7 days for which messages are owed",
+    ),
+    ("--db-key", "there is no store yet, so nothing to encrypt"),
+    ("--require-auth", "there is no authentication yet; the socket admits its owner alone"),
+];
+
+/// The arguments in the form that argh reads.
+pub(super) fn normalise(arguments: &[String]) -> Result<Vec<String>, Failure> {
+    let known = Relay::get_args_info();
+    let Some(first) = arguments.first() else {
+        let help = match super::parse(&["--help".to_owned()])? {
+            super::Parsed::Help(text) => text,
+            super::Parsed::Command(_) => String::new(),
+        };
+        return Err(Failure::Usage(format!("say what to do.\n\n{help}")));
+    };
+    if matches!(first.as_str(), "--help" | "-h" | "help") {
+        // `relay help send` is `relay send --help`.
+        return Ok(match arguments.get(1) {
+            Some(command) => vec![command_named(&known, command)?.name.to_owned(), "--help".to_owned()],
+            None => vec!["--help".to_owned()],
+        });
+    }
+    let (command, rest) = if first.starts_with('-') { ("up", arguments) } else { (first.as_str(), &arguments[1..]) };
+    let command = command_named(&known, command)?;
+    let mut normal = vec![command.name.to_owned()];
+    normal.extend(flags(command, rest)?);
+    Ok(normal)
+}
+
+fn command_named<'a>(known: &'a CommandInfoWithArgs, name: &str) -> Result<&'a argh::SubCommandInfo, Failure> {
+    if let Some(command) = known.commands.iter().find(|command| command.name == name) {
+        return Ok(command);
+    }
+    let nearest = known.commands.iter().min_by_key(|command| edit_distance(name, command.name));
+    let hint = match nearest {
+        Some(nearest) if edit_distance(name, nearest.name) <= 2 => format!(" Did you mean `relay {}`?", nearest.name),
+        _ => String::new(),
+    };
+    Err(Failure::Usage(format!("there is no command \"{name}\".{hint}\nRun `relay --help` for the list.")))
+}
+
+fn flags(command: &argh::SubCommandInfo, rest: &[String]) -> Result<Vec<String>, Failure> {
+    let kind_of = |name: &str| {
+        let flag = command.command.flags.iter().find(|flag| flag.long == name)?;
+        Some(matches!(flag.kind, FlagInfoKind::Option { .. }))
+    };
+    let mut normal = Vec::with_capacity(rest.len());
+    let mut rest = rest.iter();
+    while let Some(argument) = rest.next() {
+        if argument == "--" {
+            normal.push(argument.clone());
+            normal.extend(rest.cloned());
+            break;
+        }
+        let (name, value) = match argument.split_once('=') {
+            Some((name, value)) if name.starts_with("--") => (name, Some(value)),
+            _ => (argument.as_str(), None),
+        };
+        if let Some((flag, reason)) = NOT_YET.iter().find(|(flag, _)| command.name == "up" && *flag == name) {
+            return Err(Failure::Usage(format!("{flag} is not in this version: {reason}")));
+        }
+        match (kind_of(name), value) {
+            (Some(true), Some(value)) => normal.extend([name.to_owned(), value.to_owned()]),
+            (Some(false), Some(_)) => return Err(Failure::Usage(format!("{name} takes no value"))),
+            (Some(true), None) => {
+                normal.push(name.to_owned());
+                normal.extend(rest.next().cloned());
+            }
+            // argh would take a lone dash for a flag; no body at all means standard input as well.
+            (None, None) if name == "-" && command.name == "send" => {}
+            (None, _) if name.starts_with("--") && argument != "--help" => return Err(unknown_flag(command, name)),
+            _ => normal.push(argument.clone()),
+        }
+    }
+    Ok(normal)
+}
+
+fn unknown_flag(command: &argh::SubCommandInfo, name: &str) -> Failure {
+    let nearest = command.command.flags.iter().map(|flag| flag.long).min_by_key(|flag| edit_distance(name, flag));
+    let hint = match nearest {
+        Some(nearest) if edit_distance(name, nearest) <= 2 => format!(" Did you mean {nearest}?"),
+        _ => String::new(),
+    };
+    Failure::Usage(format!(
+        "`relay {}` has no flag {name}.{hint}\nRun `relay {} --help` for the list.",
+        command.name, command.name
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn normal(line: &[&str]) -> Vec<String> {
+        normalise(&line.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>()).unwrap()
+    }
+
+    fn refusal(line: &[&str]) -> String {
+        match normalise(&line.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>()) {
+            Err(Failure::Usage(text)) => text,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn flags_without_a_command_mean_up() {
+        assert_eq!(normal(&["--cores", "2"]), ["up", "--cores", "2"]);
+        assert_eq!(normal(&["--cores=2"]), ["up", "--cores", "2"]);
+    }
+
+    #[test]
+    fn an_equals_sign_splits_flags_and_nothing_else() {
+        assert_eq!(
+            normal(&["send", "--to=bob", "--thread", "--a=b", "x=y"]),
+            ["send", "--to", "bob", "--thread", "--a=b", "x=y"]
+        );
+        assert_eq!(normal(&["send", "--", "--to=bob"]), ["send", "--", "--to=bob"]);
+        assert_eq!(refusal(&["status", "--json=yes"]), "--json takes no value");
+    }
+
+    #[test]
+    fn help_may_stand_before_or_after_the_command() {
+        assert_eq!(normal(&["help", "send"]), ["send", "--help"]);
+        assert_eq!(normal(&["--help", "send"]), ["send", "--help"]);
+        assert_eq!(normal(&["send", "--help"]), ["send", "--help"]);
+        assert_eq!(normal(&["-h"]), ["--help"]);
+    }
+
+    #[test]
+    fn a_dash_is_standard_input_and_the_word_help_is_a_body() {
+        assert_eq!(normal(&["send", "--to", "bob", "-"]), ["send", "--to", "bob"]);
+        let line = normal(&["send", "--from", "a", "--to", "b", "help"]);
+        assert!(matches!(
+            super::super::parse(&line),
+            Ok(super::super::Parsed::Command(super::super::Command::Send(_)))
+        ));
+    }
+
+    #[test]
+    fn what_does_not_exist_is_named_with_what_might_be_meant() {
+        assert!(refusal(&["stauts"]).contains("Did you mean `relay status`?"));
+        assert!(refusal(&["licence"]).starts_with("there is no command \"licence\".\n"));
+        assert!(refusal(&["status", "--verbos"]).contains("Did you mean --verbose?"));
+        assert!(refusal(&["up", "--tls-cert", "x"]).contains("not in this version"));
+        assert!(refusal(&["--http=127.0.0.1:1"]).contains("not in this version"));
+    }
+}

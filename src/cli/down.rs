@@ -1,0 +1,106 @@
+//! `relay down`: asks the daemon of this place to drain and stop, and waits until it has.
+
+use super::print::{self, Progress};
+use super::talk::Reach;
+use super::{Failure, talk};
+use crate::daemon::lock;
+use crate::wire::QueryKind;
+use argh::{ArgsInfo, FromArgs};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags, Signal};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Stop the relay of this project: its listeners close, agents hear BYE, what is queued goes out.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "down",
+    help_triggers("-h", "--help"),
+    example = "relay down
+relay down --now"
+)]
+pub(super) struct Down {
+    /// do not drain: stop at once
+    #[argh(switch)]
+    now: bool,
+    /// seconds to wait for it (default: 60)
+    #[argh(option, arg_name = "seconds", default = "60")]
+    timeout: u64,
+    /// base directory of all data
+    #[argh(option, arg_name = "directory")]
+    data_dir: Option<PathBuf>,
+    /// the Unix socket
+    #[argh(option, arg_name = "path")]
+    socket: Option<PathBuf>,
+    /// the machine's relay instead of the project's
+    #[argh(switch)]
+    global: bool,
+    /// print one JSON value
+    #[argh(switch)]
+    json: bool,
+}
+
+pub(super) fn run(command: &Down) -> Result<(), Failure> {
+    let reach = Reach::of(command.data_dir.as_deref(), command.socket.as_deref(), command.global)?;
+    let pid = running(&reach)?;
+    let process = rustix::process::pidfd_open(pid, PidfdFlags::empty())
+        .map_err(|error| Failure::Failed(format!("cannot reach process {}: {error}", pid.as_raw_pid())))?;
+    // The descriptor now stands for that process alone. The lock may be seen from another container, where the same
+    // number is somebody else's: so look at who it is before any signal goes out.
+    let program = std::fs::read_link(format!("/proc/{}/exe", pid.as_raw_pid())).unwrap_or_default();
+    if !program.file_name().is_some_and(|name| name.to_string_lossy().contains("relay")) {
+        return Err(Failure::Failed(format!(
+            "the lock names process {}, which is no relay here; is it in another container? Stop it there",
+            pid.as_raw_pid()
+        )));
+    }
+    let signal = |signal| {
+        rustix::process::pidfd_send_signal(&process, signal)
+            .map_err(|error| Failure::Failed(format!("cannot signal process {}: {error}", pid.as_raw_pid())))
+    };
+    signal(if command.now { Signal::INT } else { Signal::TERM })?;
+    let begun = Instant::now();
+    let mut progress = Progress::start();
+    loop {
+        let mut watched = [PollFd::new(&process, PollFlags::IN)];
+        let pause = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+        if rustix::event::poll(&mut watched, Some(&pause)).is_ok_and(|ready| ready > 0) {
+            break;
+        }
+        if begun.elapsed() > Duration::from_secs(command.timeout) {
+            return Err(Failure::Failed(format!(
+                "process {} is still draining after {} s; `relay down --now` does not wait for that",
+                pid.as_raw_pid(),
+                command.timeout
+            )));
+        }
+        if command.now {
+            // Two of the same signal may count as one while the first is pending, so it is said again until it is heard.
+            // Gone meanwhile is what was wanted.
+            let _ = rustix::process::pidfd_send_signal(&process, Signal::INT);
+        }
+        progress.show(&format!("draining, {} s …", begun.elapsed().as_secs()));
+    }
+    drop(progress);
+    if command.json {
+        return print::json(&serde_json::json!({
+            "stopped": true, "pid": pid.as_raw_pid(), "took_ms": begun.elapsed().as_millis() as u64,
+        }));
+    }
+    print::out(&format!("stopped (process {}, {} ms)\n", pid.as_raw_pid(), begun.elapsed().as_millis()))
+}
+
+/// The process to signal: from the lock; or, where only a socket was named, from the daemon itself.
+fn running(reach: &Reach) -> Result<Pid, Failure> {
+    let not_running = || Failure::Failed(reach.not_running());
+    let pid = match lock::live_holder(&reach.layout) {
+        Some(holder) if !reach.layout.socket_chosen || holder.socket == reach.layout.socket => holder.pid,
+        _ if reach.layout.socket_chosen => {
+            let status = talk::ask(reach, QueryKind::Status, &serde_json::json!({}))?;
+            u32::try_from(status["pid"].as_u64().unwrap_or(0)).unwrap_or(0)
+        }
+        _ => return Err(not_running()),
+    };
+    Pid::from_raw(pid.cast_signed()).filter(|pid| pid.as_raw_nonzero().get() > 1).ok_or_else(not_running)
+}

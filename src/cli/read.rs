@@ -1,0 +1,102 @@
+//! `relay read`: one message, and what became of it.
+
+use super::Failure;
+use super::print::{self, Style, cell};
+use super::talk::{self, Reach};
+use crate::wire::QueryKind;
+use argh::{ArgsInfo, FromArgs};
+use serde_json::Value;
+use std::path::PathBuf;
+
+/// Show one message in full and what became of it at each recipient.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "read",
+    help_triggers("-h", "--help"),
+    example = "relay read 4f1c
+relay read 4f1c2b9a --json",
+    note = "This version remembers messages in memory only: the oldest leave first, and none outlives the daemon."
+)]
+pub(super) struct Read {
+    /// the message's id, or the beginning of it as long as no other message has the same
+    #[argh(positional)]
+    id: String,
+    /// print one JSON value
+    #[argh(switch)]
+    json: bool,
+    /// base directory of all data
+    #[argh(option, arg_name = "directory")]
+    data_dir: Option<PathBuf>,
+    /// the Unix socket
+    #[argh(option, arg_name = "path")]
+    socket: Option<PathBuf>,
+    /// the machine's relay instead of the project's
+    #[argh(switch)]
+    global: bool,
+}
+
+pub(super) fn run(command: &Read) -> Result<(), Failure> {
+    let id = command.id.to_ascii_lowercase();
+    if id.is_empty() || id.len() > 32 || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(Failure::Usage(
+            "an id is up to 32 hexadecimal digits, as `relay send` and `relay listen` show it".to_owned(),
+        ));
+    }
+    let reach = Reach::of(command.data_dir.as_deref(), command.socket.as_deref(), command.global)?;
+    let message = talk::ask(&reach, QueryKind::Message, &serde_json::json!({ "id": id }))?;
+    if command.json { print::json(&message) } else { print::out(&describe(&message, Style::of_output())) }
+}
+
+fn describe(message: &Value, style: Style) -> String {
+    let mut text = String::new();
+    for (name, key) in [
+        ("id", "id"),
+        ("from", "from"),
+        ("to", "to"),
+        ("topic", "topic"),
+        ("thread", "thread"),
+        ("sent", "sent_at"),
+        ("state", "state"),
+    ] {
+        if message[key].as_str().is_some_and(|value| !value.is_empty()) {
+            text += &format!("{name:<8}{}\n", cell(&message[key]));
+        }
+    }
+    for (name, key) in [("data", "data"), ("meta", "meta")] {
+        if !message[key].is_null() {
+            text += &format!("{name:<8}{}\n", print::clean(&message[key].to_string()));
+        }
+    }
+    if let Some(body) = message["text"].as_str() {
+        text += &format!("\n{}\n", print::clean_text(body.trim_end_matches('\n')));
+    }
+    let recipients = message["recipients"].as_array().map_or(&[][..], Vec::as_slice);
+    if !recipients.is_empty() {
+        let rows = recipients
+            .iter()
+            .map(|recipient| {
+                let sequence = &recipient["sequence"];
+                let place = format!("{}.{}", cell(&sequence["epoch"]), cell(&sequence["counter"]));
+                vec![cell(&recipient["name"]), cell(&recipient["state"]), place, cell(&recipient["reason"])]
+            })
+            .collect();
+        text += &format!("\n{}", style.table(&["RECIPIENT", "STATE", "PLACE", "REASON"], rows));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_shown_in_full_and_harmless() {
+        let message = serde_json::json!({
+            "id": "4f1c", "from": "alice", "to": "bob", "topic": "", "thread": "t", "sent_at": "2026-11-21T10:00:00Z",
+            "text": "one\ntwo\u{1b}[2J", "data": { "a": 1 }, "meta": null, "state": "acknowledged",
+            "recipients": [{ "name": "bob", "state": "acknowledged", "sequence": { "epoch": 1, "counter": 9 }, "reason": null }],
+        });
+        insta::assert_snapshot!(describe(&message, Style::plain()));
+    }
+}

@@ -1,0 +1,204 @@
+//! `relay status`: what the daemon of this place is doing.
+
+use super::Failure;
+use super::print::{self, Style, bytes, cell, span};
+use super::talk::{self, Reach};
+use crate::wire::QueryKind;
+use argh::{ArgsInfo, FromArgs};
+use serde_json::Value;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+/// Show what the relay is doing: version, listeners, agents, and with --verbose shards, queues and refusals.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "status",
+    help_triggers("-h", "--help"),
+    example = "relay status --verbose
+relay status --json | jq .agents.connected"
+)]
+pub(super) struct Status {
+    /// shards, queues, closes and refusals as well
+    #[argh(switch)]
+    verbose: bool,
+    /// print one JSON value
+    #[argh(switch)]
+    json: bool,
+    /// base directory of all data
+    #[argh(option, arg_name = "directory")]
+    data_dir: Option<PathBuf>,
+    /// the Unix socket
+    #[argh(option, arg_name = "path")]
+    socket: Option<PathBuf>,
+    /// the machine's relay instead of the project's
+    #[argh(switch)]
+    global: bool,
+}
+
+pub(super) fn run(command: &Status) -> Result<(), Failure> {
+    let reach = Reach::of(command.data_dir.as_deref(), command.socket.as_deref(), command.global)?;
+    let status = talk::ask(&reach, QueryKind::Status, &serde_json::json!({ "verbose": command.verbose }))?;
+    if command.json {
+        return print::json(&status);
+    }
+    print::out(&summary(&status, command.verbose, Style::of_output()))
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or(0)
+}
+
+fn summary(status: &Value, verbose: bool, style: Style) -> String {
+    let agents = &status["agents"];
+    let limit = agents["max"].as_u64().map_or(String::new(), |max| format!(" of at most {max}"));
+    let mut lines = vec![
+        (
+            "relay",
+            format!(
+                "{}, pid {}, up {}",
+                cell(&status["version"]),
+                cell(&status["pid"]),
+                span(number(&status["uptime_s"]))
+            ),
+        ),
+        ("socket", cell(&status["socket"])),
+    ];
+    if status["listen"].as_array().is_some_and(|listen| !listen.is_empty()) {
+        lines.push(("tcp", cell(&status["listen"])));
+    }
+    lines
+        .push(("agents", format!("{} connected{limit}, {} known", cell(&agents["connected"]), cell(&agents["known"]))));
+    lines.push(("tier", cell(&status["tier"])));
+    let durability = &status["durability"];
+    lines.push(("store", format!("{}; {}", cell(&status["store"]), cell(&durability["survives"]))));
+    let shards = status["shards"].as_array().map_or(&[][..], Vec::as_slice);
+    let total = |key: &str| shards.iter().map(|shard| number(&shard[key])).sum::<u64>();
+    lines.push(("shards", format!("{}, {}", shards.len(), drivers(shards))));
+    lines.push((
+        "messages",
+        format!(
+            "{} in, {} out, {} waiting ({})",
+            total("messages_in"),
+            total("messages_out"),
+            total("waiting_messages"),
+            bytes(total("waiting_bytes"))
+        ),
+    ));
+    let mut text = lines.iter().fold(String::new(), |all, (name, value)| all + &format!("{name:<10}{value}\n"));
+    for shard in shards {
+        if let Some(reason) = shard["fallback"].as_str() {
+            let warning = format!("shard {} fell back: {}", cell(&shard["id"]), print::clean(reason));
+            let _ = writeln!(text, "{}", style.coloured(33, &warning));
+        }
+    }
+    if let Some(warning) = status["clock_warning"].as_str() {
+        let _ = writeln!(text, "{}", style.coloured(33, &format!("clock: {}", print::clean(warning))));
+    }
+    if verbose {
+        text += &details(status, shards, style);
+    }
+    text
+}
+
+fn drivers(shards: &[Value]) -> String {
+    let mut kinds: Vec<String> = shards
+        .iter()
+        .map(|shard| match shard["receive"].as_str() {
+            Some(receive) if !receive.is_empty() => format!("{} ({})", cell(&shard["backend"]), print::clean(receive)),
+            _ => cell(&shard["backend"]),
+        })
+        .collect();
+    kinds.sort();
+    kinds.dedup();
+    kinds.join(", ")
+}
+
+fn details(status: &Value, shards: &[Value], style: Style) -> String {
+    let head = [
+        "SHARD",
+        "CPU",
+        "DRIVER",
+        "AGENTS",
+        "CONNS",
+        "HALF-OPEN",
+        "IN",
+        "OUT",
+        "BYTES IN",
+        "BYTES OUT",
+        "WAITING",
+        "HELD",
+        "TURNS",
+        "BUSY",
+    ];
+    let size = |value: &Value| bytes(number(value));
+    let rows = shards
+        .iter()
+        .map(|shard| {
+            vec![
+                cell(&shard["id"]),
+                cell(&shard["cpu"]),
+                cell(&shard["backend"]),
+                cell(&shard["agents"]),
+                cell(&shard["connections"]),
+                cell(&shard["half_open"]),
+                cell(&shard["messages_in"]),
+                cell(&shard["messages_out"]),
+                size(&shard["bytes_in"]),
+                size(&shard["bytes_out"]),
+                format!("{} ({})", cell(&shard["waiting_messages"]), size(&shard["waiting_bytes"])),
+                cell(&shard["lane_hold"]),
+                cell(&shard["turns"]),
+                format!("{} ms", number(&shard["busy_us"]) / 1000),
+            ]
+        })
+        .collect();
+    let writer = &status["writer"];
+    let mut text = format!("\n{}", style.table(&head, rows));
+    let _ = writeln!(
+        text,
+        "\n{:<10}{} queued, {} committed, {} kept for `relay read` ({})",
+        "writer",
+        cell(&writer["queued"]),
+        cell(&writer["committed"]),
+        cell(&writer["history_messages"]),
+        size(&writer["history_bytes"])
+    );
+    for (name, counts) in [("closes", &status["closes"]), ("refusals", &status["refusals"])] {
+        let reasons: Vec<String> = counts
+            .as_object()
+            .map(|counts| {
+                counts
+                    .iter()
+                    .filter(|(_, count)| number(count) > 0)
+                    .map(|(reason, count)| format!("{} {}", print::clean(reason), cell(count)))
+                    .collect()
+            })
+            .unwrap_or_default();
+        let reasons = if reasons.is_empty() { "none".to_owned() } else { reasons.join(", ") };
+        let _ = writeln!(text, "{name:<10}{reasons}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_reads_as_a_summary_and_an_empty_one_does_not_break_it() {
+        let status = serde_json::json!({
+            "version": "0.1.0", "pid": 42, "started_at": "2026-11-21T10:00:00Z", "uptime_s": 61, "socket": "/run/relay.sock",
+            "listen": ["127.0.0.1:7070"], "store": "memory", "tier": "unlimited",
+            "durability": { "mode": "batch", "survives": "messages do not outlive the daemon" },
+            "agents": { "connected": 2, "known": 3, "max": null },
+            "shards": [{ "id": 0, "cpu": 1, "backend": "epoll", "receive": "readiness", "fallback": "io_uring is forbidden",
+                "agents": 2, "connections": 2, "half_open": 0, "messages_in": 7, "messages_out": 8, "bytes_in": 900,
+                "bytes_out": 2048, "waiting_messages": 1, "waiting_bytes": 300, "lane_hold": 0, "turns": 12, "busy_us": 3400 }],
+            "writer": { "queued": 0, "committed": 7, "history_messages": 7, "history_bytes": 700 },
+            "closes": { "bye": 1, "lost": 0 }, "refusals": {}, "clock_warning": null,
+        });
+        insta::assert_snapshot!(summary(&status, true, Style::plain()));
+        assert!(summary(&serde_json::json!({}), true, Style::plain()).contains("agents    - connected, - known"));
+    }
+}

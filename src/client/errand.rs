@@ -1,0 +1,204 @@
+//! Errands without a session: hand in one message, or ask one question, and go.
+
+use super::link::Link;
+use super::{Address, Error, Outgoing};
+use crate::base::ids::{Token, number_of_label};
+use crate::base::{AgentId, MessageId, RefuseReason, Sequence, name};
+use crate::wire::{Answer, ErrorCode, Frame, Kind, Query, QueryKind, ReceiptState, Wants, encode};
+use std::hash::{BuildHasher, RandomState};
+use std::time::{Duration, Instant};
+
+/// The longest answer that `ask` gathers.
+pub const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// What became of a submitted message.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Outcome {
+    /// Its id; `relay read` finds it.
+    pub id: MessageId,
+    /// What is known of it.
+    pub fate: Fate,
+    /// Whether the time was over before what was waited for happened.
+    pub timed_out: bool,
+}
+
+/// How far a submitted message came.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// Nothing was heard; it may have been accepted. Submitting it again under the same label is safe.
+    Unknown,
+    /// It reached this state, or failed after it was accepted.
+    Reached(ReceiptState),
+    /// It was not accepted.
+    Refused {
+        /// Why.
+        reason: RefuseReason,
+        /// When it is worth trying again.
+        retry_after_ms: u32,
+    },
+    /// Nobody of that name is known.
+    NotFound(String),
+}
+
+/// Hands in `message` in the name of `from`, without a session of that name, and waits until all of `wait_for` is
+/// reported or `timeout` is over. A message without a label gets a random one.
+pub fn submit(
+    address: &Address,
+    message: &Outgoing<'_>,
+    from: &str,
+    wait_for: Wants,
+    timeout: Duration,
+) -> Result<Outcome, Error> {
+    name::check_agent(from.as_bytes()).map_err(|rule| Error::Rule(format!("the sender {from:?}: {rule}")))?;
+    let random = random_label();
+    let label = if message.label.is_empty() { &random } else { message.label };
+    let id = MessageId { sender: AgentId::of(from.as_bytes()), number: number_of_label(label.as_bytes()) };
+    // The relay's "no" comes as BUSY or ERROR in any case; the first "yes" only when asked for.
+    let wants = message.wants | wait_for | Wants::ACCEPTED;
+    let message = Outgoing { label, wants, ..*message };
+    let fields = message.fields(id, from)?;
+    let deadline = Instant::now() + timeout;
+    let mut link = Link::connect(address, timeout)?;
+    encode::send(&mut link.queued, Kind::Submit, &fields, Sequence::default());
+    link.flush()?;
+
+    let mut outcome = Outcome { id, fate: Fate::Unknown, timed_out: false };
+    loop {
+        let heard = hear(&mut link, deadline, |frame| match frame {
+            Frame::Receipt(receipts) => {
+                let mine = receipts.iter().filter(|receipt| receipt.id.number == id.number);
+                mine.max_by_key(|receipt| rank(receipt.state)).map(|receipt| Fate::Reached(receipt.state)).map(Ok)
+            }
+            Frame::Busy(busy) if busy.number == id.number => {
+                Some(Ok(Fate::Refused { reason: busy.reason, retry_after_ms: busy.retry_after_ms }))
+            }
+            Frame::Error(error) => Some(match (error.code, error.outcome) {
+                (ErrorCode::NotFound, _) | (_, Some(RefuseReason::NotFound)) => {
+                    Ok(Fate::NotFound(error.message.into_owned()))
+                }
+                (_, Some(reason)) => Ok(Fate::Refused { reason, retry_after_ms: 0 }),
+                (code, None) => Err(Error::Refused { code, message: error.message.into_owned() }),
+            }),
+            Frame::Bye => Some(Err(Error::Lost("the relay said BYE".into()))),
+            _ => None,
+        });
+        match heard {
+            Ok(Some(fate)) => {
+                let fate = fate?;
+                let Fate::Reached(state) = fate else { return Ok(Outcome { fate, ..outcome }) };
+                let better = !matches!(outcome.fate, Fate::Reached(known) if rank(known) >= rank(state));
+                if better {
+                    outcome.fate = fate;
+                }
+                if rank(state) >= rank_of(wait_for) {
+                    return Ok(outcome);
+                }
+            }
+            Ok(None) => return Ok(Outcome { timed_out: true, ..outcome }),
+            // What is known stays known.
+            Err(Error::Lost(_)) if outcome.fate != Fate::Unknown => return Ok(Outcome { timed_out: true, ..outcome }),
+            Err(problem) => return Err(problem),
+        }
+    }
+}
+
+/// Asks the daemon and gathers the answer, a JSON value.
+pub fn ask(address: &Address, kind: QueryKind, arguments: &str, timeout: Duration) -> Result<Vec<u8>, Error> {
+    let deadline = Instant::now() + timeout;
+    let mut link = Link::connect(address, timeout)?;
+    let query = Query { number: 1, kind, arguments: arguments.into() };
+    encode::frame(&mut link.queued, &Frame::Query(Box::new(query)), Sequence::default());
+    link.flush()?;
+    let mut gathered = Vec::new();
+    loop {
+        let more = hear(&mut link, deadline, |frame| match frame {
+            Frame::Answer(answer) if answer.number == 1 => Some(gather(&mut gathered, &answer)),
+            Frame::Error(error) => Some(Err(Error::Refused { code: error.code, message: error.message.into_owned() })),
+            _ => None,
+        })?;
+        match more {
+            Some(more) => {
+                if !more? {
+                    return Ok(gathered);
+                }
+            }
+            None => return Err(Error::Timeout(address.clone())),
+        }
+    }
+}
+
+/// Takes a part; whether more follow.
+fn gather(gathered: &mut Vec<u8>, answer: &Answer<'_>) -> Result<bool, Error> {
+    if gathered.len() + answer.json.len() > ANSWER_BYTES_MAX {
+        return Err(Error::AnswerTooLong(ANSWER_BYTES_MAX));
+    }
+    gathered.extend_from_slice(&answer.json);
+    if answer.failed && !answer.more {
+        let value: Option<serde_json::Value> = serde_json::from_slice(gathered).ok();
+        let text = value.as_ref().and_then(|value| value["error"].as_str());
+        let mut text = text.unwrap_or("the relay could not answer").to_owned();
+        // An ambiguous id: the ids it could be.
+        for id in value.iter().filter_map(|value| value["matches"].as_array()).flatten().filter_map(|id| id.as_str()) {
+            text.push_str("\n  ");
+            text.push_str(id);
+        }
+        return Err(Error::Question(text));
+    }
+    Ok(answer.more)
+}
+
+/// The next frame that `read` makes something of; `None` when the time is over.
+fn hear<T>(
+    link: &mut Link,
+    deadline: Instant,
+    mut read: impl FnMut(Frame<'_>) -> Option<T>,
+) -> Result<Option<T>, Error> {
+    loop {
+        match link.take(|_, frame| match frame {
+            Frame::Ping(payload) => Err(payload.into_owned()),
+            other => Ok(read(other)),
+        })? {
+            Some(Ok(Some(value))) => return Ok(Some(value)),
+            Some(Ok(None)) => {}
+            Some(Err(payload)) => {
+                encode::frame(&mut link.queued, &Frame::Pong(payload.into()), Sequence::default());
+                link.flush()?;
+            }
+            None => {
+                let wait = deadline.saturating_duration_since(Instant::now());
+                if wait.is_zero() {
+                    return Ok(None);
+                }
+                link.receive(wait)?;
+            }
+        }
+    }
+}
+
+/// How far a state is along a message's way; a failure ends it.
+fn rank(state: ReceiptState) -> u8 {
+    match state {
+        ReceiptState::Accepted => 1,
+        ReceiptState::Durable => 2,
+        ReceiptState::Delivered => 3,
+        ReceiptState::Acknowledged => 4,
+        ReceiptState::Read => 5,
+        ReceiptState::Failed(_) => 6,
+    }
+}
+
+fn rank_of(wants: Wants) -> u8 {
+    // Bit n stands for the state of rank n + 1.
+    (8 - wants.0.leading_zeros() as u8).max(1)
+}
+
+/// Unpredictable enough to be unique: the standard library seeds each hasher from the system's randomness.
+fn random_label() -> String {
+    let word = || RandomState::new().hash_one((std::process::id(), Instant::now()));
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&word().to_le_bytes());
+    bytes[8..].copy_from_slice(&word().to_le_bytes());
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    Token(bytes).to_string()
+}

@@ -1,0 +1,354 @@
+//! The clerk: answers questions about the daemon and its agents, and keeps the presence files. Runs on the main thread,
+//! between signals. It asks one shard at a time for one part of its list, so no shard's turn grows with the fleet.
+
+use super::presence::{Presence, time_of};
+use super::settings::Settings;
+use crate::base::name::is_internal;
+use crate::base::{CloseReason, RefuseReason, SessionId, ShardId};
+use crate::mesh::{Answered, ClerkPost, Mesh, Notice, ShardGauges};
+use crate::relay::{AgentRow, CensusPart, CensusTicket, Gauges, Question};
+use crate::shard::Bells;
+use crate::wire::QueryKind;
+use crate::writer;
+use serde_json::{Map, Value, json};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// How often the presence files may be replaced when somebody came or went.
+const PRESENCE_INTERVAL: Duration = Duration::from_millis(500);
+/// How often they are replaced so that counters and last sight move on.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a shard may take for one part of its list.
+const PART_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What the clerk knows from the start.
+pub(super) struct Facts {
+    pub(super) started_at_ms: u64,
+    pub(super) started: Instant,
+    pub(super) listen: Vec<String>,
+    pub(super) cpus: Vec<usize>,
+    pub(super) reports: Vec<crate::uring::Report>,
+    pub(super) writer: Arc<writer::Gauges>,
+}
+
+pub(super) struct Clerk {
+    mesh: Arc<Mesh>,
+    bells: Bells,
+    settings: Settings,
+    facts: Facts,
+    presence: Presence,
+    presence_seen: u64,
+    presence_written: Option<Instant>,
+    errands: VecDeque<Errand>,
+    census: Option<Census>,
+    tickets: u64,
+    finished: Vec<bool>,
+    pub(super) stop_asked: bool,
+}
+
+/// Something that needs the shards' lists.
+enum Errand {
+    Answer { shard: ShardId, question: Question },
+    Presence,
+}
+
+/// A list being gathered.
+struct Census {
+    errand: Errand,
+    ticket: u64,
+    shard: u16,
+    asked: Instant,
+    gauges_only: bool,
+    rows: Vec<(ShardId, AgentRow)>,
+    gauges: Vec<(Gauges, ShardGauges)>,
+}
+
+impl Clerk {
+    pub(super) fn new(mesh: Arc<Mesh>, bells: Bells, settings: Settings, facts: Facts) -> Clerk {
+        let presence = Presence::load(&settings.layout.folder.join("team"));
+        let finished = vec![false; usize::from(mesh.shards())];
+        Clerk {
+            mesh,
+            bells,
+            settings,
+            facts,
+            presence,
+            presence_seen: 0,
+            presence_written: None,
+            errands: VecDeque::new(),
+            census: None,
+            tickets: 0,
+            finished,
+            stop_asked: false,
+        }
+    }
+
+    /// Does what there is to do; gives how long it may sleep.
+    pub(super) fn turn(&mut self) -> Duration {
+        while let Some(post) = self.mesh.pop_clerk() {
+            match post {
+                ClerkPost::Question(shard, question) if question.kind == QueryKind::Stop => {
+                    self.stop_asked = true;
+                    self.answer(shard, question.session, question.number, Ok(json!({ "stopping": true })));
+                }
+                ClerkPost::Question(shard, question) => self.errands.push_back(Errand::Answer { shard, question }),
+                ClerkPost::Census(part, gauges) => self.take_part(part, gauges),
+                ClerkPost::Finished(shard) => self.finished[usize::from(shard.0)] = true,
+            }
+        }
+        self.look_at_presence();
+        if let Some(census) = &self.census
+            && census.asked.elapsed() > PART_DEADLINE
+            && let Some(census) = self.census.take()
+        {
+            tracing::warn!(shard = census.shard, "a shard did not tell its list in time");
+            if let Errand::Answer { shard, question } = census.errand {
+                let text = format!("shard {} did not answer within 5 s", census.shard);
+                self.answer(shard, question.session, question.number, Err(text));
+            }
+        }
+        if self.census.is_none()
+            && let Some(errand) = self.errands.pop_front()
+        {
+            self.begin(errand);
+        }
+        PRESENCE_INTERVAL
+    }
+
+    /// Whether every shard has returned.
+    pub(super) fn all_finished(&self) -> bool {
+        self.finished.iter().all(|finished| *finished)
+    }
+
+    /// Writes the presence files one last time from what was gathered before.
+    pub(super) fn tell_shards_to_stop(&self) {
+        for shard in 0..self.mesh.shards() {
+            // A full queue is emptied each turn; a shard that does not turn is what the drain deadline is for.
+            if self.mesh.notify(ShardId(shard), Notice::Stop).is_err() {
+                tracing::error!(shard, "a shard's queue is full and it was not told to stop");
+            }
+            self.bells.shards[usize::from(shard)].wake();
+        }
+    }
+
+    fn look_at_presence(&mut self) {
+        let generation = self.mesh.presence();
+        let since = self.presence_written.map_or(Duration::MAX, |written| written.elapsed());
+        let changed = generation != self.presence_seen && since >= PRESENCE_INTERVAL;
+        let stale = since >= REFRESH_INTERVAL;
+        if changed || stale {
+            self.presence_seen = generation;
+            self.presence_written = Some(Instant::now());
+            self.errands.push_back(Errand::Presence);
+        }
+    }
+
+    fn begin(&mut self, errand: Errand) {
+        let gauges_only = matches!(&errand, Errand::Answer { question, .. } if question.kind == QueryKind::Status);
+        self.tickets += 1;
+        self.census = Some(Census {
+            errand,
+            ticket: self.tickets,
+            shard: 0,
+            asked: Instant::now(),
+            gauges_only,
+            rows: Vec::new(),
+            gauges: Vec::new(),
+        });
+        self.ask_for(0, if gauges_only { u32::MAX } else { 0 });
+    }
+
+    fn ask_for(&mut self, shard: u16, cursor: u32) {
+        let ticket = CensusTicket { ticket: self.tickets, cursor };
+        // If its queue is full, the part's deadline says so to whoever asked.
+        let _ = self.mesh.notify(ShardId(shard), Notice::Census(ticket));
+        if self.mesh.shard_sleeper(ShardId(shard)).rouse() {
+            self.bells.shards[usize::from(shard)].wake();
+        }
+    }
+
+    fn take_part(&mut self, part: CensusPart, shard_gauges: ShardGauges) {
+        let Some(census) = &mut self.census else { return };
+        if part.ticket != census.ticket || part.shard.0 != census.shard {
+            return;
+        }
+        census.asked = Instant::now();
+        census.rows.extend(part.rows.into_iter().map(|row| (part.shard, row)));
+        if let Some(next) = part.next {
+            let shard = census.shard;
+            return self.ask_for(shard, next);
+        }
+        census.gauges.push((part.gauges.map(|gauges| *gauges).unwrap_or_default(), shard_gauges));
+        census.shard += 1;
+        if census.shard < self.mesh.shards() {
+            let (shard, cursor) = (census.shard, if census.gauges_only { u32::MAX } else { 0 });
+            return self.ask_for(shard, cursor);
+        }
+        if let Some(census) = self.census.take() {
+            self.finish(census);
+        }
+    }
+
+    fn finish(&mut self, census: Census) {
+        match census.errand {
+            Errand::Presence => {
+                let rows: Vec<AgentRow> = census.rows.into_iter().map(|(_, row)| row).collect();
+                if let Err(error) = self.presence.write(&rows, wall_ms()) {
+                    tracing::warn!(%error, "team/agents.json could not be written; `agent-relay agents` will be out of date");
+                }
+            }
+            Errand::Answer { shard, question } => {
+                let value = match question.kind {
+                    QueryKind::Agents => agents(&census.rows, &question.arguments),
+                    _ => self.status(&census.gauges),
+                };
+                self.answer(shard, question.session, question.number, Ok(value));
+            }
+        }
+    }
+
+    fn answer(&self, shard: ShardId, session: SessionId, number: u64, value: Result<Value, String>) {
+        let (failed, value) = match value {
+            Ok(value) => (false, value),
+            Err(text) => (true, json!({ "error": text })),
+        };
+        let answer = Answered { session, number, failed, json: value.to_string().into_bytes() };
+        // A full queue means a thousand unread answers: the asker's own deadline will tell it.
+        let _ = self.mesh.notify(shard, Notice::Answered(answer));
+        if self.mesh.shard_sleeper(shard).rouse() {
+            self.bells.shards[usize::from(shard.0)].wake();
+        }
+    }
+
+    fn status(&self, gauges: &[(Gauges, ShardGauges)]) -> Value {
+        let sum = |of: fn(&Gauges) -> u64| gauges.iter().map(|(heart, _)| of(heart)).sum::<u64>();
+        let shards: Vec<Value> =
+            gauges.iter().enumerate().map(|(index, pair)| self.shard_status(index, pair)).collect();
+        let mut closes = Map::new();
+        for reason in CloseReason::ALL {
+            let count = gauges.iter().map(|(heart, _)| heart.counters.closes[reason as usize]).sum::<u64>();
+            if count > 0 {
+                closes.insert(reason.name().into(), json!(count));
+            }
+        }
+        let mut refusals = Map::new();
+        for reason in RefuseReason::ALL {
+            let count = gauges.iter().map(|(heart, _)| heart.counters.refusals[reason as usize]).sum::<u64>();
+            if count > 0 {
+                refusals.insert(reason.name().into(), json!(count));
+            }
+        }
+        let uptime = self.facts.started.elapsed();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "started_at": time_of(self.facts.started_at_ms),
+            "uptime_s": uptime.as_secs(),
+            "socket": self.settings.layout.socket,
+            "listen": self.facts.listen,
+            "store": "memory",
+            "durability": {
+                "mode": self.settings.durability,
+                "survives": "slow readers, absent readers and lost connections; not the end of this process",
+            },
+            "tier": "unlimited",
+            "agents": { "connected": sum(|heart| u64::from(heart.live)), "known": sum(|heart| u64::from(heart.known)), "max": null },
+            "messages": {
+                "in": sum(|heart| heart.counters.messages_in),
+                "accepted": sum(|heart| heart.counters.accepted),
+                "out": sum(|heart| heart.counters.messages_out),
+                "acknowledged": sum(|heart| heart.counters.acknowledged),
+                "redelivered": sum(|heart| heart.counters.redelivered),
+                "duplicates": sum(|heart| heart.counters.duplicates),
+                "waiting": sum(|heart| heart.waiting_messages),
+            },
+            "sessions": {
+                "welcomed": sum(|heart| heart.counters.welcomed),
+                "resumed": sum(|heart| heart.counters.resumed),
+                "taken_over": sum(|heart| heart.counters.taken_over),
+            },
+            "shards": shards,
+            "writer": {
+                "queued": (0..self.mesh.shards()).map(|shard| self.mesh.batches_waiting(ShardId(shard))).sum::<usize>(),
+                "committed": self.facts.writer.committed.load(Ordering::Relaxed),
+                "history_messages": self.facts.writer.history_messages.load(Ordering::Relaxed),
+                "history_bytes": self.facts.writer.history_bytes.load(Ordering::Relaxed),
+            },
+            "closes": closes,
+            "refusals": refusals,
+            "clock_warning": self.clock_warning(uptime),
+        })
+    }
+
+    fn shard_status(&self, index: usize, (heart, shard): &(Gauges, ShardGauges)) -> Value {
+        let report = &self.facts.reports[index];
+        json!({
+            "id": index,
+            "cpu": self.facts.cpus.get(index),
+            "backend": report.backend,
+            "receive": report.receive,
+            "fallback": report.fallback,
+            "agents": heart.live,
+            "connections": heart.connections,
+            "half_open": heart.half_open,
+            "messages_in": heart.counters.messages_in,
+            "messages_out": heart.counters.messages_out,
+            "bytes_in": shard.bytes_in,
+            "bytes_out": shard.bytes_out,
+            "waiting_messages": heart.waiting_messages,
+            "waiting_bytes": heart.waiting_bytes,
+            "topics": heart.topics,
+            "grace": heart.grace,
+            "lane_hold": shard.lane_hold,
+            "turns": shard.turns,
+            "busy_us": shard.busy_us,
+        })
+    }
+
+    /// The wall clock should have moved as far as the monotonic one since the start.
+    fn clock_warning(&self, uptime: Duration) -> Option<String> {
+        let expected = self.facts.started_at_ms as i128 + uptime.as_millis() as i128;
+        let drift_s = (i128::from(wall_ms()) - expected) / 1_000;
+        (drift_s.abs() > 60).then(|| format!("the wall clock has jumped by {drift_s} s since the start"))
+    }
+}
+
+fn agents(rows: &[(ShardId, AgentRow)], arguments: &str) -> Value {
+    let arguments: Value = serde_json::from_str(arguments).unwrap_or_default();
+    let all = arguments.get("all").and_then(Value::as_bool).unwrap_or(false);
+    let mut shown: Vec<&(ShardId, AgentRow)> = rows.iter().filter(|(_, row)| all || !is_internal(&row.name)).collect();
+    shown.sort_by(|left, right| left.1.name.cmp(&right.1.name));
+    let list: Vec<Value> = shown.into_iter().map(|(shard, row)| agent(*shard, row)).collect();
+    json!({ "agents": list })
+}
+
+fn agent(shard: ShardId, row: &AgentRow) -> Value {
+    let profile = row.profile.as_deref().cloned().unwrap_or_default();
+    json!({
+        "name": row.name.as_ref(),
+        "state": if row.live { "live" } else { "away" },
+        "cli": profile.cli,
+        "program": profile.program,
+        "model": profile.model,
+        "task": profile.task,
+        "working_directory": profile.working_directory,
+        "dialect": if row.json { "json" } else { "native" },
+        "shard": shard.0,
+        "first_seen": time_of(row.first_seen_ms),
+        "last_seen": time_of(row.last_seen_ms),
+        "messages_sent": row.messages_sent,
+        "messages_received": row.messages_received,
+        "waiting": row.waiting_messages,
+        "waiting_bytes": row.waiting_bytes,
+        "in_flight": row.in_flight,
+        "oldest_unacknowledged_ms": row.oldest_unacknowledged_ms,
+        "topics": row.topics.iter().map(|topic| topic.as_ref()).collect::<Vec<&str>>(),
+    })
+}
+
+/// Milliseconds since 1970.
+pub(super) fn wall_ms() -> u64 {
+    jiff::Timestamp::now().as_millisecond().max(0) as u64
+}

@@ -1,0 +1,351 @@
+//! The daemon from start to stop: lock, sockets, threads, signals, drain.
+
+use super::clerk::{Clerk, Facts, wall_ms};
+use super::logs::Logs;
+use super::settings::{Backend, Settings};
+use super::{cpus, lock, notify, paths};
+use crate::base::limits::KNOWN_AGENTS_MAX;
+use crate::base::tier::Entitlement;
+use crate::base::{Mono, ShardId};
+use crate::mesh::Mesh;
+use crate::relay::{self, Bounds};
+use crate::shard::{self, Bells, Shard};
+use crate::uring::{self, Driver, Report, Waker};
+use crate::writer::{self, Writer};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc;
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// How long agents may take to read what they were told before the daemon stops without them.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Why the daemon did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// Another daemon is here, or the place cannot be used.
+    #[error(transparent)]
+    Lock(#[from] lock::LockError),
+    /// The folders cannot be made.
+    #[error(transparent)]
+    Path(#[from] paths::PathError),
+    /// Sockets handed over by the service manager cannot be used.
+    #[error(transparent)]
+    Inherit(#[from] notify::InheritError),
+    /// A TCP address cannot be listened on.
+    #[error("cannot listen on {address}: {error}; stop whoever uses it, or give --listen another port")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// A shard could not be set up.
+    #[error("shard {shard} could not start: {error}; `relay doctor` shows what this machine allows")]
+    Shard {
+        /// Which.
+        shard: u16,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// The kernel refused something else.
+    #[error("cannot {act}: {error}")]
+    System {
+        /// What was tried.
+        act: &'static str,
+        /// What the kernel said.
+        error: io::Error,
+    },
+}
+
+fn cannot(act: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
+    move |error| DaemonError::System { act, error }
+}
+
+/// What is said when the daemon is ready: for `up` to print.
+pub struct Ready {
+    /// The Unix socket.
+    pub socket: std::path::PathBuf,
+    /// TCP addresses, as bound.
+    pub listen: Vec<String>,
+    /// Shards and their CPUs.
+    pub cpus: Vec<usize>,
+    /// What each shard's driver turned out to be.
+    pub reports: Vec<Report>,
+    /// Things the operator should know.
+    pub notes: Vec<String>,
+}
+
+/// Runs the daemon on this thread until it is told to stop. `ready` is called once every listener is open.
+pub fn run(settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), DaemonError> {
+    // Before any thread starts: it edits the environment, and children of nobody should inherit the sockets.
+    let inherited = notify::inherited()?;
+    settings.layout.create()?;
+    let lock = lock::Lock::take(&settings.layout, jiff::Timestamp::now())?;
+    settings.layout.write_project_file(jiff::Timestamp::now()).map_err(cannot("write .project"))?;
+    let colour = rustix::termios::isatty(io::stderr());
+    let logs = Logs::start(&settings.log_level, settings.log_format, colour);
+    let socket_file = if inherited.unix.is_empty() { Some(lock.bind(&settings.layout.socket)?) } else { None };
+    let mut tcp = inherited.tcp;
+    for address in &settings.listen {
+        let listener = TcpListener::bind(address).map_err(|error| DaemonError::Listen { address: *address, error })?;
+        tcp.push(listener);
+    }
+    let mut listeners: Vec<OwnedFd> = inherited.unix.into_iter().map(OwnedFd::from).collect();
+    if let Some(file) = &socket_file {
+        listeners.push(file.listener.try_clone().map_err(cannot("share the socket"))?.into());
+    }
+    let mut listen = Vec::new();
+    for listener in tcp {
+        listener.set_nonblocking(true).map_err(cannot("set up a TCP listener"))?;
+        listen.extend(listener.local_addr().ok().map(|address| address.to_string()));
+        listeners.push(listener.into());
+    }
+
+    let shards = settings.cores;
+    let mesh = Arc::new(Mesh::new(shards));
+    let choice = cpus::choose(usize::from(shards));
+    let lone = || Waker::lone().map_err(cannot("make an eventfd"));
+    let (writer_bell, clerk_bell) = (lone()?, lone()?);
+    let signals = Arc::new(AtomicU32::new(0));
+    watch_signals(signals.clone(), clerk_bell.clone())?;
+
+    let started = Shards::start(&settings, &mesh, &choice.cpus, &listeners, &writer_bell, &clerk_bell)?;
+    drop(listeners);
+    let writer_stop = Arc::new(AtomicBool::new(false));
+    let writer_gauges = Arc::new(writer::Gauges::default());
+    let writer = Writer::new(
+        &writer::Options { history_bytes_max: settings.limits.history_bytes },
+        mesh.clone(),
+        writer_bell.clone(),
+        started.bells.shards.clone(),
+        writer_gauges.clone(),
+        writer_stop.clone(),
+    );
+    let writer =
+        Builder::new().name("relay-writer".into()).spawn(|| writer.run()).map_err(cannot("start the writer"))?;
+
+    let mut notes = settings.warnings.clone();
+    notes.extend(choice.note);
+    let facts = Facts {
+        started_at_ms: wall_ms(),
+        started: Instant::now(),
+        listen: listen.clone(),
+        cpus: choice.cpus.clone(),
+        reports: started.reports.clone(),
+        writer: writer_gauges,
+    };
+    let socket = settings.layout.socket.clone();
+    let clerk = Clerk::new(mesh.clone(), started.bells.clone(), settings, facts);
+    ready(&Ready { socket, listen, cpus: choice.cpus, reports: started.reports, notes });
+    notify::ready("relaying");
+    let drained = serve(clerk, &mesh, &clerk_bell, &signals);
+    notify::stopping();
+    // From here on nobody can connect: the name goes first, so that the next daemon is not mistaken for this one.
+    drop(socket_file);
+    if drained {
+        for thread in started.threads {
+            if thread.join().is_err() {
+                tracing::error!("a shard ended by panic");
+            }
+        }
+        writer_stop.store(true, Ordering::Release);
+        writer_bell.wake();
+        let _ = writer.join();
+    }
+    let dropped = logs.dropped();
+    if dropped > 0 {
+        tracing::warn!(dropped, "log lines were dropped because standard error was slow");
+    }
+    drop(lock);
+    Ok(())
+}
+
+/// The main thread's life. Says whether every shard has drained.
+fn serve(mut clerk: Clerk, mesh: &Mesh, bell: &Waker, signals: &AtomicU32) -> bool {
+    let mut stopping = None::<Instant>;
+    loop {
+        let timeout = clerk.turn();
+        let asked = signals.load(Ordering::Acquire);
+        match stopping {
+            None if asked > 0 || clerk.stop_asked => {
+                tracing::info!("stopping: saying BYE to everyone");
+                clerk.tell_shards_to_stop();
+                stopping = Some(Instant::now());
+            }
+            Some(_) if clerk.all_finished() => return true,
+            // A second signal, or peers that do not read: stop now.
+            Some(since) if asked > 1 || since.elapsed() > DRAIN_DEADLINE => {
+                tracing::warn!("stopping without waiting for every connection to close");
+                return false;
+            }
+            _ => {}
+        }
+        notify::alive();
+        mesh.clerk_sleeper().doze();
+        if !mesh.anything_for_clerk() && signals.load(Ordering::Acquire) == asked {
+            bell.wait(Some(timeout));
+        }
+        mesh.clerk_sleeper().awake();
+    }
+}
+
+/// Counts SIGTERM and SIGINT, and wakes the main thread for each.
+fn watch_signals(count: Arc<AtomicU32>, bell: Waker) -> Result<(), DaemonError> {
+    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(cannot("watch for signals"))?;
+    let watch = move || {
+        for _ in signals.forever() {
+            count.fetch_add(1, Ordering::AcqRel);
+            bell.wake();
+        }
+    };
+    Builder::new().name("relay-signals".into()).spawn(watch).map_err(cannot("watch for signals"))?;
+    Ok(())
+}
+
+/// The shards, running.
+struct Shards {
+    threads: Vec<JoinHandle<()>>,
+    bells: Bells,
+    reports: Vec<Report>,
+}
+
+impl Shards {
+    /// Starts one thread a shard. Drivers are made on their own threads; nobody turns before all are there.
+    fn start(
+        settings: &Settings,
+        mesh: &Arc<Mesh>,
+        cpus: &[usize],
+        listeners: &[OwnedFd],
+        writer_bell: &Waker,
+        clerk_bell: &Waker,
+    ) -> Result<Shards, DaemonError> {
+        let seeds = Seeds::draw()?;
+        let epoch = (wall_ms() / 1_000) as u32;
+        let (mut threads, mut bells_out, mut wakers, mut reports) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for index in 0..settings.cores {
+            let failed = |error| DaemonError::Shard { shard: index, error };
+            let own: Vec<OwnedFd> =
+                listeners.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>().map_err(failed)?;
+            let options = shard_options(settings, index, epoch, &seeds);
+            let driver_options = driver_options(settings);
+            let (mesh, cpu) = (mesh.clone(), cpus.get(usize::from(index)).copied());
+            let (made_in, made) = mpsc::sync_channel::<io::Result<(Waker, Report)>>(1);
+            let (bells_in, bells) = mpsc::sync_channel::<Bells>(1);
+            let body = move || {
+                if let Some(cpu) = cpu
+                    && let Err(error) = cpus::pin(cpu)
+                {
+                    tracing::warn!(shard = index, cpu, %error, "the shard could not be pinned and goes where the kernel puts it");
+                }
+                let driver = match Driver::new(&driver_options) {
+                    Ok(driver) => driver,
+                    Err(error) => return drop(made_in.send(Err(error))),
+                };
+                let _ = made_in.send(Ok((driver.waker(), driver.report().clone())));
+                // No bells: another shard failed, and so the daemon does not start.
+                let Ok(bells) = bells.recv() else { return };
+                if let Err(error) = Shard::new(options, driver, mesh, bells, own).run() {
+                    tracing::error!(shard = index, %error, "a shard's driver failed; the daemon cannot go on");
+                    std::process::abort();
+                }
+            };
+            let name = format!("relay-shard-{index}");
+            threads.push(Builder::new().name(name).spawn(abort_on_panic(body)).map_err(failed)?);
+            let (waker, report) =
+                made.recv().unwrap_or_else(|_| Err(io::Error::other("its thread ended early"))).map_err(failed)?;
+            wakers.push(waker);
+            reports.push(report);
+            bells_out.push(bells_in);
+        }
+        let bells = Bells { shards: wakers, writer: writer_bell.clone(), clerk: clerk_bell.clone() };
+        for sender in bells_out {
+            let _ = sender.send(bells.clone());
+        }
+        Ok(Shards { threads, bells, reports })
+    }
+}
+
+/// A shard that breaks a law takes the process with it: going on without it would lose messages quietly.
+fn abort_on_panic(body: impl FnOnce() + Send + 'static) -> impl FnOnce() + Send + 'static {
+    move || {
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err() {
+            tracing::error!("a shard broke one of its own laws; the daemon stops");
+            std::process::abort();
+        }
+    }
+}
+
+/// Random numbers of this run.
+struct Seeds {
+    names: u64,
+    tokens: [u8; 32],
+}
+
+impl Seeds {
+    fn draw() -> Result<Seeds, DaemonError> {
+        let mut bytes = [0; 40];
+        getrandom::fill(&mut bytes)
+            .map_err(|error| DaemonError::System { act: "draw random numbers", error: io::Error::other(error) })?;
+        let (names, tokens) = bytes.split_at(8);
+        let mut seeds = Seeds { names: 0, tokens: [0; 32] };
+        seeds.names = names.iter().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        seeds.tokens.copy_from_slice(tokens);
+        Ok(seeds)
+    }
+
+    /// A different secret for each shard.
+    fn tokens_of(&self, shard: u16) -> [u8; 32] {
+        use sha2::Digest;
+        sha2::Sha256::new().chain_update(self.tokens).chain_update(shard.to_le_bytes()).finalize().into()
+    }
+}
+
+fn shard_options(settings: &Settings, index: u16, epoch: u32, seeds: &Seeds) -> shard::Options {
+    let limits = &settings.limits;
+    let bounds = Bounds {
+        half_open_max: limits.half_open,
+        known_agents_max: limits.known_agents.min(KNOWN_AGENTS_MAX),
+        subscriptions_max: limits.subscriptions,
+        in_flight_max: limits.in_flight,
+        in_flight_bytes_max: limits.in_flight_bytes,
+        waiting_bytes_max: limits.waiting_bytes,
+        waiting_messages_max: limits.waiting_messages,
+        retention: Mono::ms(u64::from(settings.retention_days) * 24 * 3_600_000),
+        messages_per_second: limits.messages_per_second_per_connection,
+        burst: limits.burst_per_connection,
+        ..Bounds::default()
+    };
+    shard::Options {
+        relay: relay::Options {
+            shard: ShardId(index),
+            shards: settings.cores,
+            epoch,
+            name_seed: seeds.names,
+            token_seed: seeds.tokens_of(index),
+            bounds,
+            entitlement: Entitlement::UNLIMITED,
+        },
+        owner_uid: rustix::process::getuid().as_raw(),
+        flush_interval: Mono::ms(settings.flush_interval_ms),
+        batch_trigger: settings.max_batch_size,
+    }
+}
+
+fn driver_options(settings: &Settings) -> uring::Options {
+    uring::Options {
+        connections_max: settings.limits.connections,
+        backend: match settings.backend {
+            Backend::Auto => uring::Backend::Auto,
+            Backend::Uring => uring::Backend::Uring,
+            Backend::Epoll => uring::Backend::Epoll,
+        },
+        ..uring::Options::default()
+    }
+}

@@ -1,0 +1,513 @@
+//! Settings: one record each, read once and whole. Precedence flag, environment, relay.toml, default; each value keeps
+//! where it came from. Only `daemon` and `cli` know this room: other rooms get plain values.
+
+use super::paths::{Environment, Layout, PathError, Place};
+use super::settings_file::{self, FileValue};
+pub use super::settings_records::{CORES_MAX, LISTEN_MAX, RECORDS, Record, Shape};
+use super::{cpus, paths};
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A flag of the command line.
+    Flag(&'static str),
+    /// An environment variable.
+    Environment(&'static str),
+    /// A line of relay.toml.
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Which line, from 1.
+        line: usize,
+    },
+    /// Built in.
+    Default,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Flag(flag) => out.write_str(flag),
+            Source::Environment(variable) => out.write_str(variable),
+            Source::File { path, line } => write!(out, "{}:{line}", path.display()),
+            Source::Default => out.write_str("default"),
+        }
+    }
+}
+
+/// A setting with the value in force.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// What it is.
+    pub record: &'static Record,
+    /// Its value; several for addresses.
+    pub values: Vec<String>,
+    /// Where it came from.
+    pub source: Source,
+    /// What it would be if nobody said anything.
+    pub default: String,
+}
+
+/// Why the settings cannot be used. The text names key, line and bounds.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// A key nobody knows.
+    #[error("{path}:{line}: there is no setting \"{key}\"{hint}; `relay config` lists them all")]
+    Unknown {
+        /// The file.
+        path: String,
+        /// The line, from 1.
+        line: usize,
+        /// The key.
+        key: String,
+        /// The nearest one that exists, as a phrase; else empty.
+        hint: String,
+    },
+    /// A key of a later version, or one that cannot stand in a file.
+    #[error("{path}:{line}: \"{key}\" cannot be set here: {reason}")]
+    Misplaced {
+        /// The file.
+        path: String,
+        /// The line, from 1.
+        line: usize,
+        /// The key.
+        key: String,
+        /// Why.
+        reason: String,
+    },
+    /// Not TOML.
+    #[error("{path}:{line}: {message}")]
+    Syntax {
+        /// The file.
+        path: String,
+        /// The line, from 1.
+        line: usize,
+        /// What the reader expected.
+        message: String,
+    },
+    /// The file cannot be read.
+    #[error("cannot read the settings file {path}: {error}")]
+    File {
+        /// The file.
+        path: String,
+        /// What the kernel said.
+        error: std::io::Error,
+    },
+    /// A value outside its bounds.
+    #[error("{key} = \"{found}\" (from {source}) is not {expected}", source = .origin)]
+    Value {
+        /// The setting.
+        key: &'static str,
+        /// What was found.
+        found: String,
+        /// Where.
+        origin: Source,
+        /// What it may be.
+        expected: String,
+    },
+    /// TCP that others could reach.
+    #[error(
+        "listen = \"{address}\" (from {source}) is refused: TCP off loopback requires TLS and authentication, which this version does not have. Use 127.0.0.1 or [::1], or tunnel by ssh",
+        source = .origin
+    )]
+    OffLoopback {
+        /// The address.
+        address: SocketAddr,
+        /// Where it was asked for.
+        origin: Source,
+    },
+    /// A variable that asks for protection which this version cannot give: ignoring it would pretend.
+    #[error("{variable} is set, but {what} is not in this version; unset it to run without")]
+    NotInThisVersion {
+        /// The variable.
+        variable: &'static str,
+        /// What it asks for.
+        what: &'static str,
+    },
+    /// A place cannot be used.
+    #[error(transparent)]
+    Place(#[from] PathError),
+}
+
+impl SettingsError {
+    /// Whether the command line itself was wrong (exit code 2) rather than the world around it (1).
+    pub fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            SettingsError::Value { origin: Source::Flag(_), .. }
+                | SettingsError::OffLoopback { origin: Source::Flag(_), .. }
+        )
+    }
+}
+
+/// What the flags of `relay up` say; everything else is found from here.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    /// `--data-dir`, `--socket`, `--global`.
+    pub place: Place,
+    /// `--config`: this file instead of relay.toml in the project folder.
+    pub config: Option<PathBuf>,
+    /// Values by setting: the key and the text given.
+    pub values: Vec<(&'static str, String)>,
+}
+
+/// Checked settings as plain values.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where everything lies.
+    pub layout: Layout,
+    /// Shards.
+    pub cores: u16,
+    /// TCP addresses, all loopback.
+    pub listen: Vec<SocketAddr>,
+    /// Which driver shards use.
+    pub backend: Backend,
+    /// Least important level that is logged: error, warn, info, debug or trace.
+    pub log_level: String,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// `batch`, `strict` or `relaxed`; shown, since nothing is on disk in this version.
+    pub durability: String,
+    /// The writer's clock.
+    pub flush_interval_ms: u64,
+    /// The writer's trigger.
+    pub max_batch_size: usize,
+    /// How long messages are owed.
+    pub retention_days: u32,
+    /// Bounds.
+    pub limits: Limits,
+    /// Every setting with its provenance, in the order of [`RECORDS`].
+    pub resolved: Vec<Resolved>,
+    /// The settings file that was read, if there is one.
+    pub file: Option<PathBuf>,
+    /// What the operator should be told at start.
+    pub warnings: Vec<String>,
+}
+
+/// How a shard waits for its sockets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Backend {
+    /// io_uring where it works, else epoll.
+    Auto,
+    /// io_uring or nothing.
+    Uring,
+    /// epoll.
+    Epoll,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Bounds that an operator may lower.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs)]
+pub struct Limits {
+    pub connections: usize,
+    pub half_open: usize,
+    pub in_flight: u32,
+    pub in_flight_bytes: usize,
+    pub waiting_bytes: usize,
+    pub waiting_messages: usize,
+    pub subscriptions: usize,
+    pub known_agents: usize,
+    pub history_bytes: usize,
+    /// 0: off.
+    pub messages_per_second_per_connection: u32,
+    pub burst_per_connection: u32,
+}
+
+/// Variables that ask for protection: a later version gives it, this one must not pretend to.
+const NOT_YET_VARIABLES: &[(&str, &str)] = &[
+    ("AGENT_RELAY_REQUIRE_AUTH", "authentication"),
+    ("AGENT_RELAY_TLS_CERT", "TLS"),
+    ("AGENT_RELAY_TLS_KEY", "TLS"),
+    ("AGENT_RELAY_TLS_CA", "TLS"),
+    ("AGENT_RELAY_TLS_MUTUAL", "TLS"),
+    ("AGENT_RELAY_DB_KEY", "encryption of stored messages"),
+];
+
+impl Settings {
+    /// Reads flags, environment and file, checks everything, and says where each value came from.
+    pub fn read(flags: &Flags, environment: &Environment) -> Result<Settings, SettingsError> {
+        for &(variable, what) in NOT_YET_VARIABLES {
+            let off = environment.value(variable).is_none_or(|value| value == "false" || value == "0");
+            if !off {
+                return Err(SettingsError::NotInThisVersion { variable, what });
+            }
+        }
+        let mut layout = Layout::of(&flags.place, environment)?;
+        let (file, entries) = read_file(flags, &layout)?;
+        let mut resolved = Vec::with_capacity(RECORDS.len());
+        for record in RECORDS {
+            resolved.push(resolve(record, flags, environment, &entries)?);
+        }
+        // A socket named in the file is seen from the file's project folder.
+        let socket = find(&resolved, "socket");
+        if let (Source::File { .. }, Some(path)) = (&socket.source, socket.values.first()) {
+            let place = Place { socket: Some(layout.folder.join(path)), ..flags.place.clone() };
+            layout = Layout::of(&place, environment)?;
+        }
+        for entry in &mut resolved {
+            match entry.record.key {
+                "data_dir" => entry.values = vec![layout.base.display().to_string()],
+                "socket" => entry.values = vec![layout.socket.display().to_string()],
+                _ => {}
+            }
+        }
+        Settings::assemble(layout, resolved, file)
+    }
+
+    fn assemble(layout: Layout, resolved: Vec<Resolved>, file: Option<PathBuf>) -> Result<Settings, SettingsError> {
+        let text = |key| find(&resolved, key).values.first().cloned().unwrap_or_default();
+        let number = |key| text(key).parse::<u64>().expect("resolve() let only numbers within their bounds through");
+        let size = |key| number(key) as usize;
+        let listen = find(&resolved, "listen");
+        let mut addresses = Vec::new();
+        for value in &listen.values {
+            let address: SocketAddr = value.parse().expect("resolve() let only addresses through");
+            if !address.ip().is_loopback() {
+                return Err(SettingsError::OffLoopback { address, origin: listen.source.clone() });
+            }
+            addresses.push(address);
+        }
+        let mut warnings = Vec::new();
+        let durability = find(&resolved, "persistence.durability");
+        if durability.source != Source::Default {
+            warnings.push(format!(
+                "durability = {} (from {}) changes nothing yet: this version keeps messages in memory, and none outlives the daemon",
+                durability.values[0], durability.source
+            ));
+        }
+        let limits = Limits {
+            connections: size("limits.connections"),
+            half_open: size("limits.half_open"),
+            in_flight: number("limits.in_flight") as u32,
+            in_flight_bytes: size("limits.in_flight_bytes"),
+            waiting_bytes: size("limits.waiting_bytes"),
+            waiting_messages: size("limits.waiting_messages"),
+            subscriptions: size("limits.subscriptions"),
+            known_agents: size("limits.known_agents"),
+            history_bytes: size("limits.history_bytes"),
+            messages_per_second_per_connection: number("limits.messages_per_second_per_connection") as u32,
+            burst_per_connection: number("limits.burst_per_connection") as u32,
+        };
+        Ok(Settings {
+            layout,
+            cores: number("cores") as u16,
+            listen: addresses,
+            backend: match text("backend").as_str() {
+                "uring" => Backend::Uring,
+                "epoll" => Backend::Epoll,
+                _ => Backend::Auto,
+            },
+            log_level: text("log.level"),
+            log_format: if text("log.format") == "json" { LogFormat::Json } else { LogFormat::Text },
+            durability: text("persistence.durability"),
+            flush_interval_ms: number("persistence.flush_interval_ms"),
+            max_batch_size: size("persistence.max_batch_size"),
+            retention_days: number("retention.days") as u32,
+            limits,
+            resolved,
+            file,
+            warnings,
+        })
+    }
+}
+
+fn find<'a>(resolved: &'a [Resolved], key: &str) -> &'a Resolved {
+    resolved.iter().find(|entry| entry.record.key == key).expect("only keys of RECORDS are asked for")
+}
+
+fn read_file(flags: &Flags, layout: &Layout) -> Result<(Option<PathBuf>, Vec<FileValue>), SettingsError> {
+    let path = flags.config.clone().unwrap_or_else(|| layout.settings_file());
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok((Some(path.clone()), settings_file::parse(&path, &text)?)),
+        // Only a file that was named has to exist.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && flags.config.is_none() => Ok((None, Vec::new())),
+        Err(error) => Err(SettingsError::File { path: path.display().to_string(), error }),
+    }
+}
+
+fn resolve(
+    record: &'static Record,
+    flags: &Flags,
+    environment: &Environment,
+    entries: &[FileValue],
+) -> Result<Resolved, SettingsError> {
+    let default = match record.key {
+        "cores" => cpus::allowed().len().clamp(1, CORES_MAX as usize).to_string(),
+        _ => record.default.to_owned(),
+    };
+    let mut given: Vec<String> =
+        flags.values.iter().filter(|(key, _)| *key == record.key).map(|(_, value)| value.clone()).collect();
+    match record.key {
+        "data_dir" => given.extend(flags.place.data_dir.iter().map(|path| path.display().to_string())),
+        "socket" => given.extend(flags.place.socket.iter().map(|path| path.display().to_string())),
+        _ => {}
+    }
+    let (source, values) = if let (Some(flag), false) = (record.flag, given.is_empty()) {
+        (Source::Flag(flag), given)
+    } else if let Some((variable, value)) =
+        record.environment.and_then(|variable| Some((variable, environment.value(variable)?)))
+    {
+        (Source::Environment(variable), vec![value.to_string_lossy().into_owned()])
+    } else if let Some(entry) = entries.iter().find(|entry| entry.key == record.key) {
+        (Source::File { path: entry.path.clone(), line: entry.line }, entry.values.clone())
+    } else {
+        let nothing = default.is_empty();
+        (Source::Default, if nothing { Vec::new() } else { vec![default.clone()] })
+    };
+    for value in &values {
+        check(record, value, &source)?;
+    }
+    if values.len() > LISTEN_MAX {
+        let expected = format!("a list of at most {LISTEN_MAX}");
+        return Err(SettingsError::Value { key: record.key, found: values.join(", "), origin: source, expected });
+    }
+    Ok(Resolved { record, values, source, default })
+}
+
+fn check(record: &'static Record, value: &str, source: &Source) -> Result<(), SettingsError> {
+    let good = match record.shape {
+        Shape::Number { min, max } => value.parse::<u64>().is_ok_and(|number| (min..=max).contains(&number)),
+        Shape::Choice(words) => words.contains(&value),
+        Shape::Path => !value.is_empty(),
+        Shape::Addresses => value.parse::<SocketAddr>().is_ok(),
+    };
+    if good {
+        return Ok(());
+    }
+    let expected = record.shape.to_string();
+    Err(SettingsError::Value { key: record.key, found: value.to_owned(), origin: source.clone(), expected })
+}
+
+/// Where clients find the daemon of this place: where it says that it listens, else where it would.
+pub fn socket_of_running(layout: &Layout) -> PathBuf {
+    if layout.socket_chosen {
+        return layout.socket.clone();
+    }
+    let recorded = super::lock::holder(&layout.lock_file()).map(|holder| holder.socket);
+    recorded.filter(|socket| is_socket(socket)).unwrap_or_else(|| layout.socket.clone())
+}
+
+fn is_socket(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    path.as_os_str().len() <= paths::SOCKET_PATH_BYTES_MAX
+        && std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::limits;
+
+    fn read(flags: &[(&'static str, &str)], environment: &Environment, file: &str) -> Result<Settings, SettingsError> {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("relay.toml"), file).unwrap();
+        let place = Place { data_dir: Some(directory.path().into()), global: true, ..Place::default() };
+        let values = flags.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
+        Settings::read(&Flags { place, config: None, values }, environment)
+    }
+
+    fn refusal(flags: &[(&'static str, &str)], file: &str) -> String {
+        read(flags, &Environment::default(), file).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_limits() {
+        let settings = read(&[], &Environment::default(), "").unwrap();
+        assert_eq!(settings.limits.connections, limits::CONNECTIONS_MAX);
+        assert_eq!(settings.limits.half_open, limits::HALF_OPEN_MAX);
+        assert_eq!(settings.limits.in_flight, limits::IN_FLIGHT_MAX);
+        assert_eq!(settings.limits.in_flight_bytes, limits::IN_FLIGHT_BYTES_MAX);
+        assert_eq!(settings.limits.waiting_bytes, limits::WAITING_BYTES_MAX);
+        assert_eq!(settings.limits.waiting_messages, limits::WAITING_MESSAGES_MAX);
+        assert_eq!(settings.limits.subscriptions, limits::SUBSCRIPTIONS_MAX);
+        assert_eq!(settings.limits.known_agents, limits::KNOWN_AGENTS_MAX);
+        assert_eq!(settings.limits.history_bytes, limits::HISTORY_BYTES_MAX);
+        assert_eq!(settings.flush_interval_ms * 1_000_000, limits::WRITER_FLUSH);
+        assert_eq!(settings.max_batch_size, limits::WRITER_TRIGGER_RECORDS);
+        assert_eq!(u64::from(settings.retention_days) * 24 * 3_600_000_000_000, limits::RETENTION);
+        assert_eq!(usize::from(settings.cores), cpus::allowed().len());
+        assert!(settings.warnings.is_empty() && settings.listen.is_empty());
+    }
+
+    #[test]
+    fn a_flag_beats_the_environment_which_beats_the_file_which_beats_the_default() {
+        let environment = Environment::of([("AGENT_RELAY_RETENTION_DAYS", "3")]);
+        let file = "cores = 5\n[retention]\ndays = 2\n";
+        let settings = read(&[("cores", "4")], &environment, file).unwrap();
+        assert_eq!((settings.cores, settings.retention_days), (4, 3));
+        assert_eq!(find(&settings.resolved, "cores").source, Source::Flag("--cores"));
+        assert_eq!(find(&settings.resolved, "retention.days").source.to_string(), "AGENT_RELAY_RETENTION_DAYS");
+        let settings = read(&[], &Environment::default(), file).unwrap();
+        assert_eq!((settings.cores, settings.retention_days), (5, 2));
+        assert!(find(&settings.resolved, "retention.days").source.to_string().ends_with("relay.toml:3"));
+        assert_eq!(find(&settings.resolved, "limits.half_open").source, Source::Default);
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_that_names_its_line_and_the_nearest_key() {
+        let text = refusal(&[], "cores = 2\n\n[limits]\nin_flght = 3\n");
+        assert!(text.contains("relay.toml:4:") && text.contains("\"limits.in_flght\""), "{text}");
+        assert!(text.contains("limits.in_flight"), "{text}");
+        let text = refusal(&[], "[tls]\nenabled = true\n");
+        assert!(text.contains("relay.toml:1:") && text.contains("not in this version"), "{text}");
+        let text = refusal(&[], "data_dir = \"/x\"\n");
+        assert!(text.contains("relay.toml:1:") && text.contains("found through it"), "{text}");
+    }
+
+    #[test]
+    fn a_bad_value_names_key_line_and_bounds() {
+        let text = refusal(&[], "\n[limits]\nin_flight = 1\n");
+        assert!(text.contains("limits.in_flight") && text.contains(":3)") && text.contains("128 to 1024"), "{text}");
+        let text = refusal(&[("cores", "0")], "");
+        assert_eq!(text, "cores = \"0\" (from --cores) is not a whole number from 1 to 256");
+        assert!(refusal(&[("backend", "kqueue")], "").contains("one of auto, uring, epoll"));
+        assert!(refusal(&[], "cores = [\n").contains("relay.toml:"));
+        assert!(refusal(&[], "cores = true\n").contains("relay.toml:1"));
+        assert!(refusal(&[], "listen = [\"nowhere\"]\n").contains("an address with a port"));
+    }
+
+    #[test]
+    fn tcp_off_loopback_is_refused_and_loopback_is_not() {
+        let text = refusal(&[("listen", "0.0.0.0:7070")], "");
+        assert!(text.contains("requires TLS and authentication"), "{text}");
+        let file = "listen = [\"127.0.0.1:7070\", \"[::1]:7070\"]\n";
+        assert_eq!(read(&[], &Environment::default(), file).unwrap().listen.len(), 2);
+    }
+
+    #[test]
+    fn protection_that_is_not_there_is_refused_rather_than_ignored() {
+        let environment = Environment::of([("AGENT_RELAY_REQUIRE_AUTH", "true")]);
+        let text = read(&[], &environment, "").unwrap_err().to_string();
+        assert!(text.contains("authentication is not in this version"), "{text}");
+        let off = Environment::of([("AGENT_RELAY_REQUIRE_AUTH", "false")]);
+        assert!(read(&[], &off, "").is_ok());
+    }
+
+    #[test]
+    fn an_asked_for_durability_is_answered_with_the_truth() {
+        let settings = read(&[("persistence.durability", "strict")], &Environment::default(), "").unwrap();
+        assert!(settings.warnings[0].contains("none outlives the daemon"), "{:?}", settings.warnings);
+    }
+
+    #[test]
+    fn every_default_lies_within_its_own_bounds_and_every_record_speaks() {
+        for record in RECORDS {
+            assert!(record.sentence.ends_with('.'), "{}", record.key);
+            if !record.default.is_empty() {
+                check(record, record.default, &Source::Default).unwrap();
+            }
+        }
+    }
+}

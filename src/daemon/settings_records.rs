@@ -1,0 +1,248 @@
+//! The table of settings: name, sentence, unit, default, bounds, variable, flag. Reads nothing, decides nothing.
+
+use crate::base::limits;
+use std::fmt;
+
+/// One setting: help, `relay config`, documents and error texts all come from here.
+#[derive(Debug)]
+pub struct Record {
+    /// Its name in relay.toml (table, dot, key).
+    pub key: &'static str,
+    /// What it does.
+    pub sentence: &'static str,
+    /// Unit of a number; empty for other things.
+    pub unit: &'static str,
+    /// What it may be.
+    pub shape: Shape,
+    /// Its built-in default, as text; empty: worked out at start, or nothing.
+    pub default: &'static str,
+    /// The variable that sets it.
+    pub environment: Option<&'static str>,
+    /// The flag of `relay up` that sets it.
+    pub flag: Option<&'static str>,
+    /// Whether relay.toml may hold it.
+    pub in_file: bool,
+}
+
+/// What a value may be.
+#[derive(Debug)]
+pub enum Shape {
+    /// A whole number within bounds.
+    Number {
+        /// The least.
+        min: u64,
+        /// The most.
+        max: u64,
+    },
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// A path.
+    Path,
+    /// TCP addresses.
+    Addresses,
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Shape::Number { min, max } => write!(out, "a whole number from {min} to {max}"),
+            Shape::Choice(words) => write!(out, "one of {}", words.join(", ")),
+            Shape::Path => out.write_str("a path"),
+            Shape::Addresses => out.write_str("an address with a port, such as 127.0.0.1:7070"),
+        }
+    }
+}
+
+const fn number(
+    key: &'static str,
+    sentence: &'static str,
+    unit: &'static str,
+    default: &'static str,
+    min: u64,
+    max: u64,
+) -> Record {
+    let shape = Shape::Number { min, max };
+    Record { key, sentence, unit, shape, default, environment: None, flag: None, in_file: true }
+}
+
+const fn choice(
+    key: &'static str,
+    sentence: &'static str,
+    words: &'static [&'static str],
+    flag: &'static str,
+) -> Record {
+    let shape = Shape::Choice(words);
+    Record { key, sentence, unit: "", shape, default: words[0], environment: None, flag: Some(flag), in_file: true }
+}
+
+const fn path(key: &'static str, sentence: &'static str, flag: &'static str) -> Record {
+    Record {
+        key,
+        sentence,
+        unit: "",
+        shape: Shape::Path,
+        default: "",
+        environment: None,
+        flag: Some(flag),
+        in_file: true,
+    }
+}
+
+/// More shards than this would spend more memory on their lanes (which grow with the square) than on messages.
+pub const CORES_MAX: u64 = 256;
+/// TCP addresses to listen on.
+pub const LISTEN_MAX: usize = 16;
+
+/// Every setting. What cannot change while the daemon runs is, so far, all of them.
+pub const RECORDS: &[Record] = &[
+    Record {
+        flag: Some("--cores"),
+        ..number(
+            "cores",
+            "Shards: threads that serve connections, each pinned to a CPU. Default: every CPU the affinity mask allows.",
+            "threads",
+            "",
+            1,
+            CORES_MAX,
+        )
+    },
+    Record {
+        environment: Some("AGENT_RELAY_DATA_DIR"),
+        in_file: false,
+        ..path("data_dir", "The base directory; each project has a folder of its own in it.", "--data-dir")
+    },
+    path("socket", "The Unix socket.", "--socket"),
+    Record {
+        shape: Shape::Addresses,
+        ..path("listen", "TCP addresses to listen on beside the Unix socket; loopback only.", "--listen")
+    },
+    choice(
+        "backend",
+        "How a shard waits for its sockets: io_uring where the kernel allows it (auto), or one of the two.",
+        &["auto", "uring", "epoll"],
+        "--backend",
+    ),
+    choice(
+        "log.level",
+        "The least important events that are still logged.",
+        &["info", "error", "warn", "debug", "trace"],
+        "--log",
+    ),
+    choice("log.format", "How log lines are written.", &["text", "json"], "--log-format"),
+    choice(
+        "persistence.durability",
+        "What a receipt waits for. Messages are kept in memory in this version: none outlives the daemon, whatever is set.",
+        &["batch", "strict", "relaxed"],
+        "--durability",
+    ),
+    number(
+        "persistence.flush_interval_ms",
+        "The writer is woken when the oldest record has waited this long.",
+        "ms",
+        "50",
+        1,
+        10_000,
+    ),
+    number(
+        "persistence.max_batch_size",
+        "The writer is woken when this many records wait; a trigger, not a cap.",
+        "messages",
+        "100",
+        1,
+        limits::WRITER_BATCH_RECORDS_MAX as u64,
+    ),
+    Record {
+        environment: Some("AGENT_RELAY_RETENTION_DAYS"),
+        ..number("retention.days", "How long a message is owed to an agent who is away.", "days", "7", 1, 7)
+    },
+    number(
+        "limits.connections",
+        "Connections of one shard.",
+        "connections",
+        "65536",
+        16,
+        limits::CONNECTIONS_MAX as u64,
+    ),
+    number(
+        "limits.half_open",
+        "Connections of one shard that have not said HELLO yet.",
+        "connections",
+        "1024",
+        1,
+        limits::HALF_OPEN_MAX as u64,
+    ),
+    // Less than two acknowledgement strides and a client that acknowledges as documented would stall.
+    number(
+        "limits.in_flight",
+        "Messages sent to one agent and not yet acknowledged.",
+        "messages",
+        "1024",
+        2 * limits::ACK_STRIDE,
+        limits::IN_FLIGHT_MAX as u64,
+    ),
+    number(
+        "limits.in_flight_bytes",
+        "The same in bytes.",
+        "bytes",
+        "524288",
+        65_536,
+        limits::IN_FLIGHT_BYTES_MAX as u64,
+    ),
+    // At least the largest frame; at most what a whole shard may hold.
+    number(
+        "limits.waiting_bytes",
+        "Bytes waiting in memory for one agent; beyond it senders hear BUSY.",
+        "bytes",
+        "1048576",
+        limits::FRAME_BYTES_MAX as u64,
+        limits::SHARD_WAITING_BYTES_MAX as u64,
+    ),
+    number(
+        "limits.waiting_messages",
+        "Messages waiting for one agent; beyond it senders hear BUSY.",
+        "messages",
+        "100000",
+        1,
+        limits::WAITING_MESSAGES_MAX as u64,
+    ),
+    number(
+        "limits.subscriptions",
+        "Topics one agent may subscribe to.",
+        "topics",
+        "256",
+        1,
+        limits::SUBSCRIPTIONS_MAX as u64,
+    ),
+    number(
+        "limits.known_agents",
+        "Agents known at once: connected, owed something, or seen within the retention time.",
+        "agents",
+        "100000",
+        1,
+        limits::KNOWN_AGENTS_MAX as u64,
+    ),
+    number(
+        "limits.history_bytes",
+        "Bytes of past messages kept in memory for `relay read`; 0 keeps none.",
+        "bytes",
+        "67108864",
+        0,
+        limits::HISTORY_BYTES_MAX as u64,
+    ),
+    number(
+        "limits.messages_per_second_per_connection",
+        "SENDs per second of one connection; 0: no limit.",
+        "messages/s",
+        "0",
+        0,
+        1_000_000,
+    ),
+    number(
+        "limits.burst_per_connection",
+        "SENDs one connection may make at once before that rate counts.",
+        "messages",
+        "100",
+        1,
+        1_000_000,
+    ),
+];

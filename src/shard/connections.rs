@@ -1,0 +1,100 @@
+//! What a shard keeps of each connection beside what its heart knows: unread bytes, unsent bytes, the dialect.
+
+use crate::base::ids::Token;
+use crate::base::{AgentId, CloseReason, Name, Sequence, SessionId};
+use crate::relay::Peer;
+use crate::uring::SendBuffer;
+use crate::wire::Dialect;
+
+/// A connection, from accept to close.
+pub(super) struct Connection {
+    pub(super) dialect: Option<Dialect>,
+    pub(super) stage: Stage,
+    pub(super) peer: Peer,
+    /// Set by Settle; empty before.
+    pub(super) name: Name,
+    pub(super) agent: AgentId,
+    pub(super) token: Token,
+    /// SENDs read (JSON: names those that came without an id).
+    pub(super) sends: u64,
+    /// Control frames written (JSON: makes their ids differ).
+    pub(super) frames_out: u64,
+    /// The beginning of a frame whose end has not arrived, or whatever came behind a HELLO. Never more than a frame and
+    /// what one turn received.
+    pub(super) stash: Vec<u8>,
+    /// Written in this turn, or while `sending`.
+    pub(super) pending: SendBuffer,
+    pub(super) pending_through: Sequence,
+    /// Whether the driver holds a buffer of this connection, and the last sequence in it.
+    pub(super) sending: bool,
+    pub(super) sending_through: Sequence,
+    /// Whether it is in the list of connections with something to send or do.
+    pub(super) due: bool,
+    /// Closes when everything pending has been sent.
+    pub(super) closing: Option<CloseReason>,
+}
+
+/// Where a connection stands, as far as receiving is concerned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Stage {
+    /// One receive at a time: HELLO, or the command line's frames.
+    Fresh,
+    /// HELLO was read: nothing more is, until the heart has said where this connection lives.
+    Greeting,
+    /// At home: receives continuously.
+    Live,
+}
+
+impl Connection {
+    pub(super) fn new(peer: Peer, nameless: &Name) -> Connection {
+        Connection {
+            dialect: None,
+            stage: Stage::Fresh,
+            peer,
+            name: nameless.clone(),
+            agent: AgentId(0),
+            token: Token::default(),
+            sends: 0,
+            frames_out: 0,
+            stash: Vec::new(),
+            pending: SendBuffer::default(),
+            pending_through: Sequence::default(),
+            sending: false,
+            sending_through: Sequence::default(),
+            due: false,
+            closing: None,
+        }
+    }
+}
+
+/// The connections of a shard, by the id that the driver gave them.
+#[derive(Default)]
+pub(super) struct Connections {
+    slots: Vec<Option<(u32, Box<Connection>)>>,
+}
+
+impl Connections {
+    pub(super) fn insert(&mut self, id: SessionId, connection: Connection) {
+        let slot = id.slot as usize;
+        if slot >= self.slots.len() {
+            self.slots.resize_with(slot + 1, || None);
+        }
+        self.slots[slot] = Some((id.generation, Box::new(connection)));
+    }
+
+    pub(super) fn find_mut(&mut self, id: SessionId) -> Option<&mut Connection> {
+        match self.slots.get_mut(id.slot as usize)? {
+            Some((generation, connection)) if *generation == id.generation => Some(connection),
+            _ => None,
+        }
+    }
+
+    pub(super) fn remove(&mut self, id: SessionId) -> Option<Connection> {
+        self.find_mut(id)?;
+        self.slots[id.slot as usize].take().map(|(_, connection)| *connection)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.slots.iter().all(Option::is_none)
+    }
+}

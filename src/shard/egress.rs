@@ -1,0 +1,332 @@
+//! From the outbox to sockets, lanes and the writer. Everything a turn says to a connection leaves in one send.
+
+use super::connections::{Connection, Stage};
+use super::{EGRESS_BYTES_MAX, Inner, LINGER, Spares};
+use crate::base::limits::{WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX};
+use crate::base::{CloseReason, Sequence, SessionId, ShardId};
+use crate::mesh::{ClerkPost, Moved, Post, WriterPost};
+use crate::relay::{Delivery, Event, Mail, Output, Question};
+use crate::uring::{Driver, ReceiveMode, SendBuffer};
+use crate::wire::{self, Dialect, FLAG_REDELIVERED, Frame, Message, QueryKind};
+
+/// Bodies above this size are not copied into the send buffer: they leave by vectored send.
+const COPIED_BODY_BYTES_MAX: usize = 4096;
+
+impl Inner {
+    /// Performs everything the heart asked for in this turn. Law: the outbox is empty afterwards.
+    pub(super) fn perform(&mut self, driver: &mut Driver) {
+        let mut outputs = std::mem::take(&mut self.outbox.outputs);
+        for output in outputs.drain(..) {
+            match output {
+                Output::Deliver(delivery) => self.deliver(&delivery),
+                Output::Reply { session, frame } => self.reply(session, &frame),
+                Output::Receipt { session, receipt } => {
+                    let Some(connection) = self.connections.find_mut(session) else { continue };
+                    wire::encode::receipts(&mut connection.pending.bytes, &[receipt], Sequence::default());
+                    self.after_reply(session);
+                }
+                Output::Settle { session, name, agent, token } => {
+                    let Some(connection) = self.connections.find_mut(session) else { continue };
+                    (connection.name, connection.agent, connection.token) = (name, agent, token);
+                    connection.stage = Stage::Live;
+                    driver.receive(session, ReceiveMode::Stream);
+                    if !connection.stash.is_empty() {
+                        self.unread.push(session);
+                    }
+                }
+                Output::Move { session, to, hello } => {
+                    let Some(connection) = self.connections.remove(session) else { continue };
+                    let Some(dialect) = connection.dialect else { continue };
+                    let Some(descriptor) = driver.detach(session) else {
+                        // Nothing is in flight before HELLO, so this cannot be; a lost connection is the safe answer.
+                        debug_assert!(false, "a connection that moves has something in flight");
+                        driver.close(session);
+                        continue;
+                    };
+                    let moved = Moved { descriptor, dialect, peer: connection.peer, hello, unread: connection.stash };
+                    self.hold_post(to, Post::Connection(Box::new(moved)));
+                }
+                Output::Close { session, reason } => {
+                    if let Some(connection) = self.connections.find_mut(session) {
+                        connection.closing = Some(reason);
+                        self.lingering.push_back((self.now.mono + LINGER, session));
+                        self.mark_due(session);
+                        tracing::debug!(reason = reason.name(), slot = session.slot, "connection closes");
+                    }
+                }
+            }
+        }
+        self.outbox.outputs = outputs;
+        let mut mails = std::mem::take(&mut self.outbox.mails);
+        for (to, mail) in mails.drain(..) {
+            match mail {
+                Mail::Outcome(_) => self.hold_outcome(to, mail),
+                _ => self.hold_post(to, Post::Mail(mail)),
+            }
+        }
+        self.outbox.mails = mails;
+        self.keep_records();
+        for question in std::mem::take(&mut self.outbox.questions) {
+            self.ask(question);
+        }
+        for part in std::mem::take(&mut self.outbox.census) {
+            let gauges = self.gauges();
+            if self.mesh.push_clerk(ClerkPost::Census(part, gauges)).is_err() {
+                // The clerk asks for one part at a time and gives up on it after a while.
+                tracing::warn!("the clerk's queue is full");
+            }
+            self.clerk_pushed = true;
+        }
+        assert!(self.outbox.is_empty(), "nothing is forgotten between turns");
+        self.relay.end_turn();
+    }
+
+    /// Starts the sends of this turn, and closes what has nothing left to say.
+    pub(super) fn flush(&mut self, driver: &mut Driver) {
+        let mut due = std::mem::take(&mut self.due);
+        for id in due.drain(..) {
+            let Some(connection) = self.connections.find_mut(id) else { continue };
+            connection.due = false;
+            if connection.sending {
+                continue;
+            }
+            if !connection.pending.is_empty() {
+                let spare = self.spares.buffers.pop().unwrap_or_default();
+                let buffer = std::mem::replace(&mut connection.pending, spare);
+                connection.sending = true;
+                connection.sending_through = std::mem::take(&mut connection.pending_through);
+                self.bytes_out += buffer.len() as u64;
+                driver.send(id, buffer);
+            }
+            if connection.closing.is_some() && connection.pending.is_empty() {
+                // `close_after_send` lets the send in flight finish; the linger deadline bounds how long that may take.
+                if connection.sending {
+                    driver.close_after_send(id);
+                } else {
+                    driver.close(id);
+                }
+                self.forget(id);
+            }
+        }
+        self.due = due;
+        for id in std::mem::take(&mut self.doomed) {
+            driver.close(id);
+        }
+    }
+
+    fn forget(&mut self, id: SessionId) {
+        if let Some(mut connection) = self.connections.remove(id) {
+            self.spares.keep_buffer(std::mem::take(&mut connection.pending));
+        }
+    }
+
+    /// Connections that were told to close and whose peers do not read: enough waited.
+    pub(super) fn end_lingering(&mut self, driver: &mut Driver) {
+        while let Some((until, id)) = self.lingering.front().copied() {
+            if until > self.now.mono {
+                break;
+            }
+            self.lingering.pop_front();
+            // A stale id, when it has closed by itself: then this does nothing.
+            driver.close(id);
+            self.forget(id);
+        }
+    }
+
+    pub(super) fn mark_due(&mut self, id: SessionId) {
+        if let Some(connection) = self.connections.find_mut(id)
+            && !connection.due
+        {
+            connection.due = true;
+            self.due.push(id);
+        }
+    }
+
+    fn deliver(&mut self, delivery: &Delivery) {
+        let Some(connection) = self.connections.find_mut(delivery.session) else { return };
+        let out = &mut connection.pending;
+        match connection.dialect {
+            Some(Dialect::Json) => {
+                let Some(message) = Message::check(&delivery.raw, delivery.checksum) else { return };
+                let Connection { pending, name, token, .. } = connection;
+                wire::json::deliver(&mut pending.bytes, &message, delivery.sequence, delivery.flags, name, *token);
+            }
+            _ => {
+                let flags = delivery.flags & FLAG_REDELIVERED;
+                let (sequence, checksum) = (delivery.sequence, delivery.checksum);
+                if delivery.raw.len() <= COPIED_BODY_BYTES_MAX {
+                    wire::encode::deliver(&mut out.bytes, flags, sequence, &delivery.raw, checksum);
+                } else {
+                    let length = delivery.raw.len() as u32;
+                    out.bytes.extend_from_slice(&wire::encode::deliver_header(flags, sequence, length, checksum));
+                    out.frames.push((out.bytes.len(), delivery.raw.clone()));
+                }
+            }
+        }
+        // Repeats come behind later deliveries: the mark only grows.
+        connection.pending_through = connection.pending_through.max(delivery.sequence);
+        if !connection.due {
+            connection.due = true;
+            self.due.push(delivery.session);
+        }
+    }
+
+    fn reply(&mut self, id: SessionId, frame: &Frame<'_>) {
+        let Some(connection) = self.connections.find_mut(id) else { return };
+        if connection.closing.is_some() {
+            return;
+        }
+        match connection.dialect {
+            Some(Dialect::Json) => {
+                connection.frames_out += 1;
+                let stamp = wire::json::Stamp { wall_ms: self.now.wall_ms, ordinal: connection.frames_out };
+                wire::json::encode(&mut connection.pending.bytes, frame, stamp);
+            }
+            _ => wire::encode::frame(&mut connection.pending.bytes, frame, Sequence::default()),
+        }
+        self.after_reply(id);
+    }
+
+    fn after_reply(&mut self, id: SessionId) {
+        let Some(connection) = self.connections.find_mut(id) else { return };
+        if connection.pending.bytes.len() > EGRESS_BYTES_MAX {
+            // Deliveries are bounded by the window; this peer asks and asks and does not read the answers.
+            connection.pending = SendBuffer::default();
+            let event = Event::Closed { session: id, reason: CloseReason::SlowReader };
+            self.relay.handle(self.now, event, &mut self.outbox);
+            self.connections.remove(id);
+            self.doomed.push(id);
+            return;
+        }
+        self.mark_due(id);
+    }
+
+    /// Hands mail over, behind what the lane could not take before.
+    fn hold_post(&mut self, to: ShardId, post: Post) {
+        let hold = &mut self.holds[usize::from(to.0)];
+        hold.posts.push_back(post);
+        self.pushed[usize::from(to.0)] = true;
+    }
+
+    fn hold_outcome(&mut self, to: ShardId, mail: Mail) {
+        let hold = &mut self.holds[usize::from(to.0)];
+        hold.outcomes.push_back(mail);
+        self.pushed[usize::from(to.0)] = true;
+    }
+
+    /// Moves what is held into the lanes, as far as they take it. While anything is held, this shard reads nothing from
+    /// its connections, so that a hold is bounded by what one turn can produce.
+    pub(super) fn push_holds(&mut self) {
+        for to in 0..self.holds.len() {
+            let shard = ShardId(to as u16);
+            let hold = &mut self.holds[to];
+            while let Some(post) = hold.posts.pop_front() {
+                if let Err(post) = self.mesh.push_mail(self.shard, shard, post) {
+                    hold.posts.push_front(post);
+                    self.pushed[to] = true;
+                    break;
+                }
+            }
+            while let Some(mail) = hold.outcomes.pop_front() {
+                if let Err(mail) = self.mesh.push_outcome(self.shard, shard, mail) {
+                    hold.outcomes.push_front(mail);
+                    self.pushed[to] = true;
+                    break;
+                }
+            }
+        }
+    }
+
+    fn keep_records(&mut self) {
+        for record in self.outbox.records.drain(..) {
+            self.batch_bytes += record.weight();
+            self.batch.push(record);
+            if self.batch.len() >= WRITER_BATCH_RECORDS_MAX || self.batch_bytes >= WRITER_BATCH_BYTES_MAX {
+                let batch = std::mem::replace(&mut self.batch, self.mesh.spare_batch(self.shard));
+                self.batch_bytes = 0;
+                self.writer_hold.push_back(WriterPost::Records(batch));
+            }
+        }
+    }
+
+    /// Hands records to the writer when it is time: enough of them, old enough, or somebody waits for the commit.
+    pub(super) fn flush_records(&mut self, at_once: bool) {
+        if self.batch.is_empty() && !self.relay.progress_is_due() {
+            self.records_since = None;
+        } else {
+            let since = *self.records_since.get_or_insert(self.now.mono);
+            let due = since + self.options.flush_interval <= self.now.mono;
+            if at_once || due || self.batch.len() >= self.options.batch_trigger || self.relay.awaits_commit() {
+                self.relay.tell_progress(&mut self.outbox);
+                self.keep_records();
+                self.records_since = None;
+                if !self.batch.is_empty() {
+                    let batch = std::mem::replace(&mut self.batch, self.mesh.spare_batch(self.shard));
+                    self.batch_bytes = 0;
+                    self.writer_hold.push_back(WriterPost::Records(batch));
+                }
+            }
+        }
+        while let Some(post) = self.writer_hold.pop_front() {
+            match self.mesh.push_batch(self.shard, post) {
+                Ok(()) => self.writer_pushed = true,
+                Err(post) => {
+                    self.writer_hold.push_front(post);
+                    self.writer_pushed = true;
+                    break;
+                }
+            }
+        }
+        let full = !self.writer_hold.is_empty();
+        if full != self.writer_was_full {
+            self.writer_was_full = full;
+            self.relay.handle(self.now, Event::WriterFull(full), &mut self.outbox);
+        }
+    }
+
+    fn ask(&mut self, question: Question) {
+        let (session, number) = (question.session, question.number);
+        let taken = match question.kind {
+            QueryKind::Message => {
+                // Behind everything this shard has told the writer so far.
+                self.flush_records(true);
+                self.writer_hold.push_back(WriterPost::Question(self.shard, question));
+                self.flush_records(false);
+                true
+            }
+            QueryKind::Status | QueryKind::Agents | QueryKind::Stop => {
+                self.clerk_pushed = true;
+                self.mesh.push_clerk(ClerkPost::Question(self.shard, question)).is_ok()
+            }
+        };
+        if !taken {
+            let json = br#"{"error":"too many questions at once; ask again in a moment"}"#.to_vec();
+            let event = Event::Answered { session, number, failed: true, json };
+            self.relay.handle(self.now, event, &mut self.outbox);
+        }
+    }
+
+    /// Rings whoever sleeps and has been given something. After the sends, so that nobody waits for a bell.
+    pub(super) fn rouse(&mut self, driver: &mut Driver) {
+        for to in 0..self.pushed.len() {
+            if std::mem::take(&mut self.pushed[to]) && self.mesh.shard_sleeper(ShardId(to as u16)).rouse() {
+                driver.wake(&self.bells.shards[to]);
+            }
+        }
+        if std::mem::take(&mut self.writer_pushed) && self.mesh.writer_sleeper().rouse() {
+            driver.wake(&self.bells.writer);
+        }
+        if std::mem::take(&mut self.clerk_pushed) && self.mesh.clerk_sleeper().rouse() {
+            driver.wake(&self.bells.clerk);
+        }
+    }
+}
+
+impl Spares {
+    pub(super) fn keep_buffer(&mut self, mut buffer: SendBuffer) {
+        if buffer.bytes.capacity() <= super::SPARE_BYTES_MAX && self.buffers.len() < super::SPARES_MAX {
+            buffer.clear();
+            self.buffers.push(buffer);
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! The command line as its users meet it: the real program, its texts (golden files in tests/cli), its exit codes.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const COMMANDS: [&str; 11] =
+    ["up", "down", "status", "agents", "who", "send", "listen", "read", "doctor", "bench", "config"];
+
+/// `relay` in a data directory of its own and an environment without surprises.
+fn relay(directory: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_relay"));
+    command
+        .env_clear()
+        .env("AGENT_RELAY_DATA_DIR", directory)
+        .env("HOME", directory)
+        .current_dir(directory)
+        .stdin(Stdio::null());
+    command
+}
+
+fn run(directory: &Path, line: &[&str]) -> Output {
+    relay(directory).args(line).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+/// A daemon that is stopped when the test ends, however it ends.
+struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// Starts `relay up --global` and waits, by the service manager's protocol, until it is ready.
+fn start(directory: &Path, line: &[&str]) -> Daemon {
+    let notices = directory.join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&notices).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let mut command = relay(directory);
+    command.arg("up").arg("--global").args(line).env("NOTIFY_SOCKET", &notices).stderr(Stdio::null());
+    let daemon = Daemon(command.stdout(Stdio::null()).spawn().unwrap());
+    let mut notice = [0; 512];
+    let length = socket.recv(&mut notice).unwrap();
+    assert!(String::from_utf8_lossy(&notice[..length]).contains("READY=1"));
+    std::fs::remove_file(notices).unwrap();
+    daemon
+}
+
+fn golden(name: &str, text: &str) {
+    let mut settings = insta::Settings::clone_current();
+    settings.set_snapshot_path("cli");
+    settings.set_prepend_module_to_snapshot(false);
+    settings.set_omit_expression(true);
+    settings.bind(|| insta::assert_snapshot!(name, text));
+}
+
+#[test]
+fn every_help_text_is_golden_and_has_an_example() {
+    let directory = tempfile::tempdir().unwrap();
+    golden("help", &stdout(&run(directory.path(), &["--help"])));
+    for command in COMMANDS {
+        let output = run(directory.path(), &[command, "--help"]);
+        assert_eq!(code(&output), 0);
+        let text = stdout(&output);
+        assert!(text.contains("Examples:"), "{command}: {text}");
+        golden(&format!("help_{command}"), &text);
+        assert_eq!(stdout(&run(directory.path(), &["help", command])), text);
+    }
+}
+
+#[test]
+fn bad_usage_exits_with_two_and_says_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let cases: &[(&[&str], &str)] = &[
+        (&[], "say what to do"),
+        (&["stauts"], "Did you mean `relay status`?"),
+        (&["licence"], "there is no command \"licence\""),
+        (&["status", "--jsn"], "Did you mean --json?"),
+        (&["send", "--to", "bob", "hi"], "--from"),
+        (&["send", "--from", "a/b", "--to", "bob", "hi"], "must not contain '/'"),
+        (&["send", "--from", "a", "--to", "b", "--wait", "read", "hi"], "one of accepted"),
+        (&["up", "--cores", "0"], "from 1 to 256"),
+        (&["--cores=x"], "from 1 to 256"),
+        (&["up", "--http", "127.0.0.1:3888"], "--http is not in this version"),
+        (&["up", "--require-auth"], "--require-auth is not in this version"),
+        (&["up", "--listen", "0.0.0.0:7070"], "TCP off loopback requires TLS and authentication"),
+        (&["read", "xyz"], "hexadecimal"),
+        (&["bench", "--pairs", "0"], "from 1 to 256"),
+    ];
+    for (line, sentence) in cases {
+        let output = run(directory.path(), line);
+        assert_eq!(code(&output), 2, "{line:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(sentence), "{line:?}: {}", stderr(&output));
+        assert!(output.stdout.is_empty(), "{line:?}");
+    }
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "bad usage leaves nothing behind");
+}
+
+#[test]
+fn without_a_daemon_commands_fail_with_a_sentence_and_json_stays_json() {
+    let directory = tempfile::tempdir().unwrap();
+    let lines: &[&[&str]] = &[
+        &["status"],
+        &["agents"],
+        &["who"],
+        &["down"],
+        &["read", "4f"],
+        &["send", "--from", "a", "--to", "b", "x"],
+        &["listen", "--as", "a"],
+    ];
+    for line in lines {
+        let output = run(directory.path(), line);
+        assert_eq!(code(&output), 1, "{line:?}");
+        assert!(stderr(&output).contains("no relay is running"), "{line:?}: {}", stderr(&output));
+        let output = run(directory.path(), &[line, &["--json"][..]].concat());
+        let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(value["error"].as_str().unwrap().contains("relay up"), "{line:?}: {value}");
+    }
+}
+
+#[test]
+fn the_version_and_the_second_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let version = format!("relay {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(stdout(&run(directory.path(), &["--version"])), version);
+    let other = Command::new(env!("CARGO_BIN_EXE_agent-relay")).arg("--version").output().unwrap();
+    assert_eq!(stdout(&other), version);
+}
+
+#[test]
+fn config_tells_where_each_value_came_from() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("relay.toml"), "cores = 3\n").unwrap();
+    let mut command = relay(directory.path());
+    let output =
+        command.env("AGENT_RELAY_RETENTION_DAYS", "2").args(["config", "--global", "--json"]).output().unwrap();
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let setting = |key: &str| {
+        let all = value["settings"].as_array().unwrap();
+        all.iter().find(|setting| setting["key"] == key).unwrap_or_else(|| panic!("{key}")).clone()
+    };
+    assert_eq!(setting("cores")["value"], 3);
+    assert!(setting("cores")["source"].as_str().unwrap().ends_with("relay.toml:1"));
+    assert_eq!(setting("retention.days")["source"], "AGENT_RELAY_RETENTION_DAYS");
+    let flush = setting("persistence.flush_interval_ms");
+    assert_eq!((&flush["value"], &flush["unit"], &flush["minimum"]), (&50.into(), &"ms".into(), &1.into()));
+    assert!(stdout(&run(directory.path(), &["config", "--global"])).contains("retention.days"));
+
+    std::fs::write(directory.path().join("relay.toml"), "[limits]\n\nconections = 3\n").unwrap();
+    let output = run(directory.path(), &["config", "--global"]);
+    assert_eq!(code(&output), 1);
+    assert!(stderr(&output).contains("relay.toml:3:") && stderr(&output).contains("limits.connections"));
+}
+
+#[test]
+fn doctor_names_every_check_and_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = run(directory.path(), &["doctor", "--json"]);
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let names: Vec<&str> =
+        value["checks"].as_array().unwrap().iter().map(|check| check["check"].as_str().unwrap()).collect();
+    let expected = ["kernel", "io_uring", "memlock", "open files", "data directory", "socket path", "clock", "CPUs"];
+    for name in expected {
+        assert!(names.contains(&name), "{name} is missing in {names:?}");
+    }
+    for check in value["checks"].as_array().unwrap() {
+        assert_eq!(check["verdict"] != "ok", check["repair"].is_string(), "{check}");
+    }
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_second_up_says_who_is_running_and_down_stops_the_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = start(directory.path(), &[]);
+    let socket = directory.path().join("relay.sock");
+    assert_eq!(std::fs::metadata(&socket).unwrap().mode() & 0o777, 0o600);
+
+    let begun = Instant::now();
+    let second = run(directory.path(), &["up", "--global"]);
+    let took = begun.elapsed();
+    assert_eq!(code(&second), 1);
+    let text = stderr(&second);
+    assert!(text.contains(&format!("pid {}", daemon.0.id())) && text.contains("relay.sock"), "{text}");
+    assert!(took < Duration::from_secs(2), "it took {took:?}; the aim is 100 ms on an idle machine");
+    assert!(socket.exists(), "the first one's socket is untouched");
+
+    let down = run(directory.path(), &["down", "--global"]);
+    assert_eq!(code(&down), 0, "{}", stderr(&down));
+    assert!(!socket.exists() && !directory.path().join("relay.sock.pid").exists());
+    assert_eq!(code(&run(directory.path(), &["down", "--global"])), 1);
+}
+
+#[test]
+fn after_a_crash_the_next_one_starts_over_its_remains() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut crashed = start(directory.path(), &[]);
+    crashed.0.kill().unwrap();
+    crashed.0.wait().unwrap();
+    assert!(directory.path().join("relay.sock").exists());
+    drop(start(directory.path(), &[]));
+}
+
+#[test]
+fn detach_returns_when_it_is_ready_and_now_stops_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let up = run(directory.path(), &["--detach", "--global"]);
+    assert_eq!(code(&up), 0, "{}", stderr(&up));
+    assert!(stdout(&up).contains("relay is running: pid "), "{}", stdout(&up));
+    let again = run(directory.path(), &["up", "--detach", "--global"]);
+    assert!(stderr(&again).contains("already running"), "{}", stderr(&again));
+    let down = run(directory.path(), &["down", "--now", "--global", "--json"]);
+    let value: serde_json::Value = serde_json::from_slice(&down.stdout).unwrap();
+    assert_eq!(value["stopped"], true);
+}
+
+#[test]
+fn output_that_nobody_reads_any_more_is_no_failure() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut child =
+        relay(directory.path()).arg("config").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(child.wait().unwrap().success() && said.is_empty(), "{said}");
+}
