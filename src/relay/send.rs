@@ -42,14 +42,16 @@ impl Relay {
             Dialect::Native => agent.numbers.take(number),
             Dialect::Json => agent.numbers.take_label(number),
         };
+        if message.from() != agent.name.as_bytes() || message.id().sender != agent.id {
+            if new && message.id().sender != agent.id {
+                // Its own number is given back, whosever number the message claims.
+                agent.numbers.give_back(number);
+            }
+            return self.refuse(&message, origin, RefuseReason::Malformed, 0, outbox);
+        }
         if !new {
             self.counters.duplicates += 1;
             return self.ask_again(message, origin, outbox);
-        }
-        if message.from() != agent.name.as_bytes() || message.id().sender != agent.id {
-            // Its own number is given back, whosever number the message claims.
-            agent.numbers.give_back(number);
-            return self.refuse(&message, origin, RefuseReason::Malformed, 0, outbox);
         }
         let wait_ms = session.bucket.take(now.mono, messages_per_second, burst);
         if wait_ms > 0 {

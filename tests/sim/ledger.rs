@@ -228,6 +228,24 @@ impl Ledger {
         }
     }
 
+    /// A message that its recipient knows of has been written.
+    pub fn written_message(&mut self, name: AgentId, id: MessageId) {
+        let Some(order) = self.orders.get_mut(&name) else { return };
+        for place in order.places.iter_mut().filter(|place| place.handed > 0 && self.sent[place.message].id == id) {
+            place.written = true;
+        }
+    }
+
+    /// A program says HELLO and what it has handled before.
+    pub fn written_before(&mut self, name: AgentId, through: Sequence) {
+        let Some(order) = self.orders.get_mut(&name) else { return };
+        if through.epoch == self.epoch {
+            for place in order.places.iter_mut().take(through.counter as usize) {
+                place.written |= place.handed > 0;
+            }
+        }
+    }
+
     /// The relay has read an acknowledgement of everything up to here.
     pub fn acknowledged_through(&mut self, name: AgentId, link: Option<usize>, through: Sequence) {
         let Some(order) = self.orders.get_mut(&name) else { return };
@@ -280,7 +298,7 @@ impl Ledger {
     /// The heart says that a message is durable.
     pub fn says_durable(&mut self, id: MessageId) {
         let sent = &self.sent[self.by_id[&id]];
-        if sent.ruly || sent.submitted {
+        if (sent.ruly && !sent.submitted) || sent.said.len() == 1 {
             self.says_accepted(id);
             let sent = &self.sent[self.by_id[&id]];
             let late = sent.accepted.iter().find(|(_, shard, number)| self.committed[*shard] < *number);

@@ -236,7 +236,10 @@ impl World {
                     at += heard.length;
                     let mut acks = Vec::new();
                     match &heard.frame {
-                        Frame::Hello(_) => link.hello_read = true,
+                        Frame::Hello(hello) => {
+                            link.hello_read = true;
+                            self.ledger.written_before(self.agents[link.agent].id, hello.handled);
+                        }
                         Frame::Ack(ack) => acks.push(*ack),
                         _ => {}
                     }
@@ -248,6 +251,14 @@ impl World {
                         let name = self.agents[link.agent].id;
                         let handed = self.ledger.orders.get(&name).map_or((0, 0), |order| order.handed_through);
                         let most = if handed.0 == index { handed.1 } else { 0 };
+                        for ack in &acks {
+                            match ack {
+                                Ack::Through(through) => self.ledger.written(name, index, *through),
+                                Ack::One(sequence) => self.ledger.written(name, index, *sequence),
+                                Ack::Message(id) => self.ledger.written_message(name, *id),
+                                Ack::Unknown => {}
+                            }
+                        }
                         shard.read_acks.extend(acks.into_iter().filter_map(|ack| match ack {
                             Ack::Through(through) => {
                                 let counter = through.counter.min(most);
@@ -375,6 +386,8 @@ impl World {
             }
             Output::Receipt { session, receipt } => {
                 let index = self.linked(me, session);
+                let mine = self.agents[self.links[index].agent].id == receipt.id.sender;
+                assert!(mine || self.agents[self.links[index].agent].submitter, "a receipt for a stranger");
                 for number in receipt.id.number..receipt.id.number + u64::from(receipt.count) {
                     let id = MessageId { number, ..receipt.id };
                     match receipt.state {
