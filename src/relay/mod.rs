@@ -186,7 +186,7 @@ impl Relay {
                 self.on_answered(now, session, number, failed, json, outbox)
             }
             Event::Census(ticket) => self.on_census(now, ticket, outbox),
-            Event::Stop => self.on_stop(outbox),
+            Event::Stop => self.on_stop(now, outbox),
         }
     }
 
@@ -429,13 +429,14 @@ impl Relay {
         agent.queue.rewind();
     }
 
-    fn on_stop(&mut self, outbox: &mut Outbox) {
+    fn on_stop(&mut self, now: Now, outbox: &mut Outbox) {
         self.stopping = true;
         for id in self.sessions.ids() {
             outbox.reply(id, Frame::Bye);
+            // Mail may still come for its agent: that is owed, and not for a connection that is closed.
+            self.leave(now, id, CloseReason::Shutdown);
             self.close(id, CloseReason::Shutdown, outbox);
         }
-        self.live = 0;
     }
 
     fn on_mail(&mut self, now: Now, mail: Mail, outbox: &mut Outbox) {

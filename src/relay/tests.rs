@@ -177,3 +177,32 @@ fn the_same_fan_out_twice_on_one_connection_is_answered_twice() {
     pair.carry();
     assert_eq!(pair.heard(sender), ["Accepted 1", "Durable 1", "Accepted 1", "Durable 1"]);
 }
+
+#[test]
+fn mail_that_comes_after_the_stop_is_owed_and_not_said_to_a_closed_connection() {
+    let mut pair = Pair::new();
+    let (from, to) = (Pair::name(0, 0), Pair::name(1, 0));
+    let (sender, recipient) = (pair.hello(0, 0, &from), pair.hello(1, 1, &to));
+    pair.send(0, sender, &from, &to, 1, BOTH);
+    pair.tell(1, Event::Stop);
+    pair.outputs.clear();
+    pair.carry();
+    let deliveries = pair.outputs.iter().filter(|output| matches!(output, Output::Deliver(_))).count();
+    assert_eq!((deliveries, pair.heard(sender)), (0, vec!["Accepted 1".to_owned()]), "to {recipient:?}");
+    assert_eq!((pair.hearts[1].gauges().live, pair.hearts[1].gauges().waiting_messages), (0, 1));
+}
+
+#[test]
+fn a_forged_sender_hears_that_it_is_malformed_and_the_named_one_hears_nothing() {
+    let mut pair = Pair::new();
+    let (liar, victim) = (Pair::name(0, 0), Pair::name(0, 1));
+    let (lying, honest) = (pair.hello(0, 0, &liar), pair.hello(0, 1, &victim));
+    pair.send(0, honest, &victim, &liar, 1, Wants::ACCEPTED);
+    pair.send(0, lying, &victim, &liar, 1, Wants::ACCEPTED);
+    pair.send(0, lying, &victim, &liar, 1, Wants::ACCEPTED);
+    pair.send(0, honest, &victim, &liar, 1, Wants::ACCEPTED);
+    assert_eq!(pair.heard(lying), ["error 1 malformed", "error 1 malformed"]);
+    assert_eq!(pair.heard(honest), ["Accepted 1", "Accepted 1"]);
+    let deliveries = pair.outputs.iter().filter(|output| matches!(output, Output::Deliver(_))).count();
+    assert_eq!(deliveries, 1);
+}
