@@ -481,7 +481,7 @@ impl World {
 
     fn check_delivered(&mut self, id: MessageId, recipient: AgentId, acknowledged: bool) {
         let index = self.ledger.by_id[&id];
-        if !self.ledger.sent[index].ruly {
+        if !self.ledger.sent[index].ruly || !self.minds(recipient) {
             return;
         }
         let Some(order) = self.ledger.orders.get(&recipient) else { panic!("{recipient:?} owes nothing") };

@@ -368,7 +368,7 @@ impl World {
     }
 
     /// Programs that share a name, or lie, may have acknowledged what they never saw.
-    fn minds(&self, name: agent_relay::base::AgentId) -> bool {
+    pub fn minds(&self, name: agent_relay::base::AgentId) -> bool {
         self.agents.iter().all(|agent| agent.id != name || (agent.ruly && !agent.liar))
     }
 
