@@ -3,7 +3,7 @@
 use super::marks::Marks;
 use agent_relay::base::{AgentId, Bytes, MessageId, Mono, RefuseReason, Sequence};
 use agent_relay::relay::Record;
-use agent_relay::wire::{FLAG_REDELIVERED, Message, Wants};
+use agent_relay::wire::{FLAG_CHANNEL, FLAG_REDELIVERED, Message, Wants};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A message that a program wrote once, however often it was sent.
@@ -59,6 +59,8 @@ pub struct Place {
     pub acknowledged: bool,
     pub failed: bool,
     pub seen: bool,
+    /// Handed out as a channel message, which being written settles.
+    pub channel: bool,
 }
 
 /// One recipient's order, counters from 1.
@@ -72,6 +74,8 @@ pub struct Order {
 /// Everything known.
 pub struct Ledger {
     pub epoch: u32,
+    /// The retention time can end: then names and numbers are forgotten.
+    pub forgetful: bool,
     pub sent: Vec<Sent>,
     pub by_id: BTreeMap<MessageId, usize>,
     pub orders: BTreeMap<AgentId, Order>,
@@ -86,9 +90,10 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    pub fn new(shards: usize, epoch: u32) -> Ledger {
+    pub fn new(shards: usize, epoch: u32, forgetful: bool) -> Ledger {
         Ledger {
             epoch,
+            forgetful,
             sent: Vec::new(),
             by_id: BTreeMap::new(),
             orders: BTreeMap::new(),
@@ -141,7 +146,7 @@ impl Ledger {
                         }
                     }
                     let before = sent.accepted.iter().filter(|(who, ..)| *who == recipient).count();
-                    let allowed = if sent.submitted || !sent.ruly { sent.said.len() } else { 1 };
+                    let allowed = if sent.submitted || !sent.ruly || ledger.forgetful { sent.said.len() } else { 1 };
                     assert!(before < allowed, "message {index} was accepted {} times for one recipient", before + 1);
                     assert!(
                         !sent.ruly
@@ -163,6 +168,7 @@ impl Ledger {
                         acknowledged: false,
                         failed: false,
                         seen: false,
+                        channel: false,
                     });
                 }
                 let shards = sent.accepted.iter().map(|(_, shard, _)| *shard).collect::<BTreeSet<_>>();
@@ -214,6 +220,7 @@ impl Ledger {
             assert!(last_link != link || last < sequence.counter, "{sequence:?} after {last} on one connection");
             order.handed_through = (link, sequence.counter);
         }
+        place.channel |= flags & FLAG_CHANNEL != 0;
         (place.handed, place.handed_on, place.handed_at) = (place.handed + 1, link, now);
     }
 

@@ -115,8 +115,7 @@ impl World {
         if self.dice.chance(50) {
             self.census(me);
         }
-        let shard = &mut self.shards[me];
-        shard.relay.end_turn();
+        let shard = &self.shards[me];
         assert!(shard.outbox.is_empty(), "nothing is forgotten between turns");
     }
 
@@ -206,13 +205,15 @@ impl World {
                     self.links[index].end = End::Gone;
                     continue;
                 }
-                let link = &mut self.links[index];
-                link.end = End::Gone;
+                // The heart may have let go of it earlier in this turn.
+                self.perform(me);
+                if self.links[index].end != End::At(me, session) {
+                    continue;
+                }
+                self.links[index].end = End::Gone;
                 let shard = &mut self.shards[me];
                 let closed = Event::Closed { session, reason: CloseReason::Lost };
                 shard.relay.handle(self.now, closed, &mut shard.outbox);
-                // What the heart said to it earlier in this turn finds nobody, as it would in the kernel.
-                self.perform(me);
                 self.shards[me].unseat(session);
             }
         }
@@ -323,6 +324,7 @@ impl World {
             self.ledger.failed(id, recipient);
         }
         self.shards[me].outbox = outbox;
+        self.shards[me].relay.end_turn();
         for (link, ack) in std::mem::take(&mut self.shards[me].read_acks) {
             self.believe(link, ack);
         }

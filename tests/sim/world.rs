@@ -88,7 +88,7 @@ impl World {
             links: Vec::new(),
             agents,
             names,
-            ledger: Ledger::new(shards, epoch),
+            ledger: Ledger::new(shards, epoch, swarm.long_jumps > 0),
             marks: Marks::default(),
             flushed: vec![0; shards],
             commit: None,
@@ -289,8 +289,16 @@ impl World {
             && self.shards.iter().all(|shard| {
                 shard.is_quiet() && {
                     let gauges = shard.relay.gauges();
-                    gauges.grace == 0 && (gauges.waiting_messages == 0 || self.someone_is_shut_out())
+                    gauges.grace == 0 && (gauges.waiting_messages == 0 || self.everyone_here_has_seen_everything())
                 }
+            })
+    }
+
+    fn everyone_here_has_seen_everything(&self) -> bool {
+        self.someone_is_shut_out()
+            && self.agents.iter().filter(|agent| !agent.retired && self.minds(agent.id)).all(|agent| {
+                let order = self.ledger.orders.get(&agent.id);
+                order.is_none_or(|order| order.places.iter().all(|place| place.seen || place.failed || place.channel))
             })
     }
 
@@ -334,7 +342,7 @@ impl World {
                 let away = self.agents.iter().all(|agent| agent.id != *recipient || agent.retired);
                 let mut mine = order.places.iter().filter(|place| place.message == index);
                 assert!(
-                    mine.all(|place| place.seen || place.failed || away || !self.minds(*recipient)),
+                    mine.all(|place| place.seen || place.failed || place.channel || away || !self.minds(*recipient)),
                     "message {index} was accepted for {recipient:?}, which never saw it"
                 );
             }
