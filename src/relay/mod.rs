@@ -112,6 +112,9 @@ pub struct Relay {
     presence_generation: u64,
     agents: Agents,
     topics: Topics,
+    /// The highest counter of any agent that was forgotten. Whoever is met later begins above it: nobody's order may
+    /// use a sequence twice within an epoch.
+    forgotten_through: u64,
     grace: Grace,
     refused_lately: RefusedLately,
     timers: Timers,
@@ -148,6 +151,7 @@ impl Relay {
             presence_generation: 0,
             agents: Agents::default(),
             topics: Topics::default(),
+            forgotten_through: 0,
             grace: Grace::default(),
             refused_lately: RefusedLately::default(),
             timers: Timers::default(),
@@ -589,13 +593,17 @@ impl Relay {
             let Some(agent) = self.agents.peek(slot) else { continue };
             let away = agent.session().is_none() && agent.queue.is_empty();
             if away && now.mono.since(agent.last_seen.mono) > self.options.bounds.retention {
+                self.forgotten_through = self.forgotten_through.max(agent.queue.next_sequence().counter - 1);
                 for (topic, _) in agent.subscriptions.clone() {
                     self.topics.unsubscribe(topic, slot);
                 }
                 self.agents.forget(slot);
             }
         }
-        self.timers.set(now.mono + FORGET_EVERY, Timer::Forget);
+        if self.agents.len() > 0 {
+            // The next agent that is met sets it again.
+            self.timers.set(now.mono + FORGET_EVERY, Timer::Forget);
+        }
     }
 
     fn on_subscribe(&mut self, id: SessionId, slot: AgentSlot, topic: &Topic<'_>, outbox: &mut Outbox) {

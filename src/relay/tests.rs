@@ -206,3 +206,27 @@ fn a_forged_sender_hears_that_it_is_malformed_and_the_named_one_hears_nothing() 
     let deliveries = pair.outputs.iter().filter(|output| matches!(output, Output::Deliver(_))).count();
     assert_eq!(deliveries, 1);
 }
+
+#[test]
+fn an_agent_that_was_forgotten_and_comes_again_gets_no_sequence_twice() {
+    let mut pair = Pair::with(Bounds { retention: Mono::ms(60_000), ..Bounds::default() });
+    let (from, to) = (Pair::name(0, 0), Pair::name(0, 1));
+    let mut counters = Vec::new();
+    for round in 0..2u32 {
+        let (sender, recipient) = (pair.hello(0, 2 * round, &from), pair.hello(0, 2 * round + 1, &to));
+        pair.send(0, sender, &from, &to, 1, Wants::ACCEPTED);
+        for output in pair.outputs.drain(..) {
+            if let Output::Deliver(delivery) = output {
+                counters.push(delivery.sequence);
+            }
+        }
+        let last = *counters.last().expect("delivered");
+        pair.frame(0, recipient, Frame::Ack(Ack::Through(last)));
+        pair.frame(0, recipient, Frame::Bye);
+        pair.frame(0, sender, Frame::Bye);
+        pair.now.mono = pair.now.mono + Mono::ms(4_000_000);
+        pair.expire(0);
+        assert_eq!(pair.hearts[0].gauges().known, 0);
+    }
+    assert!(counters[0] < counters[1], "{counters:?}");
+}

@@ -63,6 +63,23 @@ pub struct Place {
     pub channel: bool,
 }
 
+impl Place {
+    /// A place that no message has.
+    fn skipped() -> Place {
+        Place {
+            message: usize::MAX,
+            handed: 0,
+            handed_on: 0,
+            handed_at: Mono(0),
+            written: false,
+            acknowledged: false,
+            failed: true,
+            seen: false,
+            channel: false,
+        }
+    }
+}
+
 /// One recipient's order, counters from 1.
 #[derive(Default)]
 pub struct Order {
@@ -157,19 +174,13 @@ impl Ledger {
                     );
                     sent.accepted.push((recipient, shard, number));
                     let order = ledger.orders.entry(recipient).or_default();
+                    while ledger.forgetful && (order.places.len() as u64) + 1 < sequence.counter {
+                        // It was forgotten and is known again: its order goes on at a higher place.
+                        order.places.push(Place::skipped());
+                    }
                     let next = Sequence { epoch, counter: order.places.len() as u64 + 1 };
                     assert_eq!(sequence, next, "the order of {recipient:?} has no holes and repeats nothing");
-                    order.places.push(Place {
-                        message: index,
-                        handed: 0,
-                        handed_on: 0,
-                        handed_at: Mono(0),
-                        written: false,
-                        acknowledged: false,
-                        failed: false,
-                        seen: false,
-                        channel: false,
-                    });
+                    order.places.push(Place { message: index, failed: false, ..Place::skipped() });
                 }
                 let shards = sent.accepted.iter().map(|(_, shard, _)| *shard).collect::<BTreeSet<_>>();
                 if shards.len() > 1 {
@@ -196,7 +207,7 @@ impl Ledger {
     pub fn failed(&mut self, id: MessageId, recipient: AgentId) {
         let order = self.orders.get_mut(&recipient).expect("only what was accepted can fail");
         let sent = &mut self.sent;
-        let owed = |place: &&mut Place| sent[place.message].id == id && !place.failed && !place.acknowledged;
+        let owed = |place: &&mut Place| !place.failed && sent[place.message].id == id && !place.acknowledged;
         let place = order.places.iter_mut().find(owed).expect("only what is owed can fail");
         place.failed = true;
         sent[place.message].failed.insert(recipient);

@@ -282,7 +282,11 @@ impl World {
     fn is_settled(&mut self) -> bool {
         self.agents.iter().all(|agent| {
             let open = !agent.unknown.is_empty() && agent.ruly && !agent.liar;
-            agent.retired || (agent.welcomed && !open && agent.again.is_empty() && agent.budget == 0)
+            let connected = agent.link.is_some_and(|link| {
+                let link = &self.links[link];
+                !link.broken && !link.closing && link.settled
+            });
+            agent.retired || (connected && agent.welcomed && !open && agent.again.is_empty() && agent.budget == 0)
         }) && self.lanes.iter().flatten().all(VecDeque::is_empty)
             && self.links.iter().all(|link| link.end == End::Gone || link.is_quiet())
             && self.ledger.committed == self.ledger.pushed
