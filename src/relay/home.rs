@@ -143,6 +143,15 @@ impl Numbers {
         true
     }
 
+    /// Whether it was taken, refused, and has not come again.
+    pub(super) fn is_given_back(&self, number: u64) -> bool {
+        if number & crate::base::ids::NUMBER_FROM_LABEL == 0 {
+            return self.refused.contains(&number);
+        }
+        let known = |labels: &Labels| labels.set.find(number, |known| *known == number).is_some();
+        !self.labels.as_deref().is_some_and(known)
+    }
+
     /// It was refused: it may come again.
     pub(super) fn give_back(&mut self, number: u64) {
         if self.refused.contains(&number) {

@@ -150,6 +150,12 @@ impl Relay {
                 // Not accepted means not sent: the same SEND may come again.
                 agent.numbers.give_back(outcome.id.number);
             }
+            let answers_again =
+                outcome.recipient == AgentId(0) && matches!(outcome.what, What::Accepted | What::Durable);
+            if answers_again && agent.numbers.is_given_back(outcome.id.number) {
+                // The refusal came before this answer, by the same lane: the home no longer remembers it.
+                return;
+            }
             match agent.session() {
                 Some(id) => id,
                 None => return,
@@ -239,7 +245,8 @@ const NOBODY: SessionId = SessionId { slot: u32::MAX, generation: u32::MAX };
 /// JSON clients hear of durability if they asked for it, and of failures and refusals.
 fn tell_json(id: SessionId, outcome: &Outcome, outbox: &mut Outbox) {
     match &outcome.what {
-        What::Durable => {
+        // Without a label it was sent natively, under the same name: nothing that this client could recognise.
+        What::Durable if !outcome.label.is_empty() => {
             let (label, ordinal) = (text_of(&outcome.label).into(), outcome.origin.ordinal);
             outbox.reply(id, Frame::SendAck { label, ordinal });
         }

@@ -177,6 +177,16 @@ impl Agent {
             }
         }
         around.links.push(link);
+        if around.faults && self.ruly && !self.liar && !self.submitter && !self.loses_state && self.unknown.is_empty() {
+            // Some do not wait for WELCOME.
+            for _ in 0..around.dice.below(3).min(self.budget) {
+                self.budget -= 1;
+                self.number += 1;
+                let (name, to) = whom(around);
+                let message = self.compose(around, name, to, self.number, false);
+                self.say(around, index, message);
+            }
+        }
         self.link = Some(index);
         self.welcomed = false;
         self.told_handled = Sequence::default();

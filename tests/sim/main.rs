@@ -99,3 +99,25 @@ fn every_promise_holds_in_every_simulated_world() {
         assert_eq!(marks.missing(), Vec::<&str>::new(), "never happened in {seeds} seeds");
     }
 }
+
+#[test]
+fn a_seed_tells_the_same_story_twice() {
+    for seed in 0..100 {
+        let (first, second) = (run(seed, None, false), run(seed, None, false));
+        assert_eq!(first.map(|(_, hash, _)| hash), second.map(|(_, hash, _)| hash), "seed {seed}");
+    }
+}
+
+#[test]
+fn each_planted_bug_is_found() {
+    std::thread::scope(|scope| {
+        for mutation in Mutation::ALL {
+            scope.spawn(move || {
+                let found = (0..300).find_map(|seed| Some((seed, run(seed, Some(mutation), false).err()?)));
+                let (seed, story) = found.unwrap_or_else(|| panic!("{mutation:?} was not found in 300 seeds"));
+                let line = story.lines().nth(1).unwrap_or_default().to_owned();
+                eprintln!("{mutation:?}: seed {seed}: {line}");
+            });
+        }
+    });
+}

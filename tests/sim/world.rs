@@ -137,6 +137,11 @@ impl World {
         true
     }
 
+    /// A planted bug that does not go away again once it has struck.
+    fn stuck(&self, mutation: super::swarm::Mutation) -> bool {
+        self.swarm.mutation == Some(mutation) && self.mutated > 0
+    }
+
     fn round(&mut self) {
         self.pass_time();
         for link in 0..self.links.len() {
@@ -215,6 +220,7 @@ impl World {
             && let End::At(shard, session) = self.links[index].end
             && through.counter > 0
             && !self.strikes(super::swarm::Mutation::LoseWritten)
+            && !self.stuck(super::swarm::Mutation::LoseWritten)
         {
             let name = self.agents[self.links[index].agent].id;
             self.ledger.written(name, index, through);
@@ -230,7 +236,9 @@ impl World {
         {
             for (shard, number) in through.into_iter().enumerate() {
                 self.ledger.committed[shard] = number;
-                if !self.strikes(super::swarm::Mutation::LoseCommits) {
+                if !self.strikes(super::swarm::Mutation::LoseCommits)
+                    && !self.stuck(super::swarm::Mutation::LoseCommits)
+                {
                     self.shards[shard].committed = number;
                 }
             }
