@@ -9,7 +9,8 @@ use super::swarm::Swarm;
 use agent_relay::base::ids::{Token, number_of_label};
 use agent_relay::base::{AgentId, MessageId, Mono, RefuseReason, Sequence};
 use agent_relay::wire::{
-    Ack, Dialect, ErrorCode, Frame, Hello, Kind, Message, MessageFields, Receipt, ReceiptState, Topic, Wants,
+    Ack, Dialect, ErrorCode, FLAG_CHANNEL, Frame, Hello, Kind, Message, MessageFields, Receipt, ReceiptState, Topic,
+    Wants,
 };
 use std::collections::BTreeMap;
 
@@ -241,7 +242,7 @@ impl Agent {
                         self.unknown.clear();
                     }
                 }
-                Frame::Deliver(message) => self.deliver(around, said.sequence, &message),
+                Frame::Deliver(message) => self.deliver(around, said.sequence, said.flags, &message),
                 Frame::Receipt(receipts) => {
                     for receipt in receipts {
                         for number in receipt.id.number..receipt.id.number + u64::from(receipt.count) {
@@ -284,8 +285,11 @@ impl Agent {
         around.links[link].heard.splice(0..0, heard[at..].iter().copied());
     }
 
-    fn deliver(&mut self, around: &mut Around<'_>, sequence: Sequence, message: &Message<'_>) {
-        self.single.push((sequence, message.id()));
+    fn deliver(&mut self, around: &mut Around<'_>, sequence: Sequence, flags: u8, message: &Message<'_>) {
+        // Clients of 1.6.0 do not acknowledge channel messages.
+        if self.dialect == Dialect::Native || flags & FLAG_CHANNEL == 0 {
+            self.single.push((sequence, message.id()));
+        }
         if self.handled.epoch == sequence.epoch && sequence.counter <= self.handled.counter {
             return;
         }

@@ -53,6 +53,8 @@ pub enum To {
 pub struct Place {
     pub message: usize,
     pub handed: u64,
+    /// On the link that it was last handed to.
+    pub handed_here: u64,
     pub handed_on: usize,
     pub handed_at: Mono,
     pub written: bool,
@@ -69,6 +71,7 @@ impl Place {
         Place {
             message: usize::MAX,
             handed: 0,
+            handed_here: 0,
             handed_on: 0,
             handed_at: Mono(0),
             written: false,
@@ -217,7 +220,8 @@ impl Ledger {
     }
 
     /// A delivery leaves the heart for a link.
-    pub fn handed(&mut self, name: AgentId, link: usize, now: Mono, sequence: Sequence, flags: u8, raw: &Bytes) {
+    /// Gives how often it was handed to this link.
+    pub fn handed(&mut self, name: AgentId, link: usize, now: Mono, sequence: Sequence, flags: u8, raw: &Bytes) -> u64 {
         assert_eq!(sequence.epoch, self.epoch);
         let index = self.index_of(raw);
         let order = self.orders.get_mut(&name).expect("only what was accepted is delivered");
@@ -235,7 +239,9 @@ impl Ledger {
             order.handed_through = (link, sequence.counter);
         }
         place.channel |= flags & FLAG_CHANNEL != 0;
+        place.handed_here = if again { place.handed_here + 1 } else { 1 };
         (place.handed, place.handed_on, place.handed_at) = (place.handed + 1, link, now);
+        place.handed_here
     }
 
     /// Everything up to here has been written to a socket.

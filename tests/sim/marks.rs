@@ -35,7 +35,7 @@ pub const REQUIRED: &[&str] = &[
     "recipient full",
     "redelivered",
     "refused, then sent again",
-    "rested",
+    "sent five times",
     "resumed",
     "shard full",
     "stopped",

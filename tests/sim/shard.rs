@@ -33,6 +33,8 @@ pub struct Shard {
     /// Records pushed and not flushed to the writer.
     pub unflushed: u64,
     pub stopping: bool,
+    /// Agents known at the last census.
+    pub known: u32,
     /// Acknowledgements that were read in this turn.
     read_acks: Vec<(usize, Ack)>,
 }
@@ -61,6 +63,7 @@ impl Shard {
             writer_full: None,
             unflushed: 0,
             stopping: false,
+            known: 0,
             read_acks: Vec::new(),
         }
     }
@@ -293,11 +296,15 @@ impl World {
     /// Does what the heart asks for.
     fn perform(&mut self, me: usize) {
         let mut outbox = std::mem::take(&mut self.shards[me].outbox);
-        let mut failed = Vec::new();
+        let (mut failed, mut met) = (Vec::new(), Vec::new());
         for record in outbox.records.drain(..) {
             self.ledger.recorded(me, &record, &mut self.marks);
             match &record {
+                Record::Known { agent, .. } => met.push(*agent),
                 Record::Message { raw, recipients, .. } => {
+                    if recipients.as_slice().iter().any(|(recipient, _)| met.contains(recipient)) {
+                        self.marks.hit("grace hit");
+                    }
                     let index = self.ledger.index_of(raw);
                     self.say(&format!("shard {me} accepts message {index} for {:?}", recipients.as_slice()));
                 }
@@ -364,7 +371,9 @@ impl World {
                 assert!(link.settled, "only a settled connection gets deliveries");
                 let name = self.agents[link.agent].id;
                 let (sequence, flags, raw) = (delivery.sequence, delivery.flags, &delivery.raw);
-                self.ledger.handed(name, index, self.now.mono, sequence, flags, raw);
+                if self.ledger.handed(name, index, self.now.mono, sequence, flags, raw) == 5 {
+                    self.marks.hit("sent five times");
+                }
                 speech::deliver(&mut link.egress, link.dialect, flags, sequence, raw, delivery.checksum);
                 link.egress_through = link.egress_through.max(sequence);
                 self.mix(index as u64, raw.len() as u64 ^ sequence.counter << 20);

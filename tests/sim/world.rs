@@ -458,6 +458,10 @@ impl World {
         let gauges = heart.relay.gauges();
         assert!(gauges.half_open as usize <= bounds.half_open_max, "{} half-open", gauges.half_open);
         assert!(gauges.waiting_bytes as usize <= bounds.shard_waiting_bytes_max);
+        if gauges.known < heart.known {
+            self.marks.hit("forgotten");
+        }
+        heart.known = gauges.known;
         let share = (bounds.known_agents_max / self.shards.len()).max(1);
         assert!(gauges.known as usize <= share, "{} agents known", gauges.known);
     }
