@@ -11,10 +11,13 @@ mod grace;
 mod hello;
 mod home;
 mod outbox;
+mod refused;
 mod route;
 mod send;
 mod session;
 mod tell;
+#[cfg(test)]
+mod tests;
 mod timers;
 
 pub use counters::{Counters, Gauges};
@@ -33,6 +36,7 @@ use crate::wire::{
 use delivery::{News, Window};
 use grace::Grace;
 use home::{AgentSlot, Agents, Presence};
+use refused::RefusedLately;
 use route::Topics;
 use session::{Session, Sessions, State};
 use std::borrow::Cow;
@@ -108,7 +112,11 @@ pub struct Relay {
     presence_generation: u64,
     agents: Agents,
     topics: Topics,
+    /// The highest counter of any agent that was forgotten. Whoever is met later begins above it: nobody's order may
+    /// use a sequence twice within an epoch.
+    forgotten_through: u64,
     grace: Grace,
+    refused_lately: RefusedLately,
     timers: Timers,
     counters: Counters,
     /// Sum over all queues.
@@ -143,7 +151,9 @@ impl Relay {
             presence_generation: 0,
             agents: Agents::default(),
             topics: Topics::default(),
+            forgotten_through: 0,
             grace: Grace::default(),
+            refused_lately: RefusedLately::default(),
             timers: Timers::default(),
             counters: Counters::default(),
             waiting_messages: 0,
@@ -180,7 +190,7 @@ impl Relay {
                 self.on_answered(now, session, number, failed, json, outbox)
             }
             Event::Census(ticket) => self.on_census(now, ticket, outbox),
-            Event::Stop => self.on_stop(outbox),
+            Event::Stop => self.on_stop(now, outbox),
         }
     }
 
@@ -423,19 +433,21 @@ impl Relay {
         agent.queue.rewind();
     }
 
-    fn on_stop(&mut self, outbox: &mut Outbox) {
+    fn on_stop(&mut self, now: Now, outbox: &mut Outbox) {
         self.stopping = true;
         for id in self.sessions.ids() {
             outbox.reply(id, Frame::Bye);
+            // Mail may still come for its agent: that is owed, and not for a connection that is closed.
+            self.leave(now, id, CloseReason::Shutdown);
             self.close(id, CloseReason::Shutdown, outbox);
         }
-        self.live = 0;
     }
 
     fn on_mail(&mut self, now: Now, mail: Mail, outbox: &mut Outbox) {
         match mail {
             Mail::Send { parcel, origin } => self.accept_one(now, parcel, origin, outbox),
             Mail::Fanout { parcel, origin } => self.accept_many(now, &parcel, origin, outbox),
+            Mail::Again { parcel, origin } => self.answer_again(&parcel, origin, outbox),
             Mail::Outcome(outcome) => self.tell(*outcome, outbox),
             Mail::Read { id, recipient } => self.tell_read(id, recipient, outbox),
         }
@@ -581,13 +593,17 @@ impl Relay {
             let Some(agent) = self.agents.peek(slot) else { continue };
             let away = agent.session().is_none() && agent.queue.is_empty();
             if away && now.mono.since(agent.last_seen.mono) > self.options.bounds.retention {
+                self.forgotten_through = self.forgotten_through.max(agent.queue.next_sequence().counter - 1);
                 for (topic, _) in agent.subscriptions.clone() {
                     self.topics.unsubscribe(topic, slot);
                 }
                 self.agents.forget(slot);
             }
         }
-        self.timers.set(now.mono + FORGET_EVERY, Timer::Forget);
+        if self.agents.len() > 0 {
+            // The next agent that is met sets it again.
+            self.timers.set(now.mono + FORGET_EVERY, Timer::Forget);
+        }
     }
 
     fn on_subscribe(&mut self, id: SessionId, slot: AgentSlot, topic: &Topic<'_>, outbox: &mut Outbox) {
