@@ -225,7 +225,8 @@ impl Inner {
 
     /// How long the driver may wait. Whoever pushes after this look finds the sleeper and rings.
     fn doze(&mut self) -> Option<Duration> {
-        let now = clock().mono;
+        // Read at the last wake-up: a turn's length early does no harm.
+        let now = self.now.mono;
         let mut deadline = self.relay.next_deadline();
         let mut sooner = |at: Mono| deadline = Some(deadline.map_or(at, |deadline: Mono| deadline.min(at)));
         if let Some(since) = self.records_since {
