@@ -8,10 +8,13 @@
 
 use super::event::{Origin, What};
 use super::outbox::{Delivery, Outbox, Output};
-use crate::base::limits::{ATTEMPTS_MAX, RETRY_AFTER, WAITING_OVERHEAD_BYTES};
+use crate::base::limits::{ATTEMPTS_MAX, IN_FLIGHT_MAX, RETRY_AFTER, WAITING_OVERHEAD_BYTES};
 use crate::base::{Bytes, MessageId, Mono, RefuseReason, Sequence, SessionId};
 use crate::wire::{FLAG_CHANNEL, FLAG_REDELIVERED, Parcel, Wants};
 use std::collections::VecDeque;
+
+/// How far back an acknowledgement by id is looked for: four windows.
+const LOOK_BACK: usize = 4 * IN_FLIGHT_MAX as usize;
 
 /// What waits for one recipient, in its order, until it is acknowledged.
 ///
@@ -254,10 +257,12 @@ impl Queue {
         acknowledged
     }
 
-    /// The sequence of a message that has been sent and not settled, by its id. Looks at no more than the window.
+    /// The sequence of a message that has been sent and not settled, by its id.
     pub fn find_sent(&self, id: MessageId) -> Option<Sequence> {
-        let index =
-            self.entries.iter().take(self.sent).position(|entry| entry.id == id && entry.state != State::Settled)?;
+        // Newest first: that is what is acknowledged. Behind one that never is, thousands of settled ones may lie.
+        let oldest = self.sent.saturating_sub(LOOK_BACK);
+        let open = |index: &usize| self.entries[*index].id == id && self.entries[*index].state != State::Settled;
+        let index = (oldest..self.sent).rev().find(open)?;
         Some(Sequence { epoch: self.epoch, counter: self.base + index as u64 })
     }
 

@@ -4,7 +4,7 @@ use super::delivery::Queue;
 use super::home::{Agent, AgentSlot, Presence};
 use super::outbox::{Outbox, Output, Profile, Record};
 use super::session::{Session, State};
-use super::timers::{Timer, coalesced};
+use super::timers::Timer;
 use super::{Relay, error};
 use crate::base::limits::{
     DEAD_AFTER, FRAME_BYTES_MAX, HEARTBEAT_MS, KNOWN_AGENTS_MAX, PING_AFTER, RESUME_TTL, TAKE_OVER_DAMPER,
@@ -187,7 +187,6 @@ impl Relay {
             license: "".into(),
         };
         outbox.reply(id, Frame::Welcome(Box::new(welcome)));
-        self.timers.set(coalesced(now.mono + PING_AFTER), Timer::Session(id));
         self.pump(now, slot, id, outbox);
     }
 }

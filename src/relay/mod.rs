@@ -178,6 +178,7 @@ impl Relay {
             Event::Opened { session, peer } => self.on_opened(now, session, peer, outbox),
             Event::Adopted { session, peer, dialect, hello } => {
                 self.sessions.insert(session, Session { dialect, ..Session::fresh(now.mono, peer) });
+                self.timers.set(timers::coalesced(now.mono + limits::PING_AFTER), Timer::Session(session));
                 self.half_open += 1;
                 self.on_hello(now, session, dialect, *hello, outbox);
             }
@@ -679,7 +680,7 @@ impl Relay {
                 continue;
             }
             let id = MessageId { sender: receipt.id.sender, number: receipt.id.number };
-            self.push_record(Record::Read { id, recipient }, outbox);
+            self.push_note(Record::Read { id, recipient }, outbox);
             for shard in 0..self.options.shards {
                 if ShardId(shard) != self.options.shard {
                     outbox.mails.push((ShardId(shard), Mail::Read { id, recipient }));
@@ -711,6 +712,13 @@ impl Relay {
         let next = (end < self.agents.slots()).then_some(end);
         let gauges = next.is_none().then(|| Box::new(self.gauges()));
         outbox.census.push(CensusPart { ticket: ticket.ticket, shard: self.options.shard, next, rows, gauges });
+    }
+
+    /// Pushes a record that a full writer may do without: only messages are promised, and floods must stay bounded.
+    fn push_note(&mut self, record: Record, outbox: &mut Outbox) {
+        if !self.writer_full {
+            self.push_record(record, outbox);
+        }
     }
 
     /// Pushes a record and gives its number.

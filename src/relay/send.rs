@@ -313,7 +313,7 @@ impl Relay {
         let what = What::Refused { reason, retry_after_ms, queue_depth: 0, recipient: text_of(fields.to).into() };
         let label = if fields.label.is_empty() { no_label() } else { Bytes::copy_from_slice(fields.label) };
         let (id, wants) = (message.id(), message.wants());
-        self.push_record(Record::Refused { id, reason }, outbox);
+        self.push_note(Record::Refused { id, reason }, outbox);
         self.send_outcome(Outcome { origin, id, label, wants, recipient: AgentId(0), what }, outbox);
     }
 
@@ -329,7 +329,7 @@ impl Relay {
         self.count_refusal(reason);
         self.refused_lately.insert(parcel.id);
         let recipient = text_of(parcel.to()).into();
-        self.push_record(Record::Refused { id: parcel.id, reason }, outbox);
+        self.push_note(Record::Refused { id: parcel.id, reason }, outbox);
         let what = What::Refused { reason, retry_after_ms, queue_depth, recipient };
         self.send_outcome(outcome(parcel, origin, AgentId(0), what), outbox);
     }

@@ -1,10 +1,10 @@
 //! What a shard keeps of each connection beside what its heart knows: unread bytes, unsent bytes, the dialect.
 
 use crate::base::ids::Token;
-use crate::base::{AgentId, CloseReason, Name, Sequence, SessionId};
+use crate::base::{AgentId, CloseReason, Name, Sequence, SessionId, ShardId};
 use crate::relay::Peer;
 use crate::uring::SendBuffer;
-use crate::wire::Dialect;
+use crate::wire::{Dialect, Hello};
 
 /// A connection, from accept to close.
 pub(super) struct Connection {
@@ -34,6 +34,8 @@ pub(super) struct Connection {
     pub(super) due: bool,
     /// Closes when everything pending has been sent.
     pub(super) closing: Option<CloseReason>,
+    /// Moves home when everything pending has been sent.
+    pub(super) moving: Option<(ShardId, Box<Hello<'static>>)>,
 }
 
 /// Where a connection stands, as far as receiving is concerned.
@@ -66,6 +68,7 @@ impl Connection {
             sending_through: Sequence::default(),
             due: false,
             closing: None,
+            moving: None,
         }
     }
 }

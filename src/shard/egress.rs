@@ -35,16 +35,9 @@ impl Inner {
                     }
                 }
                 Output::Move { session, to, hello } => {
-                    let Some(connection) = self.connections.remove(session) else { continue };
-                    let Some(dialect) = connection.dialect else { continue };
-                    let Some(descriptor) = driver.detach(session) else {
-                        // Nothing is in flight before HELLO, so this cannot be; a lost connection is the safe answer.
-                        debug_assert!(false, "a connection that moves has something in flight");
-                        driver.close(session);
-                        continue;
-                    };
-                    let moved = Moved { descriptor, dialect, peer: connection.peer, hello, unread: connection.stash };
-                    self.hold_post(to, Post::Connection(Box::new(moved)));
+                    let Some(connection) = self.connections.find_mut(session) else { continue };
+                    connection.moving = Some((to, hello));
+                    self.mark_due(session);
                 }
                 Output::Close { session, reason } => {
                     if let Some(connection) = self.connections.find_mut(session) {
@@ -96,11 +89,16 @@ impl Inner {
                 connection.sending = true;
                 connection.sending_through = std::mem::take(&mut connection.pending_through);
                 self.bytes_out += buffer.len() as u64;
-                if std::mem::take(&mut connection.pending_awaited) || connection.closing.is_some() {
+                let last_words = connection.closing.is_some() || connection.moving.is_some();
+                if std::mem::take(&mut connection.pending_awaited) || last_words {
                     driver.send(id, buffer);
                 } else {
                     driver.send_quietly(id, buffer);
                 }
+            }
+            if connection.moving.is_some() && !connection.sending {
+                self.move_home(id, driver);
+                continue;
             }
             if connection.closing.is_some() && connection.pending.is_empty() {
                 // `close_after_send` lets the send in flight finish; the linger deadline bounds how long that may take.
@@ -115,6 +113,28 @@ impl Inner {
         self.due = due;
         for id in std::mem::take(&mut self.doomed) {
             driver.close(id);
+        }
+    }
+
+    /// Hands a connection on which nothing is in flight to the shard where its agent lives.
+    fn move_home(&mut self, id: SessionId, driver: &mut Driver) {
+        let Some(Connection { dialect: Some(dialect), peer, stash, moving: Some((to, hello)), .. }) =
+            self.connections.remove(id)
+        else {
+            return driver.close(id);
+        };
+        match driver.detach(id) {
+            Some(descriptor) => {
+                let moved = Moved { descriptor, dialect, peer, hello, unread: stash };
+                self.hold_post(to, Post::Connection(Box::new(moved)));
+                self.push_holds();
+            }
+            None => {
+                // Before HELLO there is one receive at a time and its completion was the HELLO, so this cannot be; a
+                // lost connection is the safe answer.
+                debug_assert!(false, "a connection that moves has something in flight");
+                driver.close(id);
+            }
         }
     }
 

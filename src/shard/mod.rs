@@ -186,7 +186,6 @@ impl Shard {
         inner.tick();
         inner.admit(driver);
         inner.drain_mesh(driver);
-        inner.relay.expire(inner.now, &mut inner.outbox);
         inner.perform(driver);
         while inner.read_unread() {
             inner.perform(driver);
@@ -215,11 +214,13 @@ impl Shard {
 }
 
 impl Inner {
-    /// Reads the clock, once after each wait.
+    /// Reads the clock, once after each wait, and lets time pass before anything else happens: what is overdue now must
+    /// not be handed out first.
     fn tick(&mut self) {
         if !self.fresh {
             self.fresh = true;
             self.now = clock();
+            self.relay.expire(self.now, &mut self.outbox);
         }
     }
 

@@ -235,10 +235,8 @@ impl Epoll {
 
     pub(super) fn turn(&mut self, timeout: Option<Duration>, each: &mut impl FnMut(Completion<'_>)) -> io::Result<()> {
         let mut timeout = timeout;
-        if !self.writable.is_empty() {
-            if self.send_all(each) {
-                timeout = Some(Duration::ZERO);
-            }
+        if !self.writable.is_empty() && self.send_all(each) {
+            timeout = Some(Duration::ZERO);
         }
         for target in self.wakes.drain(..) {
             if target.ring_first() {
