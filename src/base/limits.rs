@@ -89,6 +89,8 @@ pub const WRITER_BATCHES_MAX: usize = 64;
 pub const WRITER_BATCH_RECORDS_MAX: usize = 4096;
 /// Bytes in one batch.
 pub const WRITER_BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// Records beside messages (refusals, reads) that a shard may add while the writer's queue is full.
+pub const NOTES_WHILE_FULL_MAX: u32 = 65_536;
 /// The writer is woken when this many records wait …
 pub const WRITER_TRIGGER_RECORDS: usize = 100;
 /// … or the oldest has waited this long.

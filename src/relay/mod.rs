@@ -131,6 +131,8 @@ pub struct Relay {
     /// Agents whose progress the writer has not been told.
     progress: Vec<AgentSlot>,
     writer_full: bool,
+    /// Records beside messages since the writer became full.
+    notes: u32,
     stopping: bool,
     /// Counts calls of `take_turn`, so that marks into an outbox go stale with it.
     turn: u64,
@@ -163,6 +165,7 @@ impl Relay {
             uncommitted: VecDeque::new(),
             progress: Vec::new(),
             writer_full: false,
+            notes: 0,
             stopping: false,
             turn: 0,
             news: Vec::new(),
@@ -714,9 +717,11 @@ impl Relay {
         outbox.census.push(CensusPart { ticket: ticket.ticket, shard: self.options.shard, next, rows, gauges });
     }
 
-    /// Pushes a record that a full writer may do without: only messages are promised, and floods must stay bounded.
+    /// Pushes a record that is not a message. Those are refused while the writer is full; of these so many may still
+    /// come, so that a refusal can be looked up and a flood of them stays bounded.
     fn push_note(&mut self, record: Record, outbox: &mut Outbox) {
-        if !self.writer_full {
+        self.notes = if self.writer_full { self.notes + 1 } else { 0 };
+        if self.notes <= limits::NOTES_WHILE_FULL_MAX {
             self.push_record(record, outbox);
         }
     }
