@@ -101,6 +101,7 @@ fn channels_of_json_clients_are_topics() {
         let got = bob.hear_kind("CHANNEL_MESSAGE");
         assert_eq!((&got["from"], &got["payload"]), (&json!("Ann"), &payload));
         assert_eq!(text(&mut nat), "green");
+        nat.handled().unwrap();
         // A native agent speaks to the channel by its topic.
         nat.send(&to("#builds", "from native")).unwrap();
         assert_eq!(ann.hear_kind("CHANNEL_MESSAGE")["payload"]["channel"], "#builds");
