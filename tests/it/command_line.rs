@@ -96,6 +96,10 @@ fn listen_prints_what_comes_and_ends_after_its_count() {
         let id = lines[0]["id"].as_str().unwrap();
         daemon.until("it counts as acknowledged", |daemon| {
             let output = daemon.run(&["read", "--global", &id[..12], "--json"]);
+            // A record that another shard still holds is found after the next flush.
+            if !output.status.success() {
+                return false;
+            }
             let value = json(&output);
             assert_eq!((&value["id"], &value["text"], &value["from"]), (&id.into(), &"one".into(), &"ann".into()));
             value["state"] == "acknowledged" && value["recipients"][0]["name"] == "bob"

@@ -71,7 +71,8 @@ fn who_says_no_hello_within_ten_seconds_is_closed() {
         // Who says something, but not HELLO, has no longer.
         let mut early = JsonPeer::bare(daemon.stream(), "early");
         early.send("bob", "too early");
-        assert_eq!(early.hear_kind("ERROR")["payload"]["message"], "Not in ACTIVE state");
+        let complaint = early.hear_kind("ERROR")["payload"]["message"].clone();
+        assert!(complaint.as_str().unwrap().starts_with("Not in ACTIVE state"), "{complaint}");
         assert!(ends(&mut silent).is_empty());
         let took = begun.elapsed();
         assert!(early.rest().is_empty());

@@ -46,6 +46,8 @@ pub fn ordered_under_pressure(daemon: &Daemon) {
             *expected += 1;
         }
         assert!(next.values().all(|count| *count == MESSAGES));
+        // The senders wait for the last ones to be acknowledged.
+        receiver.handled().unwrap();
     });
     match receiver.next(Duration::from_millis(50)).unwrap() {
         None => {}

@@ -158,25 +158,29 @@ fn a_reconnecting_program_sees_each_message_once_however_often_it_is_cut_off() {
         });
         let address = agent_relay::client::Address::Unix(proxy_path);
         let mut bob = Reconnecting::connect(&address, &Options::named("bob")).unwrap();
-        let total = 1_200;
+        // More than all buffers on the way take, less than may wait.
+        let total = 800;
+        let padding = "x".repeat(1_000);
         for number in 0..total {
-            ann.send("bob", &number.to_string(), Wants::default());
+            ann.send("bob", &format!("{number} {padding}"), Wants::default());
         }
         let mut expected = 0;
         while expected < total {
             match bob.next(crate::harness::PATIENCE).unwrap() {
                 Some(Incoming::Message(message)) => {
-                    assert_eq!(message.text(), expected.to_string());
+                    assert!(message.text().starts_with(&format!("{expected} ")));
                     expected += 1;
-                    if expected % 300 == 0 {
-                        let connection = cuts.recv_timeout(crate::harness::PATIENCE).unwrap();
-                        drop(connection.shutdown(std::net::Shutdown::Both));
+                    // Whatever is connected is cut; what is in the program's own buffer it still has.
+                    if expected % 100 == 0 {
+                        while let Ok(connection) = cuts.try_recv() {
+                            drop(connection.shutdown(std::net::Shutdown::Both));
+                        }
                     }
                 }
                 Some(other) => panic!("{other:?}"),
                 None => {}
             }
         }
-        assert!(bob.connections() >= 4, "{}", bob.connections());
+        assert!(bob.connections() >= 3, "{}", bob.connections());
     });
 }
