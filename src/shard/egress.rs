@@ -38,12 +38,15 @@ impl Inner {
                     let Some(connection) = self.connections.remove(session) else { continue };
                     let Some(dialect) = connection.dialect else { continue };
                     let Some(descriptor) = driver.detach(session) else {
-                        // Nothing is in flight before HELLO, so this cannot be; a lost connection is the safe answer.
-                        debug_assert!(false, "a connection that moves has something in flight");
+                        // It has questions behind it whose answers it does not read: a lost connection is the safe answer.
+                        tracing::debug!("a connection that says HELLO still has a send in flight");
                         driver.close(session);
                         continue;
                     };
-                    let moved = Moved { descriptor, dialect, peer: connection.peer, hello, unread: connection.stash };
+                    let Connection { peer, stash: unread, pending, .. } = connection;
+                    // Replies alone: nothing is delivered before HELLO.
+                    let unsent = pending.bytes;
+                    let moved = Moved { descriptor, dialect, peer, hello, unread, unsent };
                     self.hold_post(to, Post::Connection(Box::new(moved)));
                 }
                 Output::Close { session, reason } => {

@@ -106,3 +106,22 @@ fn a_json_agent_and_a_native_agent_talk_and_nothing_is_lost_between_them() {
         assert_eq!(returned["from"], "bob");
     });
 }
+
+#[test]
+fn what_was_said_before_a_hello_is_answered_wherever_the_agent_lives() {
+    every_way(|way| {
+        let daemon = Daemon::start(way);
+        // With two shards about half of these move to the other one, with the complaint still unsent.
+        for index in 0..16 {
+            let mut peer = crate::peers::JsonPeer::bare(daemon.stream(), &format!("agent-{index}"));
+            let early = r#"{"type":"SEND","id":"e","to":"x","payload":{"body":"too early"}}"#;
+            let hello = format!(r#"{{"type":"HELLO","id":"h","payload":{{"agent":"agent-{index}"}}}}"#);
+            let late = format!(r#"{{"type":"SEND","id":"l","to":"agent-{index}","payload":{{"body":"behind"}}}}"#);
+            let frames = [early, &hello, &late].map(crate::peers::json_frame).concat();
+            peer.stream.write_all(&frames).unwrap();
+            peer.hear_kind("ERROR");
+            peer.hear_kind("WELCOME");
+            assert_eq!(peer.body(), "behind");
+        }
+    });
+}
