@@ -154,3 +154,16 @@ fn the_files_that_existing_tools_read_are_kept() {
     let pid = std::fs::read_to_string(daemon.directory.path().join("relay.sock.pid")).unwrap();
     assert_eq!(pid, format!("{}\n", daemon.pid()));
 }
+
+#[test]
+fn a_watchdog_gets_its_signs_of_life_and_one_that_does_not_read_them_holds_nobody_up() {
+    let mut daemon = Setup::new(EPOLL_TWO).shell("export WATCHDOG_USEC=10000").start();
+    daemon.notice("WATCHDOG=1");
+    // From here on nobody reads them; ten fill the queue.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(500) {
+        daemon.status();
+    }
+    daemon.signal(Signal::TERM);
+    assert!(daemon.end().success());
+}
