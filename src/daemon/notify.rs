@@ -5,7 +5,7 @@ use sd_notify::NotifyState;
 use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Listeners the service manager handed over.
 #[derive(Debug, Default)]
@@ -70,30 +70,58 @@ pub fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
-/// A sign of life; see [`watchdog_interval`].
-pub fn alive() {
-    tell(&[NotifyState::Watchdog]);
+/// Signs of life, as often as the service manager wants them.
+#[derive(Debug)]
+pub struct Watchdog {
+    /// Half of what the service manager allows; `None`: it does not watch.
+    interval: Option<Duration>,
+    told: Option<Instant>,
 }
 
-/// How often [`alive`] is to be called: half of what the service manager allows. `None`: no watchdog.
-pub fn watchdog_interval() -> Option<Duration> {
-    sd_notify::watchdog_enabled().map(|limit| limit / 2)
+impl Watchdog {
+    /// What the environment asks for.
+    pub fn of_environment() -> Watchdog {
+        Watchdog { interval: sd_notify::watchdog_enabled().map(|limit| limit / 2), told: None }
+    }
+
+    /// Gives a sign of life when it is time for one. Never waits: a manager that does not read has to do without.
+    pub fn alive(&mut self) {
+        let Some(interval) = self.interval else { return };
+        if self.told.is_none_or(|told| told.elapsed() >= interval) {
+            self.told = Some(Instant::now());
+            // The next one may get through.
+            let _ = send(&[NotifyState::Watchdog], None);
+        }
+    }
+
+    /// `timeout`, or less where a sign of life is due before.
+    pub fn shorten(&self, timeout: Duration) -> Duration {
+        self.interval.map_or(timeout, |interval| timeout.min(interval))
+    }
 }
+
+/// How long a state change may wait for a manager whose queue is full.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 fn tell(states: &[NotifyState<'_>]) {
-    let abstract_name = std::env::var("NOTIFY_SOCKET").ok().and_then(|name| name.strip_prefix('@').map(str::to_owned));
     // Nobody to tell, or a manager that went away: neither is a reason not to serve.
-    drop(match abstract_name {
-        Some(name) => tell_abstract(&name, states),
-        None => sd_notify::notify(states),
-    });
+    let _ = send(states, Some(PATIENCE));
 }
 
-/// A name in the abstract namespace (containers, `up --detach`), which the crate takes for a file of that name.
-fn tell_abstract(name: &str, states: &[NotifyState<'_>]) -> std::io::Result<()> {
+/// The crate's own sender waits for ever on a full queue and takes an abstract name for a file of that name.
+fn send(states: &[NotifyState<'_>], patience: Option<Duration>) -> std::io::Result<()> {
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+    let address = match name.as_encoded_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(&name)?,
+    };
     let text = states.iter().fold(String::new(), |all, state| format!("{all}{state}\n"));
-    let address = SocketAddr::from_abstract_name(name)?;
-    UnixDatagram::unbound()?.send_to_addr(text.as_bytes(), &address).map(drop)
+    let socket = UnixDatagram::unbound()?;
+    match patience {
+        Some(patience) => socket.set_write_timeout(Some(patience))?,
+        None => socket.set_nonblocking(true)?,
+    }
+    socket.send_to_addr(text.as_bytes(), &address).map(drop)
 }
 
 fn one_line(text: &str) -> String {

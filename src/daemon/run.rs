@@ -146,7 +146,6 @@ pub fn run(settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), DaemonE
     ready(&Ready { socket, listen, cpus: choice.cpus, reports: started.reports, notes });
     notify::ready("relaying");
     let drained = serve(clerk, &mesh, &clerk_bell, &signals);
-    notify::stopping();
     // From here on nobody can connect: the name goes first, so that the next daemon is not mistaken for this one.
     drop(socket_file);
     if drained {
@@ -170,12 +169,14 @@ pub fn run(settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), DaemonE
 /// The main thread's life. Says whether every shard has drained.
 fn serve(mut clerk: Clerk, mesh: &Mesh, bell: &Waker, signals: &AtomicU32) -> bool {
     let mut stopping = None::<Instant>;
+    let mut watchdog = notify::Watchdog::of_environment();
     loop {
-        let timeout = clerk.turn();
+        let timeout = watchdog.shorten(clerk.turn());
         let asked = signals.load(Ordering::Acquire);
         match stopping {
             None if asked > 0 || clerk.stop_asked => {
                 tracing::info!("stopping: saying BYE to everyone");
+                notify::stopping();
                 clerk.tell_shards_to_stop();
                 stopping = Some(Instant::now());
             }
@@ -187,7 +188,7 @@ fn serve(mut clerk: Clerk, mesh: &Mesh, bell: &Waker, signals: &AtomicU32) -> bo
             }
             _ => {}
         }
-        notify::alive();
+        watchdog.alive();
         mesh.clerk_sleeper().doze();
         if !mesh.anything_for_clerk() && signals.load(Ordering::Acquire) == asked {
             bell.wait(Some(timeout));

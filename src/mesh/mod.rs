@@ -41,6 +41,8 @@ pub struct Moved {
     pub hello: Box<Hello<'static>>,
     /// Bytes received behind its HELLO.
     pub unread: Vec<u8>,
+    /// What it was told before its HELLO and has not been sent yet.
+    pub unsent: Vec<u8>,
 }
 
 /// An answer for a session that asked.

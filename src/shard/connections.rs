@@ -34,7 +34,7 @@ pub(super) struct Connection {
     pub(super) due: bool,
     /// Closes when everything pending has been sent.
     pub(super) closing: Option<CloseReason>,
-    /// Moves home when everything pending has been sent.
+    /// Moves home when no send is in flight.
     pub(super) moving: Option<(ShardId, Box<Hello<'static>>)>,
 }
 

@@ -83,22 +83,21 @@ impl Inner {
             if connection.sending {
                 continue;
             }
+            if connection.moving.is_some() {
+                self.move_home(id, driver);
+                continue;
+            }
             if !connection.pending.is_empty() {
                 let spare = self.spares.buffers.pop().unwrap_or_default();
                 let buffer = std::mem::replace(&mut connection.pending, spare);
                 connection.sending = true;
                 connection.sending_through = std::mem::take(&mut connection.pending_through);
                 self.bytes_out += buffer.len() as u64;
-                let last_words = connection.closing.is_some() || connection.moving.is_some();
-                if std::mem::take(&mut connection.pending_awaited) || last_words {
+                if std::mem::take(&mut connection.pending_awaited) || connection.closing.is_some() {
                     driver.send(id, buffer);
                 } else {
                     driver.send_quietly(id, buffer);
                 }
-            }
-            if connection.moving.is_some() && !connection.sending {
-                self.move_home(id, driver);
-                continue;
             }
             if connection.closing.is_some() && connection.pending.is_empty() {
                 // `close_after_send` lets the send in flight finish; the linger deadline bounds how long that may take.
@@ -118,23 +117,22 @@ impl Inner {
 
     /// Hands a connection on which nothing is in flight to the shard where its agent lives.
     fn move_home(&mut self, id: SessionId, driver: &mut Driver) {
-        let Some(Connection { dialect: Some(dialect), peer, stash, moving: Some((to, hello)), .. }) =
+        let Some(Connection { dialect: Some(dialect), peer, stash, pending, moving: Some((to, hello)), .. }) =
             self.connections.remove(id)
         else {
             return driver.close(id);
         };
         match driver.detach(id) {
             Some(descriptor) => {
-                let moved = Moved { descriptor, dialect, peer, hello, unread: stash };
+                // Replies alone: nothing is delivered before HELLO, so there are no big frames among them.
+                let unsent = pending.bytes;
+                let moved = Moved { descriptor, dialect, peer, hello, unread: stash, unsent };
                 self.hold_post(to, Post::Connection(Box::new(moved)));
                 self.push_holds();
             }
-            None => {
-                // Before HELLO there is one receive at a time and its completion was the HELLO, so this cannot be; a
-                // lost connection is the safe answer.
-                debug_assert!(false, "a connection that moves has something in flight");
-                driver.close(id);
-            }
+            // Before HELLO there is one receive at a time, and its completion was the HELLO; a lost connection is the safe
+            // answer to whatever else is in flight.
+            None => driver.close(id),
         }
     }
 

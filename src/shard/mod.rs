@@ -325,6 +325,7 @@ impl Inner {
                             connection.dialect = Some(moved.dialect);
                             connection.stage = Stage::Greeting;
                             connection.stash = moved.unread;
+                            connection.pending.bytes = moved.unsent;
                             self.connections.insert(session, connection);
                             let (peer, dialect, hello) = (moved.peer, moved.dialect, moved.hello);
                             let event = Event::Adopted { session, peer, dialect, hello };

@@ -439,16 +439,22 @@ pub(super) fn append_welcome(welcome: &Welcome<'_>, out: &mut Vec<u8>) {
 
 pub(super) fn append_receipts(receipts: &[Receipt], out: &mut Vec<u8>) {
     debug_assert!(receipts.len() <= RECEIPT_RECORDS_MAX);
-    let mut records = Vec::with_capacity(receipts.len() * RECEIPT_RECORD_BYTES);
-    for receipt in receipts {
-        records.extend_from_slice(&receipt.id.sender.0.to_le_bytes());
-        records.extend_from_slice(&receipt.id.number.to_le_bytes());
-        records.extend_from_slice(&receipt.recipient.0.to_le_bytes());
-        records.extend_from_slice(&receipt.count.to_le_bytes());
-        records.extend_from_slice(&state_to_wire(receipt.state));
-        records.extend_from_slice(&[0, 0]);
+    // A shard says one at a time, and must not allocate for it.
+    if let [receipt] = receipts {
+        return Integers::new().append([&record_of(receipt), &[]], out);
     }
+    let records: Vec<u8> = receipts.iter().flat_map(record_of).collect();
     Integers::new().append([&records, &[]], out);
+}
+
+fn record_of(receipt: &Receipt) -> [u8; RECEIPT_RECORD_BYTES] {
+    let mut record = [0; RECEIPT_RECORD_BYTES];
+    record[0..8].copy_from_slice(&receipt.id.sender.0.to_le_bytes());
+    record[8..16].copy_from_slice(&receipt.id.number.to_le_bytes());
+    record[16..24].copy_from_slice(&receipt.recipient.0.to_le_bytes());
+    record[24..28].copy_from_slice(&receipt.count.to_le_bytes());
+    record[28..30].copy_from_slice(&state_to_wire(receipt.state));
+    record
 }
 
 pub(super) fn append_topic(topic: &Topic<'_>, out: &mut Vec<u8>) {

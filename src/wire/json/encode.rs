@@ -168,7 +168,7 @@ fn put_message(
     recipient: &[u8],
     session: Token,
 ) {
-    let fields = message.fields();
+    let fields = plain_topic(message.fields());
     // Decoding allows each member of `data` that deep; the object around them is one more.
     let data = object(fields.data).filter(|data| !too_deep(data, DEPTH_MAX + 1));
     let in_channel =
@@ -218,6 +218,15 @@ fn put_message(
         out.put(b",\"redelivered\":true");
     }
     out.put(b"}}");
+}
+
+/// A native sender may address `#x`, or `*` with topic `#x`: both are topic `x`, as for routing.
+fn plain_topic<'a>(fields: MessageFields<'a>) -> MessageFields<'a> {
+    match (fields.to.strip_prefix(b"#"), fields.topic.strip_prefix(b"#")) {
+        (Some(topic), _) => MessageFields { to: b"*", topic, ..fields },
+        (None, Some(topic)) if fields.to == b"*" => MessageFields { topic, ..fields },
+        _ => fields,
+    }
 }
 
 fn put_channel_payload(out: &mut impl Sink, fields: &MessageFields<'_>, data: Option<&str>) {

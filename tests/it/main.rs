@@ -1,0 +1,21 @@
+//! The real daemon, driven over its sockets and its command line, on every driver and with one shard and with several.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
+mod away;
+mod command_line;
+mod cpus;
+mod harness;
+mod hostile;
+mod lifecycle;
+mod limits;
+mod order;
+mod peers;
+mod python;
+mod receipts;
+mod resume;
+mod seccomp;
+mod slow;
+mod takeover;
+mod talk;
+mod topics;
+mod transcripts;
