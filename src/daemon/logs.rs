@@ -9,14 +9,14 @@ use tracing_subscriber::EnvFilter;
 const LINES_MAX: usize = 8_192;
 
 /// Keeps the log going; dropping it writes what waits.
-pub struct Logs {
+pub(super) struct Logs {
     _guard: WorkerGuard,
     dropped: ErrorCounter,
 }
 
 impl Logs {
     /// Starts logging. A second start in one process (tests) keeps the first one's settings.
-    pub fn start(level: &str, format: LogFormat, colour: bool) -> Logs {
+    pub(super) fn start(level: &str, format: LogFormat, colour: bool) -> Logs {
         let builder =
             NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_MAX).thread_name("relay-log");
         let (sink, guard) = builder.finish(std::io::stderr());
@@ -31,7 +31,7 @@ impl Logs {
     }
 
     /// Lines that were dropped because standard error was slow.
-    pub fn dropped(&self) -> usize {
+    pub(super) fn dropped(&self) -> usize {
         self.dropped.dropped_lines()
     }
 }

@@ -16,14 +16,14 @@ const ROWS_MAX: usize = 10_000;
 const FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// What the files say.
-pub struct Presence {
+pub(super) struct Presence {
     folder: PathBuf,
     rows: BTreeMap<String, Value>,
 }
 
 impl Presence {
     /// What an earlier daemon left in `folder` (the project's `team/`), so that agents keep their ids and first sight.
-    pub fn load(folder: &Path) -> Presence {
+    pub(super) fn load(folder: &Path) -> Presence {
         let mut rows = BTreeMap::new();
         let path = folder.join("agents.json");
         let small = std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() <= FILE_BYTES_MAX);
@@ -44,7 +44,7 @@ impl Presence {
     }
 
     /// Takes in what the shards say and replaces both files.
-    pub fn write(&mut self, agents: &[AgentRow], now_ms: u64) -> io::Result<()> {
+    pub(super) fn write(&mut self, agents: &[AgentRow], now_ms: u64) -> io::Result<()> {
         for agent in agents.iter().filter(|agent| !is_internal(&agent.name)) {
             let before = self.rows.get(agent.name.as_ref());
             let row = row_of(agent, before);
