@@ -224,6 +224,38 @@ fn a_slow_reader_gets_everything_in_pieces_and_nobody_else_waits() {
 }
 
 #[test]
+fn a_quiet_send_is_whole_whether_it_fits_or_not_and_is_told_with_the_next_thing() {
+    every_way(|options| {
+        let mut world = World::new(options);
+        let (id, mut peer) = world.stream();
+        for size in [1, 300, 3_000_000, 5] {
+            let sent = pattern(size, 4);
+            world.driver.send_quietly(id, SendBuffer { bytes: sent.clone(), frames: Vec::new() });
+            world.turn(NOW);
+            let mut read = vec![0; sent.len()];
+            let reader = std::thread::spawn(move || {
+                peer.read_exact(&mut read).unwrap();
+                peer.write_all(b"!").unwrap();
+                (peer, read)
+            });
+            // What the peer says ends the wait; by then the send has been told of, and not before it was whole.
+            world.until_received(id, b"!");
+            world.received.clear();
+            let (back, read) = reader.join().unwrap();
+            peer = back;
+            assert!(read == sent, "{size} bytes");
+            world.until("sent", |world| world.sent.len() == 1);
+            world.sent.pop().unwrap().2.unwrap();
+        }
+        // One that is still under way when its connection closes leaves nothing behind.
+        world.driver.send_quietly(id, SendBuffer { bytes: pattern(3_000_000, 1), frames: Vec::new() });
+        world.turn(NOW);
+        world.driver.close(id);
+        world.until("closed", |world| world.driver.connections() == 0);
+    });
+}
+
+#[test]
 fn connections_are_accepted_on_unix_and_tcp_until_the_listener_pauses_or_closes() {
     every_way(|options| {
         let mut world = World::new(options);

@@ -2,7 +2,8 @@
 //!
 //! Each connection says once where its frames go ([`Destination`], in the header of its HELLO); from then on its native
 //! frames are forwarded as they are. Multishot receive with incremental provided buffers, one copy into the
-//! destination's outbox, one send per connection and turn: the fastest loop of docs/EVIDENCE, and nothing else.
+//! destination's outbox, one send per connection and turn, which posts no completion when it succeeds at once: the
+//! fastest loop we know, and nothing else.
 //! It owns its ring and shares no code with the relay's, so that the two can be measured against each other.
 
 use agent_relay::wire::{HEADER_BYTES, Header, Kind};
@@ -141,6 +142,8 @@ struct Connection {
     sending: Vec<u8>,
     sent: usize,
     send_in_flight: bool,
+    /// The send posts a completion only if it did not succeed at once.
+    quiet: bool,
     receive_armed: bool,
     dirty: bool,
     closed: bool,
@@ -157,6 +160,9 @@ struct Floor {
     /// Slots without a destination, for [`Destination::Everyone`].
     everyone: Vec<u32>,
     dirty: Vec<u32>,
+    /// Connections whose send was submitted with the last call and posts nothing if it succeeded.
+    quiet: Vec<u32>,
+    completions: Vec<(u64, i32, u32)>,
 }
 
 const ACCEPT: u64 = 0;
@@ -183,27 +189,43 @@ impl Floor {
             numbers: HashMap::new(),
             everyone: Vec::new(),
             dirty: Vec::new(),
+            quiet: Vec::new(),
+            completions: Vec::with_capacity(4096),
         })
     }
 
     fn run(&mut self) -> io::Result<()> {
         self.accept()?;
-        let mut completions: Vec<(u64, i32, u32)> = Vec::with_capacity(4096);
         loop {
             match self.ring.submit_and_wait(1) {
                 Ok(_) => {}
                 Err(error) if matches!(error.raw_os_error(), Some(4 | 16)) => {}
                 Err(error) => return Err(error),
             }
+            let mut completions = std::mem::take(&mut self.completions);
             completions.extend(self.ring.completion().map(|done| (done.user_data(), done.result(), done.flags())));
+            // Failures of quiet sends first; those that nothing speaks of have succeeded.
+            for (data, result, _) in completions.iter().filter(|(data, ..)| data & !0xffff_ffff == SEND) {
+                self.sent(*data as u32, *result)?;
+            }
+            let mut quiet = std::mem::take(&mut self.quiet);
+            for slot in quiet.drain(..) {
+                let connection = &self.connections[slot as usize];
+                if connection.quiet && connection.send_in_flight {
+                    let rest = connection.sending.len() - connection.sent;
+                    self.sent(slot, rest as i32)?;
+                }
+            }
+            self.quiet = quiet;
             for (data, result, flags) in completions.drain(..) {
                 let slot = data as u32;
                 match data & !0xffff_ffff {
                     ACCEPT => self.accepted(result, flags)?,
                     RECEIVE => self.received(slot, result, flags)?,
-                    _ => self.sent(slot, result)?,
+                    _ => {}
                 }
             }
+            self.completions = completions;
             while let Some(slot) = self.dirty.pop() {
                 self.connections[slot as usize].dirty = false;
                 self.flush(slot)?;
@@ -362,19 +384,36 @@ impl Floor {
         let rest = &connection.sending[connection.sent..];
         let (Some(socket), false) = (&connection.socket, rest.is_empty()) else { return Ok(()) };
         connection.send_in_flight = true;
+        // A partial send goes on loudly; a fresh one tries its luck at once (MSG_DONTWAIT, and MSG_WAITALL: all or failure).
+        connection.quiet = connection.sent == 0;
+        let whole = rustix::net::SendFlags::NOSIGNAL.bits() | rustix::net::RecvFlags::WAITALL.bits();
+        let (flags, skip) = if connection.quiet {
+            (whole | rustix::net::SendFlags::DONTWAIT.bits(), squeue::Flags::SKIP_SUCCESS)
+        } else {
+            (whole, squeue::Flags::empty())
+        };
         let entry = opcode::Send::new(types::Fd(socket.as_raw_fd()), rest.as_ptr(), rest.len() as u32)
-            .flags(rustix::net::SendFlags::NOSIGNAL.bits() as i32)
+            .flags(flags as i32)
             .build()
+            .flags(skip)
             .user_data(SEND | u64::from(slot));
+        if connection.quiet {
+            self.quiet.push(slot);
+        }
         self.push(&entry)
     }
 
     fn sent(&mut self, slot: u32, result: i32) -> io::Result<()> {
         let connection = &mut self.connections[slot as usize];
         connection.send_in_flight = false;
-        if connection.closed || result < 0 {
+        // EAGAIN of a quiet send: nothing of it went out, and now it waits for room.
+        let full = std::mem::replace(&mut connection.quiet, false) && result == -11;
+        if connection.closed || (result < 0 && !full) {
             self.close(slot);
             return Ok(());
+        }
+        if full {
+            return self.wait_for_room(slot);
         }
         connection.sent += result as usize;
         if connection.sent < connection.sending.len() || !connection.outbox.is_empty() {
@@ -384,6 +423,22 @@ impl Floor {
             connection.sent = 0;
         }
         Ok(())
+    }
+
+    /// Sends what did not fit when there is room.
+    fn wait_for_room(&mut self, slot: u32) -> io::Result<()> {
+        let connection = &mut self.connections[slot as usize];
+        let Some(socket) = &connection.socket else { return Ok(()) };
+        connection.send_in_flight = true;
+        let entry = opcode::Send::new(
+            types::Fd(socket.as_raw_fd()),
+            connection.sending.as_ptr(),
+            connection.sending.len() as u32,
+        )
+        .flags(rustix::net::SendFlags::NOSIGNAL.bits() as i32)
+        .build()
+        .user_data(SEND | u64::from(slot));
+        self.push(&entry)
     }
 
     /// Frees the slot once nothing is in flight for it.

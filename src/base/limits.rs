@@ -89,12 +89,17 @@ pub const WRITER_BATCHES_MAX: usize = 64;
 pub const WRITER_BATCH_RECORDS_MAX: usize = 4096;
 /// Bytes in one batch.
 pub const WRITER_BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// Records beside messages (refusals, reads) that a shard may add while the writer's queue is full.
+pub const NOTES_WHILE_FULL_MAX: u32 = 65_536;
 /// The writer is woken when this many records wait …
 pub const WRITER_TRIGGER_RECORDS: usize = 100;
 /// … or the oldest has waited this long.
 pub const WRITER_FLUSH: u64 = Mono::ms(50);
-/// Bytes of messages the writer keeps in memory for `read` and status; the oldest leave first.
-pub const HISTORY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Bytes of messages the writer keeps in memory for `read` and status when nothing else is said; the oldest leave first.
+/// Small enough to stay in a processor's cache, since each message passes through it.
+pub const HISTORY_BYTES: usize = 16 * 1024 * 1024;
+/// The most an operator may ask for.
+pub const HISTORY_BYTES_MAX: usize = 1024 * 1024 * 1024;
 /// Messages the writer keeps in memory.
 pub const HISTORY_MESSAGES_MAX: usize = 262_144;
 /// Questions (status, agents, read) of one shard on their way.

@@ -161,12 +161,19 @@ fn lock_exclusively(file: &File, layout: &Layout) -> Result<(), LockError> {
 
 /// Whether anybody listens on the socket at `path`. Never waits: a listener too busy to accept is one that lives.
 fn answers(path: &Path) -> bool {
-    let connect = || -> rustix::io::Result<()> {
+    let connect = || -> rustix::io::Result<rustix::net::UCred> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)
+        rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+        rustix::net::sockopt::socket_peercred(&socket)
     };
-    !matches!(connect(), Err(rustix::io::Errno::CONNREFUSED | rustix::io::Errno::NOENT))
+    match connect() {
+        Err(rustix::io::Errno::CONNREFUSED | rustix::io::Errno::NOENT) => false,
+        // The kernel lets go of a killed process's ring, and of the listener in it, a little after the process: ask who
+        // called listen(2), not only whether somebody seems to.
+        Ok(listener) => rustix::process::test_kill_process(listener.pid) != Err(rustix::io::Errno::SRCH),
+        Err(_) => true,
+    }
 }
 
 impl Drop for Lock {

@@ -433,7 +433,7 @@ mod tests {
         assert_eq!(settings.limits.waiting_messages, limits::WAITING_MESSAGES_MAX);
         assert_eq!(settings.limits.subscriptions, limits::SUBSCRIPTIONS_MAX);
         assert_eq!(settings.limits.known_agents, limits::KNOWN_AGENTS_MAX);
-        assert_eq!(settings.limits.history_bytes, limits::HISTORY_BYTES_MAX);
+        assert_eq!(settings.limits.history_bytes, limits::HISTORY_BYTES);
         assert_eq!(settings.flush_interval_ms * 1_000_000, limits::WRITER_FLUSH);
         assert_eq!(settings.max_batch_size, limits::WRITER_TRIGGER_RECORDS);
         assert_eq!(u64::from(settings.retention_days) * 24 * 3_600_000_000_000, limits::RETENTION);

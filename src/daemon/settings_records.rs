@@ -225,7 +225,7 @@ pub const RECORDS: &[Record] = &[
         "limits.history_bytes",
         "Bytes of past messages kept in memory for `relay read`; 0 keeps none.",
         "bytes",
-        "67108864",
+        "16777216",
         0,
         limits::HISTORY_BYTES_MAX as u64,
     ),

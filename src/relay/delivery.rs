@@ -8,10 +8,13 @@
 
 use super::event::{Origin, What};
 use super::outbox::{Delivery, Outbox, Output};
-use crate::base::limits::{ATTEMPTS_MAX, RETRY_AFTER, WAITING_OVERHEAD_BYTES};
+use crate::base::limits::{ATTEMPTS_MAX, IN_FLIGHT_MAX, RETRY_AFTER, WAITING_OVERHEAD_BYTES};
 use crate::base::{Bytes, MessageId, Mono, RefuseReason, Sequence, SessionId};
 use crate::wire::{FLAG_CHANNEL, FLAG_REDELIVERED, Parcel, Wants};
 use std::collections::VecDeque;
+
+/// How far back an acknowledgement by id is looked for: four windows.
+const LOOK_BACK: usize = 4 * IN_FLIGHT_MAX as usize;
 
 /// What waits for one recipient, in its order, until it is acknowledged.
 ///
@@ -93,12 +96,12 @@ pub struct Window {
 }
 
 impl Queue {
-    /// Nothing waits; the next message gets counter 1 of `epoch`.
-    pub fn new(epoch: u32) -> Queue {
+    /// Nothing waits; the next message gets counter `first` of `epoch`.
+    pub fn new(epoch: u32, first: u64) -> Queue {
         Queue {
             entries: VecDeque::new(),
             epoch,
-            base: 1,
+            base: first,
             sent: 0,
             in_flight: 0,
             in_flight_bytes: 0,
@@ -254,10 +257,12 @@ impl Queue {
         acknowledged
     }
 
-    /// The sequence of a message that has been sent and not settled, by its id. Looks at no more than the window.
+    /// The sequence of a message that has been sent and not settled, by its id.
     pub fn find_sent(&self, id: MessageId) -> Option<Sequence> {
-        let index =
-            self.entries.iter().take(self.sent).position(|entry| entry.id == id && entry.state != State::Settled)?;
+        // Newest first: that is what is acknowledged. Behind one that never is, thousands of settled ones may lie.
+        let oldest = self.sent.saturating_sub(LOOK_BACK);
+        let open = |index: &usize| self.entries[*index].id == id && self.entries[*index].state != State::Settled;
+        let index = (oldest..self.sent).rev().find(open)?;
         Some(Sequence { epoch: self.epoch, counter: self.base + index as u64 })
     }
 
@@ -375,6 +380,12 @@ impl Queue {
         self.rate.bytes += weight as u64;
         let ask = entry.ask.take();
         let raw = std::mem::take(&mut entry.raw);
+        if let (What::Acknowledged, Some(ask)) = (&what, &ask)
+            && ask.wants.contains(Wants::DELIVERED)
+        {
+            // It can be acknowledged before we hear that it is written, or after that connection is gone.
+            news.push(News { id: entry.id, what: What::Delivered, ask: Some(ask.clone()), raw: None });
+        }
         let wanted = match &what {
             What::Acknowledged => ask.as_ref().is_some_and(|ask| ask.wants.contains(Wants::ACKNOWLEDGED)),
             _ => true,
@@ -416,7 +427,8 @@ impl Entry {
         self.attempts = self.attempts.saturating_add(1);
         self.sent_at = now;
         let (checksum, raw) = (self.checksum, self.raw.clone());
-        outbox.outputs.push(Output::Deliver(Delivery { session, sequence, flags, checksum, raw }));
+        let awaited = self.channel || self.ask.as_ref().is_some_and(|ask| ask.wants.contains(Wants::DELIVERED));
+        outbox.outputs.push(Output::Deliver(Delivery { session, sequence, flags, awaited, checksum, raw }));
     }
 
     /// Leaves the shared chunk for memory of its own size.
@@ -491,7 +503,7 @@ mod tests {
     }
 
     fn filled(count: u64) -> Queue {
-        let mut queue = Queue::new(9);
+        let mut queue = Queue::new(9, 1);
         for number in 1..=count {
             queue.offer(&parcel(number), Mono(u64::MAX), false, None);
         }
@@ -575,7 +587,7 @@ mod tests {
 
     #[test]
     fn a_message_that_outlived_its_time_fails_and_the_rest_goes_on() {
-        let (mut queue, mut outbox, mut news) = (Queue::new(9), Outbox::default(), Vec::new());
+        let (mut queue, mut outbox, mut news) = (Queue::new(9, 1), Outbox::default(), Vec::new());
         queue.offer(&parcel(1), Mono(100), false, None);
         queue.offer(&parcel(2), Mono(u64::MAX), false, None);
         queue.expire(Mono(99), RefuseReason::Expired, &mut news);
@@ -605,8 +617,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_acknowledged_before_it_is_known_to_be_written_was_delivered_all_the_same() {
+        let (mut queue, mut outbox, mut news) = (Queue::new(9, 1), Outbox::default(), Vec::new());
+        let origin = Origin { shard: crate::base::ShardId(0), session: SESSION, ordinal: 1 };
+        let ask = Ask { origin, wants: Wants::DELIVERED, label: Bytes::new() };
+        queue.offer(&parcel(1), Mono(u64::MAX), false, Some(Box::new(ask)));
+        queue.pump(Mono(0), SESSION, WINDOW, &mut outbox);
+        queue.acknowledge_through(Mono(0), at(1), &mut news);
+        queue.mark_written(Mono(0), at(1), &mut news);
+        let whats: Vec<_> = news.iter().map(|news| news.what.clone()).collect();
+        assert_eq!(whats, [What::Delivered]);
+    }
+
+    #[test]
     fn only_who_asked_hears_of_acknowledgements() {
-        let (mut queue, mut outbox, mut news) = (Queue::new(9), Outbox::default(), Vec::new());
+        let (mut queue, mut outbox, mut news) = (Queue::new(9, 1), Outbox::default(), Vec::new());
         let origin = Origin { shard: crate::base::ShardId(0), session: SESSION, ordinal: 1 };
         let wants = Wants::DELIVERED | Wants::ACKNOWLEDGED;
         queue.offer(&parcel(1), Mono(u64::MAX), false, Some(Box::new(Ask { origin, wants, label: Bytes::new() })));

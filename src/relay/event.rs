@@ -114,6 +114,13 @@ pub enum Mail {
         /// Who wants to know what becomes of it.
         origin: Origin,
     },
+    /// The same SEND once more, sent behind the first: what has become of that?
+    Again {
+        /// The message.
+        parcel: Parcel,
+        /// Who wants to know.
+        origin: Origin,
+    },
     /// What became of a message, told to the shard it came from.
     Outcome(Box<Outcome>),
     /// A recipient says that it has read a message; only the sender's home knows what to do with it.

@@ -2,7 +2,7 @@
 
 use super::event::Origin;
 use crate::base::limits::{GRACE, GRACE_MAX, GRACE_PER_SENDER_MAX};
-use crate::base::{AgentId, Mono};
+use crate::base::{AgentId, MessageId, Mono};
 use crate::wire::Parcel;
 use std::collections::VecDeque;
 
@@ -34,6 +34,17 @@ impl Grace {
         let until = now + GRACE;
         self.queue.push_back(Waiting { parcel, origin, until });
         Ok(until)
+    }
+
+    /// Whether this message waits here; if so, whoever asked last hears what becomes of it.
+    pub(super) fn ask(&mut self, id: MessageId, origin: Origin) -> bool {
+        match self.queue.iter_mut().find(|waiting| waiting.parcel.id == id) {
+            Some(waiting) => {
+                waiting.origin = origin;
+                true
+            }
+            None => false,
+        }
     }
 
     /// Takes out what waits for `name`, in the order it came.

@@ -1,9 +1,10 @@
 //! HELLO: is the name good, is this its home, is it free or may it be taken over, does a session go on?
 
+use super::delivery::Queue;
 use super::home::{Agent, AgentSlot, Presence};
 use super::outbox::{Outbox, Output, Profile, Record};
 use super::session::{Session, State};
-use super::timers::{Timer, coalesced};
+use super::timers::Timer;
 use super::{Relay, error};
 use crate::base::limits::{
     DEAD_AFTER, FRAME_BYTES_MAX, HEARTBEAT_MS, KNOWN_AGENTS_MAX, PING_AFTER, RESUME_TTL, TAKE_OVER_DAMPER,
@@ -75,7 +76,8 @@ impl Relay {
             self.timers.set(now.mono + super::FORGET_EVERY, Timer::Forget);
         }
         self.push_record(Record::Known { agent, name: name.clone() }, outbox);
-        self.agents.insert(Agent::new(name, hash, agent, self.options.epoch, now))
+        let queue = Queue::new(self.options.epoch, self.forgotten_through + 1);
+        self.agents.insert(Agent::new(name, hash, agent, queue, now))
     }
 
     /// Ends the holder's connection if the newcomer may have the name: it presents the holder's token, or the holder has
@@ -185,7 +187,6 @@ impl Relay {
             license: "".into(),
         };
         outbox.reply(id, Frame::Welcome(Box::new(welcome)));
-        self.timers.set(coalesced(now.mono + PING_AFTER), Timer::Session(id));
         self.pump(now, slot, id, outbox);
     }
 }

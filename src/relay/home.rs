@@ -61,7 +61,7 @@ pub(super) enum Presence {
 }
 
 impl Agent {
-    pub(super) fn new(name: Name, hash: NameHash, id: AgentId, epoch: u32, now: Now) -> Agent {
+    pub(super) fn new(name: Name, hash: NameHash, id: AgentId, queue: Queue, now: Now) -> Agent {
         Agent {
             name,
             hash,
@@ -69,7 +69,7 @@ impl Agent {
             presence: Presence::Left(now.mono),
             dialect: Dialect::Native,
             profile: None,
-            queue: Queue::new(epoch),
+            queue,
             in_flight_max: 0,
             session_token: Token::default(),
             resume: Token::default(),
@@ -141,6 +141,15 @@ impl Numbers {
         labels.order.push_back(number);
         labels.set.insert_unique(number, number, |known| *known);
         true
+    }
+
+    /// Whether it was taken, refused, and has not come again.
+    pub(super) fn is_given_back(&self, number: u64) -> bool {
+        if number & crate::base::ids::NUMBER_FROM_LABEL == 0 {
+            return self.refused.contains(&number);
+        }
+        let known = |labels: &Labels| labels.set.find(number, |known| *known == number).is_some();
+        !self.labels.as_deref().is_some_and(known)
     }
 
     /// It was refused: it may come again.
@@ -284,7 +293,13 @@ mod tests {
         let mut agents = Agents::default();
         let hasher = crate::base::NameHasher::new(1);
         let agent = |name: &str| {
-            Agent::new(name.into(), hasher.hash(name.as_bytes()), AgentId::of(name.as_bytes()), 1, Now::default())
+            Agent::new(
+                name.into(),
+                hasher.hash(name.as_bytes()),
+                AgentId::of(name.as_bytes()),
+                Queue::new(1, 1),
+                Now::default(),
+            )
         };
         let first = agents.insert(agent("ann"));
         let second = agents.insert(agent("bob"));

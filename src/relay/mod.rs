@@ -11,10 +11,13 @@ mod grace;
 mod hello;
 mod home;
 mod outbox;
+mod refused;
 mod route;
 mod send;
 mod session;
 mod tell;
+#[cfg(test)]
+mod tests;
 mod timers;
 
 pub use counters::{Counters, Gauges};
@@ -33,6 +36,7 @@ use crate::wire::{
 use delivery::{News, Window};
 use grace::Grace;
 use home::{AgentSlot, Agents, Presence};
+use refused::RefusedLately;
 use route::Topics;
 use session::{Session, Sessions, State};
 use std::borrow::Cow;
@@ -108,7 +112,11 @@ pub struct Relay {
     presence_generation: u64,
     agents: Agents,
     topics: Topics,
+    /// The highest counter of any agent that was forgotten. Whoever is met later begins above it: nobody's order may
+    /// use a sequence twice within an epoch.
+    forgotten_through: u64,
     grace: Grace,
+    refused_lately: RefusedLately,
     timers: Timers,
     counters: Counters,
     /// Sum over all queues.
@@ -123,6 +131,8 @@ pub struct Relay {
     /// Agents whose progress the writer has not been told.
     progress: Vec<AgentSlot>,
     writer_full: bool,
+    /// Records beside messages since the writer became full.
+    notes: u32,
     stopping: bool,
     /// Counts calls of `take_turn`, so that marks into an outbox go stale with it.
     turn: u64,
@@ -143,7 +153,9 @@ impl Relay {
             presence_generation: 0,
             agents: Agents::default(),
             topics: Topics::default(),
+            forgotten_through: 0,
             grace: Grace::default(),
+            refused_lately: RefusedLately::default(),
             timers: Timers::default(),
             counters: Counters::default(),
             waiting_messages: 0,
@@ -153,6 +165,7 @@ impl Relay {
             uncommitted: VecDeque::new(),
             progress: Vec::new(),
             writer_full: false,
+            notes: 0,
             stopping: false,
             turn: 0,
             news: Vec::new(),
@@ -168,6 +181,7 @@ impl Relay {
             Event::Opened { session, peer } => self.on_opened(now, session, peer, outbox),
             Event::Adopted { session, peer, dialect, hello } => {
                 self.sessions.insert(session, Session { dialect, ..Session::fresh(now.mono, peer) });
+                self.timers.set(timers::coalesced(now.mono + limits::PING_AFTER), Timer::Session(session));
                 self.half_open += 1;
                 self.on_hello(now, session, dialect, *hello, outbox);
             }
@@ -180,7 +194,7 @@ impl Relay {
                 self.on_answered(now, session, number, failed, json, outbox)
             }
             Event::Census(ticket) => self.on_census(now, ticket, outbox),
-            Event::Stop => self.on_stop(outbox),
+            Event::Stop => self.on_stop(now, outbox),
         }
     }
 
@@ -423,19 +437,21 @@ impl Relay {
         agent.queue.rewind();
     }
 
-    fn on_stop(&mut self, outbox: &mut Outbox) {
+    fn on_stop(&mut self, now: Now, outbox: &mut Outbox) {
         self.stopping = true;
         for id in self.sessions.ids() {
             outbox.reply(id, Frame::Bye);
+            // Mail may still come for its agent: that is owed, and not for a connection that is closed.
+            self.leave(now, id, CloseReason::Shutdown);
             self.close(id, CloseReason::Shutdown, outbox);
         }
-        self.live = 0;
     }
 
     fn on_mail(&mut self, now: Now, mail: Mail, outbox: &mut Outbox) {
         match mail {
             Mail::Send { parcel, origin } => self.accept_one(now, parcel, origin, outbox),
             Mail::Fanout { parcel, origin } => self.accept_many(now, &parcel, origin, outbox),
+            Mail::Again { parcel, origin } => self.answer_again(&parcel, origin, outbox),
             Mail::Outcome(outcome) => self.tell(*outcome, outbox),
             Mail::Read { id, recipient } => self.tell_read(id, recipient, outbox),
         }
@@ -581,13 +597,17 @@ impl Relay {
             let Some(agent) = self.agents.peek(slot) else { continue };
             let away = agent.session().is_none() && agent.queue.is_empty();
             if away && now.mono.since(agent.last_seen.mono) > self.options.bounds.retention {
+                self.forgotten_through = self.forgotten_through.max(agent.queue.next_sequence().counter - 1);
                 for (topic, _) in agent.subscriptions.clone() {
                     self.topics.unsubscribe(topic, slot);
                 }
                 self.agents.forget(slot);
             }
         }
-        self.timers.set(now.mono + FORGET_EVERY, Timer::Forget);
+        if self.agents.len() > 0 {
+            // The next agent that is met sets it again.
+            self.timers.set(now.mono + FORGET_EVERY, Timer::Forget);
+        }
     }
 
     fn on_subscribe(&mut self, id: SessionId, slot: AgentSlot, topic: &Topic<'_>, outbox: &mut Outbox) {
@@ -663,7 +683,7 @@ impl Relay {
                 continue;
             }
             let id = MessageId { sender: receipt.id.sender, number: receipt.id.number };
-            self.push_record(Record::Read { id, recipient }, outbox);
+            self.push_note(Record::Read { id, recipient }, outbox);
             for shard in 0..self.options.shards {
                 if ShardId(shard) != self.options.shard {
                     outbox.mails.push((ShardId(shard), Mail::Read { id, recipient }));
@@ -695,6 +715,15 @@ impl Relay {
         let next = (end < self.agents.slots()).then_some(end);
         let gauges = next.is_none().then(|| Box::new(self.gauges()));
         outbox.census.push(CensusPart { ticket: ticket.ticket, shard: self.options.shard, next, rows, gauges });
+    }
+
+    /// Pushes a record that is not a message. Those are refused while the writer is full; of these so many may still
+    /// come, so that a refusal can be looked up and a flood of them stays bounded.
+    fn push_note(&mut self, record: Record, outbox: &mut Outbox) {
+        self.notes = if self.writer_full { self.notes + 1 } else { 0 };
+        if self.notes <= limits::NOTES_WHILE_FULL_MAX {
+            self.push_record(record, outbox);
+        }
     }
 
     /// Pushes a record and gives its number.

@@ -91,6 +91,8 @@ pub struct Delivery {
     pub sequence: Sequence,
     /// `wire::FLAG_*`.
     pub flags: u8,
+    /// Whether somebody waits to hear that it has been written: `Event::Written` must then come without delay.
+    pub awaited: bool,
     /// CRC-32 of `raw`.
     pub checksum: u32,
     /// The archived body.

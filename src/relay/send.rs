@@ -42,14 +42,16 @@ impl Relay {
             Dialect::Native => agent.numbers.take(number),
             Dialect::Json => agent.numbers.take_label(number),
         };
+        if message.from() != agent.name.as_bytes() || message.id().sender != agent.id {
+            if new && message.id().sender != agent.id {
+                // Its own number is given back, whosever number the message claims.
+                agent.numbers.give_back(number);
+            }
+            return self.refuse(&message, origin, RefuseReason::Malformed, 0, outbox);
+        }
         if !new {
             self.counters.duplicates += 1;
-            return self.tell_duplicate(&message, origin, outbox);
-        }
-        if message.from() != agent.name.as_bytes() || message.id().sender != agent.id {
-            // Its own number is given back, whosever number the message claims.
-            agent.numbers.give_back(number);
-            return self.refuse(&message, origin, RefuseReason::Malformed, 0, outbox);
+            return self.ask_again(message, origin, outbox);
         }
         let wait_ms = session.bucket.take(now.mono, messages_per_second, burst);
         if wait_ms > 0 {
@@ -87,7 +89,7 @@ impl Relay {
         if self.stopping {
             return self.refuse(&message, origin, RefuseReason::Stopping, 1000, outbox);
         }
-        let fanout = to == b"*" || to.first() == Some(&b'#');
+        let fanout = is_fanout(to);
         if fanout && !topic.is_empty() && name::check_topic(topic).is_err() {
             return self.refuse(&message, origin, RefuseReason::Malformed, 0, outbox);
         }
@@ -103,14 +105,8 @@ impl Relay {
             return;
         }
         let parcel = parcel.with_topic_from_to();
-        if parcel.wants != Wants::default() {
-            let shards = self.options.shards;
-            let tracker = Tracker { id: parcel.id, wants: parcel.wants, untaken: shards, uncommitted: shards };
-            let Some(session) = self.sessions.find_mut(origin.session) else { return };
-            if session.trackers.len() >= TRACKERS_MAX {
-                return self.refuse(&message, origin, RefuseReason::LaneFull, 1000, outbox);
-            }
-            session.trackers.push(tracker);
+        if !self.track(&parcel, origin) {
+            return self.refuse(&message, origin, RefuseReason::LaneFull, 1000, outbox);
         }
         for shard in 0..self.options.shards {
             if ShardId(shard) != self.options.shard {
@@ -118,6 +114,21 @@ impl Relay {
             }
         }
         self.accept_many(now, &parcel, origin, outbox);
+    }
+
+    /// Makes ready for the answers to a fan-out, if its sender wants any; says whether there is room for it.
+    pub(super) fn track(&mut self, parcel: &Parcel, origin: Origin) -> bool {
+        if parcel.wants == Wants::default() {
+            return true;
+        }
+        let shards = self.options.shards;
+        let Some(session) = self.sessions.find_mut(origin.session) else { return false };
+        if session.trackers.len() >= TRACKERS_MAX {
+            return false;
+        }
+        let tracker = Tracker { ordinal: origin.ordinal, wants: parcel.wants, untaken: shards, uncommitted: shards };
+        session.trackers.push(tracker);
+        true
     }
 
     /// A message for one agent whose home is here.
@@ -135,6 +146,7 @@ impl Relay {
         };
         match self.offer(now, slot, &parcel, origin, false) {
             Ok(sequence) => {
+                self.refused_lately.remove(parcel.id);
                 let agent = &self.agents[slot];
                 let record = Record::Message {
                     id: parcel.id,
@@ -301,7 +313,7 @@ impl Relay {
         let what = What::Refused { reason, retry_after_ms, queue_depth: 0, recipient: text_of(fields.to).into() };
         let label = if fields.label.is_empty() { no_label() } else { Bytes::copy_from_slice(fields.label) };
         let (id, wants) = (message.id(), message.wants());
-        self.push_record(Record::Refused { id, reason }, outbox);
+        self.push_note(Record::Refused { id, reason }, outbox);
         self.send_outcome(Outcome { origin, id, label, wants, recipient: AgentId(0), what }, outbox);
     }
 
@@ -315,8 +327,9 @@ impl Relay {
         outbox: &mut Outbox,
     ) {
         self.count_refusal(reason);
+        self.refused_lately.insert(parcel.id);
         let recipient = text_of(parcel.to()).into();
-        self.push_record(Record::Refused { id: parcel.id, reason }, outbox);
+        self.push_note(Record::Refused { id: parcel.id, reason }, outbox);
         let what = What::Refused { reason, retry_after_ms, queue_depth, recipient };
         self.send_outcome(outcome(parcel, origin, AgentId(0), what), outbox);
     }
@@ -329,6 +342,11 @@ impl Relay {
     pub(super) fn is_submitter(&self, id: SessionId) -> bool {
         self.sessions.find(id).is_some_and(|session| session.state == State::Fresh)
     }
+}
+
+/// Whether `to` is everyone or a topic.
+pub(super) fn is_fanout(to: &[u8]) -> bool {
+    to == b"*" || to.first() == Some(&b'#')
 }
 
 pub(super) fn outcome(parcel: &Parcel, origin: Origin, recipient: AgentId, what: What) -> Outcome {

@@ -8,7 +8,7 @@
 use super::event::Peer;
 use super::gate::Bucket;
 use super::home::AgentSlot;
-use crate::base::{MessageId, Mono, SessionId};
+use crate::base::{Mono, SessionId};
 use crate::wire::{Dialect, Wants};
 
 /// A connection.
@@ -42,7 +42,8 @@ pub(super) enum State {
 /// A fan-out whose sender wants to hear of it.
 #[derive(Debug)]
 pub(super) struct Tracker {
-    pub(super) id: MessageId,
+    /// Which SEND of the session it was.
+    pub(super) ordinal: u64,
     pub(super) wants: Wants,
     /// Shards that have not taken their part.
     pub(super) untaken: u16,

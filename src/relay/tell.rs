@@ -4,10 +4,10 @@ use super::delivery::News;
 use super::event::{Mail, Origin, Outcome, What};
 use super::home::AgentSlot;
 use super::outbox::{Outbox, Output, Record};
-use super::send::outcome;
+use super::send::{is_fanout, outcome};
 use super::session::{Session, State};
-use super::{Relay, no_label, text_of};
-use crate::base::{AgentId, Bytes, MessageId, RefuseReason, SessionId};
+use super::{Relay, text_of};
+use crate::base::{AgentId, Bytes, MessageId, RefuseReason, SessionId, ShardId};
 use crate::wire::{Busy, Dialect, ErrorCode, ErrorFrame, Frame, Message, Parcel, Receipt, ReceiptState, Wants};
 
 impl Relay {
@@ -41,20 +41,54 @@ impl Relay {
         }
     }
 
-    /// The same SEND again: it was accepted before, and says so again to whoever wants to hear it.
-    pub(super) fn tell_duplicate(&mut self, message: &Message<'_>, origin: Origin, outbox: &mut Outbox) {
+    /// The same SEND again. What became of the first only its recipient's home knows: it may still be on its way there,
+    /// wait for a name, be refused or not be committed. So the question travels behind it.
+    pub(super) fn ask_again(&mut self, message: Message<'_>, origin: Origin, outbox: &mut Outbox) {
         let wants = message.wants();
-        let label = if message.label().is_empty() { no_label() } else { Bytes::copy_from_slice(message.label()) };
-        let said =
-            |what| Outcome { origin, id: message.id(), label: label.clone(), wants, recipient: AgentId(0), what };
-        if wants.contains(Wants::ACCEPTED) {
-            self.tell(said(What::Accepted), outbox);
+        if !wants.contains(Wants::ACCEPTED) && !wants.contains(Wants::DURABLE) {
+            return;
         }
-        if wants.contains(Wants::DURABLE) {
-            // Its record may still be on its way: durable when everything pushed so far is.
-            self.uncommitted.push_back((self.records, said(What::Durable)));
-            self.tell_committed(outbox);
+        let parcel = message.parcel(self.chunks.copy(message.raw));
+        let homes = if is_fanout(parcel.to()) {
+            if !self.track(&parcel, origin) {
+                // As many questions as may be open are open.
+                return;
+            }
+            0..self.options.shards
+        } else {
+            let home = self.hasher.hash(parcel.to()).home(self.options.shards);
+            home.0..home.0 + 1
+        };
+        for home in homes {
+            if ShardId(home) == self.options.shard {
+                self.answer_again(&parcel, origin, outbox);
+            } else {
+                outbox.mails.push((ShardId(home), Mail::Again { parcel: parcel.clone(), origin }));
+            }
         }
+    }
+
+    /// What became of a SEND whose recipients live here, and that was sent before.
+    pub(super) fn answer_again(&mut self, parcel: &Parcel, origin: Origin, outbox: &mut Outbox) {
+        let said = |what| outcome(parcel, origin, AgentId(0), what);
+        // Its record may still be on its way: durable when everything pushed so far is.
+        if is_fanout(parcel.to()) {
+            self.send_outcome(said(What::FanoutTaken { recipients: 0 }), outbox);
+            self.uncommitted.push_back((self.records, said(What::FanoutDurable)));
+        } else {
+            let open = self.grace.ask(parcel.id, origin) || self.refused_lately.contains(parcel.id);
+            if open {
+                // Its outcome is still to come, or is on its way.
+                return;
+            }
+            if parcel.wants.contains(Wants::ACCEPTED) {
+                self.send_outcome(said(What::Accepted), outbox);
+            }
+            if parcel.wants.contains(Wants::DURABLE) {
+                self.uncommitted.push_back((self.records, said(What::Durable)));
+            }
+        }
+        self.tell_committed(outbox);
     }
 
     pub(super) fn on_committed(&mut self, through: u64, outbox: &mut Outbox) {
@@ -116,6 +150,12 @@ impl Relay {
                 // Not accepted means not sent: the same SEND may come again.
                 agent.numbers.give_back(outcome.id.number);
             }
+            let answers_again =
+                outcome.recipient == AgentId(0) && matches!(outcome.what, What::Accepted | What::Durable);
+            if answers_again && agent.numbers.is_given_back(outcome.id.number) {
+                // The refusal came before this answer, by the same lane: the home no longer remembers it.
+                return;
+            }
             match agent.session() {
                 Some(id) => id,
                 None => return,
@@ -140,7 +180,9 @@ impl Relay {
     /// A fan-out is accepted, or durable, when every shard has said so.
     fn gather(&mut self, id: SessionId, mut outcome: Outcome) -> Option<Outcome> {
         let trackers = &mut self.sessions.find_mut(id)?.trackers;
-        let index = trackers.iter().position(|tracker| tracker.id == outcome.id);
+        // An ordinal means something on its own session only.
+        let (origin, same) = (outcome.origin, outcome.origin.session == id);
+        let index = trackers.iter().position(|tracker| same && tracker.ordinal == origin.ordinal);
         match outcome.what {
             What::FanoutTaken { .. } => {
                 let tracker = &mut trackers[index?];
@@ -203,7 +245,8 @@ const NOBODY: SessionId = SessionId { slot: u32::MAX, generation: u32::MAX };
 /// JSON clients hear of durability if they asked for it, and of failures and refusals.
 fn tell_json(id: SessionId, outcome: &Outcome, outbox: &mut Outbox) {
     match &outcome.what {
-        What::Durable => {
+        // Without a label it was sent natively, under the same name: nothing that this client could recognise.
+        What::Durable if !outcome.label.is_empty() => {
             let (label, ordinal) = (text_of(&outcome.label).into(), outcome.origin.ordinal);
             outbox.reply(id, Frame::SendAck { label, ordinal });
         }

@@ -1,10 +1,10 @@
 //! What a shard keeps of each connection beside what its heart knows: unread bytes, unsent bytes, the dialect.
 
 use crate::base::ids::Token;
-use crate::base::{AgentId, CloseReason, Name, Sequence, SessionId};
+use crate::base::{AgentId, CloseReason, Name, Sequence, SessionId, ShardId};
 use crate::relay::Peer;
 use crate::uring::SendBuffer;
-use crate::wire::Dialect;
+use crate::wire::{Dialect, Hello};
 
 /// A connection, from accept to close.
 pub(super) struct Connection {
@@ -25,6 +25,8 @@ pub(super) struct Connection {
     /// Written in this turn, or while `sending`.
     pub(super) pending: SendBuffer,
     pub(super) pending_through: Sequence,
+    /// Whether somebody waits to hear that what is pending has been written.
+    pub(super) pending_awaited: bool,
     /// Whether the driver holds a buffer of this connection, and the last sequence in it.
     pub(super) sending: bool,
     pub(super) sending_through: Sequence,
@@ -32,6 +34,8 @@ pub(super) struct Connection {
     pub(super) due: bool,
     /// Closes when everything pending has been sent.
     pub(super) closing: Option<CloseReason>,
+    /// Moves home when everything pending has been sent.
+    pub(super) moving: Option<(ShardId, Box<Hello<'static>>)>,
 }
 
 /// Where a connection stands, as far as receiving is concerned.
@@ -59,10 +63,12 @@ impl Connection {
             stash: Vec::new(),
             pending: SendBuffer::default(),
             pending_through: Sequence::default(),
+            pending_awaited: false,
             sending: false,
             sending_through: Sequence::default(),
             due: false,
             closing: None,
+            moving: None,
         }
     }
 }

@@ -35,16 +35,9 @@ impl Inner {
                     }
                 }
                 Output::Move { session, to, hello } => {
-                    let Some(connection) = self.connections.remove(session) else { continue };
-                    let Some(dialect) = connection.dialect else { continue };
-                    let Some(descriptor) = driver.detach(session) else {
-                        // Nothing is in flight before HELLO, so this cannot be; a lost connection is the safe answer.
-                        debug_assert!(false, "a connection that moves has something in flight");
-                        driver.close(session);
-                        continue;
-                    };
-                    let moved = Moved { descriptor, dialect, peer: connection.peer, hello, unread: connection.stash };
-                    self.hold_post(to, Post::Connection(Box::new(moved)));
+                    let Some(connection) = self.connections.find_mut(session) else { continue };
+                    connection.moving = Some((to, hello));
+                    self.mark_due(session);
                 }
                 Output::Close { session, reason } => {
                     if let Some(connection) = self.connections.find_mut(session) {
@@ -96,7 +89,16 @@ impl Inner {
                 connection.sending = true;
                 connection.sending_through = std::mem::take(&mut connection.pending_through);
                 self.bytes_out += buffer.len() as u64;
-                driver.send(id, buffer);
+                let last_words = connection.closing.is_some() || connection.moving.is_some();
+                if std::mem::take(&mut connection.pending_awaited) || last_words {
+                    driver.send(id, buffer);
+                } else {
+                    driver.send_quietly(id, buffer);
+                }
+            }
+            if connection.moving.is_some() && !connection.sending {
+                self.move_home(id, driver);
+                continue;
             }
             if connection.closing.is_some() && connection.pending.is_empty() {
                 // `close_after_send` lets the send in flight finish; the linger deadline bounds how long that may take.
@@ -111,6 +113,28 @@ impl Inner {
         self.due = due;
         for id in std::mem::take(&mut self.doomed) {
             driver.close(id);
+        }
+    }
+
+    /// Hands a connection on which nothing is in flight to the shard where its agent lives.
+    fn move_home(&mut self, id: SessionId, driver: &mut Driver) {
+        let Some(Connection { dialect: Some(dialect), peer, stash, moving: Some((to, hello)), .. }) =
+            self.connections.remove(id)
+        else {
+            return driver.close(id);
+        };
+        match driver.detach(id) {
+            Some(descriptor) => {
+                let moved = Moved { descriptor, dialect, peer, hello, unread: stash };
+                self.hold_post(to, Post::Connection(Box::new(moved)));
+                self.push_holds();
+            }
+            None => {
+                // Before HELLO there is one receive at a time and its completion was the HELLO, so this cannot be; a
+                // lost connection is the safe answer.
+                debug_assert!(false, "a connection that moves has something in flight");
+                driver.close(id);
+            }
         }
     }
 
@@ -165,6 +189,7 @@ impl Inner {
         }
         // Repeats come behind later deliveries: the mark only grows.
         connection.pending_through = connection.pending_through.max(delivery.sequence);
+        connection.pending_awaited |= delivery.awaited;
         if !connection.due {
             connection.due = true;
             self.due.push(delivery.session);
@@ -256,7 +281,10 @@ impl Inner {
         } else {
             let since = *self.records_since.get_or_insert(self.now.mono);
             let due = since + self.options.flush_interval <= self.now.mono;
-            if at_once || due || self.batch.len() >= self.options.batch_trigger || self.relay.awaits_commit() {
+            // A writer that has not taken the last batch gains nothing from a smaller one behind it.
+            let triggered =
+                self.batch.len() >= self.options.batch_trigger && self.mesh.batches_waiting(self.shard) == 0;
+            if at_once || due || triggered || self.relay.awaits_commit() {
                 self.relay.tell_progress(&mut self.outbox);
                 self.keep_records();
                 self.records_since = None;

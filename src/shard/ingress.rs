@@ -28,7 +28,8 @@ impl Inner {
                 let Some(connection) = self.connections.find_mut(id) else { return };
                 connection.sending = false;
                 let through = std::mem::take(&mut connection.sending_through);
-                let more = !connection.pending.is_empty() || connection.closing.is_some();
+                let more =
+                    !connection.pending.is_empty() || connection.closing.is_some() || connection.moving.is_some();
                 if result.is_err() {
                     return self.lose(id);
                 }

@@ -186,7 +186,6 @@ impl Shard {
         inner.tick();
         inner.admit(driver);
         inner.drain_mesh(driver);
-        inner.relay.expire(inner.now, &mut inner.outbox);
         inner.perform(driver);
         while inner.read_unread() {
             inner.perform(driver);
@@ -215,17 +214,20 @@ impl Shard {
 }
 
 impl Inner {
-    /// Reads the clock, once after each wait.
+    /// Reads the clock, once after each wait, and lets time pass before anything else happens: what is overdue now must
+    /// not be handed out first.
     fn tick(&mut self) {
         if !self.fresh {
             self.fresh = true;
             self.now = clock();
+            self.relay.expire(self.now, &mut self.outbox);
         }
     }
 
     /// How long the driver may wait. Whoever pushes after this look finds the sleeper and rings.
     fn doze(&mut self) -> Option<Duration> {
-        let now = clock().mono;
+        // Read at the last wake-up: a turn's length early does no harm.
+        let now = self.now.mono;
         let mut deadline = self.relay.next_deadline();
         let mut sooner = |at: Mono| deadline = Some(deadline.map_or(at, |deadline: Mono| deadline.min(at)));
         if let Some(since) = self.records_since {

@@ -59,6 +59,8 @@ struct Sending {
     buffer: SendBuffer,
     sent: usize,
     total: usize,
+    /// Nobody waits to hear that it is over.
+    quiet: bool,
 }
 
 struct Listener {
@@ -184,11 +186,19 @@ impl Epoll {
         Some(connection.fd)
     }
 
+    pub(super) fn send_quietly(&mut self, id: SessionId, buffer: SendBuffer) {
+        self.begin_send(id, buffer, true);
+    }
+
     pub(super) fn send(&mut self, id: SessionId, buffer: SendBuffer) {
+        self.begin_send(id, buffer, false);
+    }
+
+    fn begin_send(&mut self, id: SessionId, buffer: SendBuffer, quiet: bool) {
         let Some(connection) = self.connections.find_mut(id) else { return };
         assert!(connection.sending.is_none(), "a connection sends one buffer at a time");
         let total = buffer.len();
-        connection.sending = Some(Sending { buffer, sent: 0, total });
+        connection.sending = Some(Sending { buffer, sent: 0, total, quiet });
         self.writable.push(id);
     }
 
@@ -225,11 +235,8 @@ impl Epoll {
 
     pub(super) fn turn(&mut self, timeout: Option<Duration>, each: &mut impl FnMut(Completion<'_>)) -> io::Result<()> {
         let mut timeout = timeout;
-        if !self.writable.is_empty() {
-            self.send_all(&mut |completion| {
-                timeout = Some(Duration::ZERO);
-                each(completion);
-            });
+        if !self.writable.is_empty() && self.send_all(each) {
+            timeout = Some(Duration::ZERO);
         }
         for target in self.wakes.drain(..) {
             if target.ring_first() {
@@ -301,12 +308,15 @@ impl Epoll {
         }
     }
 
-    fn send_all(&mut self, each: &mut impl FnMut(Completion<'_>)) {
+    /// Tries what is to be sent. Says whether somebody waits to hear that something has been.
+    fn send_all(&mut self, each: &mut impl FnMut(Completion<'_>)) -> bool {
+        let mut awaited = false;
         let mut writable = std::mem::take(&mut self.writable);
         for id in writable.drain(..) {
             let Some(connection) = self.connections.find_mut(id) else { continue };
             let Some(result) = connection.try_send() else { continue };
-            let Some(Sending { buffer, .. }) = connection.sending.take() else { continue };
+            let Some(Sending { buffer, quiet, .. }) = connection.sending.take() else { continue };
+            awaited |= !quiet || result.is_err();
             if connection.draining {
                 connection.shut();
             }
@@ -314,6 +324,7 @@ impl Epoll {
             self.close_if_drained(id);
         }
         self.writable = writable;
+        awaited
     }
 
     fn read_all(&mut self, each: &mut impl FnMut(Completion<'_>)) {

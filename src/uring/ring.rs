@@ -10,7 +10,7 @@ use super::slots::{Listener, Slot, Slots, Vectors};
 use super::waker::Doorbell;
 use super::{Completion, ListenerId, Options, Receive, ReceiveMode, Waker, setup};
 use crate::base::SessionId;
-use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::types::{Fd, SubmitArgs, TimeoutFlags, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 use rustix::io::Errno;
 use std::collections::VecDeque;
@@ -33,6 +33,8 @@ enum Operation {
     Rung = 5,
     /// Our ringing of another driver.
     Ring = 6,
+    /// The timeout that ends a wait.
+    Alarm = 7,
 }
 
 const STREAM_GROUP: u16 = 0;
@@ -87,6 +89,13 @@ pub(super) struct Ring {
         reason = "a place holds the box: few connections send frames, and a pointer is what they cost"
     )]
     spare_vectors: Vec<Box<Vectors>>,
+    /// When the timeout in flight ends (CLOCK_MONOTONIC), if there is one. It stays over turns: a wait whose own deadline
+    /// is later costs nothing, and is ended a little early once in a while.
+    alarm: Option<Duration>,
+    /// What the kernel reads a new alarm's time from while it takes the submission.
+    alarm_time: Box<Timespec>,
+    /// Sends that post no completion when they succeed; settled after each system call.
+    quiet: Vec<SessionId>,
     /// Operations that hold memory or a descriptor of ours.
     in_flight: usize,
     dropping: bool,
@@ -162,6 +171,9 @@ impl Ring {
             wakes: Vec::new(),
             woken: false,
             spare_vectors: Vec::new(),
+            alarm: None,
+            alarm_time: Box::new(Timespec::new()),
+            quiet: Vec::new(),
             in_flight: 0,
             dropping: false,
             ring,
@@ -315,7 +327,7 @@ impl Ring {
 
     fn try_push(&mut self, entry: &squeue::Entry) -> bool {
         let mut queue = self.ring.submission();
-        // SAFETY: what `entry` points to (event_word, a slot's send buffer and vectors, ONE) lives behind a Vec or is
+        // SAFETY: what `entry` points to (event_word, alarm_time, a slot's send buffer and vectors, ONE) lives behind a Vec or is
         // static, and stays untouched until its completion is seen; Drop waits for that, or leaks it.
         unsafe { queue.push(entry) }.is_ok()
     }
@@ -355,9 +367,38 @@ impl Ring {
             self.push_backlog();
             timeout = Some(Duration::ZERO);
         }
+        let timeout = match timeout {
+            Some(span) if span > Duration::ZERO => {
+                self.set_alarm(span);
+                None
+            }
+            _ => timeout,
+        };
         self.enter(timeout)?;
         self.reap(each);
+        self.settle_quiet(each);
         Ok(())
+    }
+
+    /// Makes sure that a timeout ends the next wait after `span` at the latest.
+    fn set_alarm(&mut self, span: Duration) {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let now = Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec as u32);
+        let deadline = now + span.min(TIMEOUT_MAX);
+        if self.alarm.is_some_and(|alarm| alarm <= deadline) {
+            return;
+        }
+        *self.alarm_time = Timespec::from(deadline);
+        let token = pack(Operation::Alarm, 0, 0);
+        let entry = if self.alarm.is_some() {
+            // It may fire before it is moved; then it has ended the wait already.
+            let moved = opcode::TimeoutUpdate::new(token, &raw const *self.alarm_time).flags(TimeoutFlags::ABS).build();
+            moved.flags(self.skip_success).user_data(pack(Operation::Ignore, 0, 0))
+        } else {
+            opcode::Timeout::new(&raw const *self.alarm_time).flags(TimeoutFlags::ABS).build().user_data(token)
+        };
+        self.alarm = Some(deadline);
+        self.push(&entry);
     }
 
     /// Hands out what is in the completion queue now.
@@ -395,6 +436,7 @@ impl Ring {
             }
             Operation::Rung => self.rung(each),
             Operation::Ring if result < 0 => self.targets[slot as usize].write(),
+            Operation::Alarm => self.alarm = None,
             Operation::Ring | Operation::Ignore => {}
         }
     }
@@ -434,6 +476,7 @@ fn unpack(token: u64) -> (Operation, u32, u32) {
         4 => Operation::Event,
         5 => Operation::Rung,
         6 => Operation::Ring,
+        7 => Operation::Alarm,
         _ => Operation::Ignore,
     };
     (operation, (token >> 32) as u32 & 0xff_ffff, token as u32)
@@ -482,6 +525,7 @@ impl Drop for Ring {
                 break;
             }
             self.reap(&mut |_| {});
+            self.settle_quiet(&mut |_| {});
         }
         if self.in_flight > 0 {
             // The kernel still holds pointers to this; better to lose the memory than to let it be written to.

@@ -43,6 +43,8 @@ pub(super) struct Sending {
     pub(super) sent: usize,
     pub(super) total: usize,
     pub(super) vectors: Option<Box<Vectors>>,
+    /// Success is told by the absence of a completion.
+    pub(super) quiet: bool,
 }
 
 /// What sendmsg(2) reads. Both live on the heap behind the Vec, so moving this moves nothing the kernel sees.

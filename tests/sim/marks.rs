@@ -1,0 +1,70 @@
+//! Coverage marks: what must have happened somewhere among the seeds, or the simulation tests less than it seems to.
+
+use std::collections::BTreeMap;
+
+/// How often each interesting thing happened.
+#[derive(Clone, Default, Debug)]
+pub struct Marks(pub BTreeMap<&'static str, u64>);
+
+/// What must be seen in a whole run.
+pub const REQUIRED: &[&str] = &[
+    "accepted",
+    "acknowledged",
+    "broken",
+    "busy",
+    "close: duplicate_connection",
+    "close: half_open_full",
+    "close: hello_timeout",
+    "close: known_agents_full",
+    "close: protocol",
+    "close: corrupt",
+    "close: shutdown",
+    "close: silent",
+    "delivered receipt",
+    "durable receipt",
+    "duplicate send",
+    "expired",
+    "failed receipt",
+    "fan-out over shards",
+    "forgotten",
+    "grace expired",
+    "grace hit",
+    "json delivery",
+    "lost its state",
+    "moved",
+    "recipient full",
+    "redelivered",
+    "refused, then sent again",
+    "sent five times",
+    "resumed",
+    "shard full",
+    "stopped",
+    "submitted",
+    "taken over",
+    "topic delivery",
+    "writer full",
+];
+
+impl Marks {
+    /// One more of it.
+    pub fn hit(&mut self, mark: &'static str) {
+        self.add(mark, 1);
+    }
+
+    /// Some more of it.
+    pub fn add(&mut self, mark: &'static str, count: u64) {
+        *self.0.entry(mark).or_default() += count;
+    }
+
+    /// Another world's marks as well.
+    pub fn merge(&mut self, other: &Marks) {
+        for (mark, count) in &other.0 {
+            self.add(mark, *count);
+        }
+    }
+
+    /// What has never happened.
+    pub fn missing(&self) -> Vec<&'static str> {
+        REQUIRED.iter().copied().filter(|mark| self.0.get(mark).copied().unwrap_or(0) == 0).collect()
+    }
+}

@@ -1,0 +1,468 @@
+//! The world of one seed: shards, lanes, links, writer and programs, turned by one thread.
+
+use super::agent::{Agent, Around};
+use super::dice::Dice;
+use super::ledger::{Ledger, To};
+use super::link::{End, Link};
+use super::marks::Marks;
+use super::shard::{Post, Shard};
+use super::swarm::Swarm;
+use agent_relay::base::{Mono, Now, ShardId};
+use agent_relay::relay::{CensusTicket, Event};
+use agent_relay::wire::{Dialect, Wants};
+use std::collections::VecDeque;
+
+/// A world.
+pub struct World {
+    pub seed: u64,
+    pub verbose: bool,
+    pub swarm: Swarm,
+    pub dice: Dice,
+    pub now: Now,
+    pub faults: bool,
+    pub shards: Vec<Shard>,
+    /// Mail from a shard to a shard: when it may be taken, and what.
+    pub lanes: Vec<Vec<VecDeque<(Mono, Post)>>>,
+    pub links: Vec<Link>,
+    pub agents: Vec<Agent>,
+    pub names: Vec<String>,
+    pub ledger: Ledger,
+    pub marks: Marks,
+    /// Records handed to the writer per shard, and the commit that is under way.
+    pub flushed: Vec<u64>,
+    pub commit: Option<(Mono, Vec<u64>)>,
+    pub writer_full: bool,
+    /// A planted bug has been at work.
+    pub mutated: u64,
+    /// Everything the relay said, in one number.
+    pub hash: u64,
+    quiet_rounds: u64,
+}
+
+/// Rounds within which everything must settle once the faults are over.
+const SETTLE_ROUNDS: u64 = 3_000;
+
+impl World {
+    /// The world of `seed`.
+    pub fn new(seed: u64, mutation: Option<super::swarm::Mutation>, verbose: bool) -> World {
+        let mut dice = Dice::new(seed);
+        let swarm = Swarm::draw(&mut dice, mutation);
+        let shards = usize::from(swarm.shards);
+        let epoch = dice.range(1, 9) as u32;
+        let name_seed = dice.any();
+        let mut names: Vec<String> = Vec::new();
+        let mut agents: Vec<Agent> = Vec::new();
+        for index in 0..swarm.agents {
+            let twin = !names.is_empty() && dice.chance(swarm.twins);
+            if !twin {
+                names.push(format!("agent-{index}"));
+            }
+            let name_index = if twin { dice.index(names.len()) } else { names.len() - 1 };
+            let name = names[name_index].clone();
+            let agent = Agent::new(index, name_index, &name, &swarm, &mut dice);
+            agents.push(agent);
+        }
+        for index in 0..agents.len() {
+            let alone = agents.iter().filter(|other| other.name_index == agents[index].name_index).count() == 1;
+            agents[index].ruly = alone;
+        }
+        for index in 0..if dice.chance(500) { dice.below(1 + swarm.submitters / 50) } else { 0 } {
+            let name_index = usize::MAX - index as usize;
+            let mut agent = Agent::new(agents.len(), name_index, &format!("cli-{index}"), &swarm, &mut dice);
+            agent.submitter = true;
+            agent.dialect = Dialect::Native;
+            agents.push(agent);
+        }
+        let hearts = (0..shards).map(|shard| Shard::new(shard, &swarm, epoch, name_seed, &mut dice)).collect();
+        let lanes = || (0..shards).map(|_| VecDeque::new()).collect::<Vec<_>>();
+        if verbose {
+            eprintln!("seed {seed}: {swarm:#?}");
+        }
+        World {
+            seed,
+            verbose,
+            now: Now { mono: Mono(dice.below(1 << 40)), wall_ms: 1_700_000_000_000 },
+            faults: true,
+            shards: hearts,
+            lanes: (0..shards).map(|_| lanes()).collect(),
+            links: Vec::new(),
+            agents,
+            names,
+            ledger: Ledger::new(shards, epoch, swarm.long_jumps > 0),
+            marks: Marks::default(),
+            flushed: vec![0; shards],
+            commit: None,
+            writer_full: false,
+            mutated: 0,
+            hash: 0xcbf2_9ce4_8422_2325,
+            swarm,
+            dice,
+            quiet_rounds: 0,
+        }
+    }
+
+    /// Faults on, faults off, everybody leaves.
+    pub fn run(&mut self) {
+        for round in 0..self.swarm.rounds {
+            if self.swarm.stop_at == Some(round) {
+                return self.stop();
+            }
+            self.round();
+        }
+        self.say("the faults are over");
+        self.faults = false;
+        self.become_kind();
+        let mut rounds = 0;
+        while !self.is_settled() {
+            rounds += 1;
+            assert!(rounds < SETTLE_ROUNDS, "does not settle: {}", self.what_is_open());
+            self.round();
+        }
+        self.check_outcomes();
+        self.leave();
+    }
+
+    pub fn say(&self, text: &str) {
+        if self.verbose {
+            eprintln!("[{:>12.6}] {text}", self.now.mono.0 as f64 / 1e9);
+        }
+    }
+
+    /// Notes a mutation; says whether the planted bug strikes now.
+    pub fn strikes(&mut self, mutation: super::swarm::Mutation) -> bool {
+        if self.swarm.mutation != Some(mutation) || !self.dice.chance(100) {
+            return false;
+        }
+        self.mutated += 1;
+        true
+    }
+
+    /// A planted bug that does not go away again once it has struck.
+    fn stuck(&self, mutation: super::swarm::Mutation) -> bool {
+        self.swarm.mutation == Some(mutation) && self.mutated > 0
+    }
+
+    fn round(&mut self) {
+        self.pass_time();
+        for link in 0..self.links.len() {
+            self.carry(link);
+        }
+        let first = self.dice.index(self.shards.len());
+        for offset in 0..self.shards.len() {
+            let shard = (first + offset) % self.shards.len();
+            if !(self.faults && self.dice.chance(self.swarm.shard_stalls)) {
+                self.turn(shard);
+            }
+        }
+        self.write();
+        let first = self.dice.index(self.agents.len());
+        for offset in 0..self.agents.len() {
+            let index = (first + offset) % self.agents.len();
+            if self.faults && self.dice.chance(300) {
+                continue;
+            }
+            let mut around = Around {
+                now: self.now.mono,
+                faults: self.faults,
+                verbose: self.verbose,
+                swarm: &self.swarm,
+                names: &self.names,
+                dice: &mut self.dice,
+                links: &mut self.links,
+                ledger: &mut self.ledger,
+                marks: &mut self.marks,
+            };
+            self.agents[index].step(&mut around);
+        }
+    }
+
+    fn pass_time(&mut self) {
+        let step = if self.faults {
+            if self.dice.chance(self.swarm.long_jumps) {
+                Mono::ms(self.dice.pick(&[3_700_000, 90_000_000]))
+            } else if self.dice.chance(self.swarm.jumps) {
+                self.dice.below(Mono::ms(40_000))
+            } else {
+                1 + self.dice.below(self.swarm.step)
+            }
+        } else {
+            self.quiet_rounds += 1;
+            if self.quiet_rounds < 200 { Mono::ms(2) } else { Mono::ms(100) }
+        };
+        self.now.mono = self.now.mono + step;
+        self.now.wall_ms += step / 1_000_000;
+        if self.faults && self.dice.chance(5) {
+            self.now.wall_ms = self.dice.below(4_000_000_000_000);
+        }
+    }
+
+    fn carry(&mut self, index: usize) {
+        let link = &self.links[index];
+        if link.end == End::Gone && (link.client_gone || link.broken) {
+            return;
+        }
+        if self.faults && self.dice.chance(self.swarm.stalls) {
+            return;
+        }
+        if self.faults && self.dice.chance(self.swarm.breaks) {
+            let relay_at = self.now.mono + self.dice.below(Mono::ms(20_000));
+            let client_at = self.now.mono + self.dice.below(Mono::ms(2_000));
+            self.links[index].tear(relay_at, client_at);
+            self.marks.hit("broken");
+        }
+        let most = if self.faults { self.swarm.slice } else { u64::MAX / 2 };
+        let (up, flush, down) = (self.dice.range(1, most), self.dice.range(1, most), self.dice.range(1, most));
+        if self.strikes(super::swarm::Mutation::SwapBytes) && self.links[index].flush.len() > 2 {
+            self.links[index].flush.swap(0, 1);
+            self.links[index].flush.swap(1, 2);
+        }
+        if let Some(through) = self.links[index].carry(up as usize, flush as usize, down as usize)
+            && let End::At(shard, session) = self.links[index].end
+            && through.counter > 0
+            && !self.strikes(super::swarm::Mutation::LoseWritten)
+            && !self.stuck(super::swarm::Mutation::LoseWritten)
+        {
+            let name = self.agents[self.links[index].agent].id;
+            self.ledger.written(name, index, through);
+            self.shards[shard].written.push((session, through));
+        }
+    }
+
+    /// The writer: commits what has been flushed to it, late and in batches.
+    fn write(&mut self) {
+        if let Some((at, _)) = &self.commit
+            && *at <= self.now.mono
+            && let Some((_, through)) = self.commit.take()
+        {
+            for (shard, number) in through.into_iter().enumerate() {
+                self.ledger.committed[shard] = number;
+                if !self.strikes(super::swarm::Mutation::LoseCommits)
+                    && !self.stuck(super::swarm::Mutation::LoseCommits)
+                {
+                    self.shards[shard].committed = number;
+                }
+            }
+        }
+        if self.commit.is_none() {
+            let delay = if self.faults { self.dice.below(self.swarm.writer_delay + 1) } else { 0 };
+            self.commit = Some((self.now.mono + delay, self.flushed.clone()));
+            if self.strikes(super::swarm::Mutation::CommitEarly) {
+                for shard in 0..self.shards.len() {
+                    self.shards[shard].committed = self.ledger.pushed[shard];
+                }
+            }
+        }
+        let toggles = self.dice.chance(self.swarm.writer_full) || (!self.faults && self.writer_full);
+        if toggles {
+            self.writer_full = self.faults && !self.writer_full;
+            for shard in &mut self.shards {
+                shard.writer_full = Some(self.writer_full);
+            }
+        }
+    }
+
+    /// From here on everybody keeps the rules; of programs with one name one goes on.
+    fn become_kind(&mut self) {
+        let mut names = std::collections::BTreeSet::new();
+        for index in 0..self.agents.len() {
+            let agent = &mut self.agents[index];
+            agent.deaf_until = Mono(0);
+            if agent.liar || !agent.ruly {
+                // Numbers used twice, or by two: their outcomes cannot be told apart.
+                agent.unknown.clear();
+            }
+            agent.connect_at = agent.connect_at.min(self.now.mono + Mono::ms(5_000));
+            let alone = names.insert(agent.name_index);
+            if agent.submitter || !alone {
+                agent.retired = true;
+                if let Some(link) = agent.link.take() {
+                    self.links[link].client_gone = true;
+                    self.links[link].tear(self.now.mono, self.now.mono);
+                }
+            }
+        }
+        for link in &mut self.links {
+            link.relay_notices_at = link.relay_notices_at.min(self.now.mono);
+            link.client_notices_at = link.client_notices_at.min(self.now.mono);
+        }
+    }
+
+    fn is_settled(&mut self) -> bool {
+        self.agents.iter().all(|agent| {
+            let open = !agent.unknown.is_empty() && agent.ruly && !agent.liar;
+            let connected = agent.link.is_some_and(|link| {
+                let link = &self.links[link];
+                !link.broken && !link.closing && link.settled
+            });
+            agent.retired || (connected && agent.welcomed && !open && agent.again.is_empty() && agent.budget == 0)
+        }) && self.lanes.iter().flatten().all(VecDeque::is_empty)
+            && self.links.iter().all(|link| link.end == End::Gone || link.is_quiet())
+            && self.ledger.committed == self.ledger.pushed
+            && self.shards.iter().all(|shard| {
+                shard.is_quiet() && {
+                    let gauges = shard.relay.gauges();
+                    gauges.grace == 0 && (gauges.waiting_messages == 0 || self.everyone_here_has_seen_everything())
+                }
+            })
+    }
+
+    fn everyone_here_has_seen_everything(&self) -> bool {
+        self.someone_is_shut_out()
+            && self.agents.iter().filter(|agent| !agent.retired && self.minds(agent.id)).all(|agent| {
+                let order = self.ledger.orders.get(&agent.id);
+                order.is_none_or(|order| order.places.iter().all(|place| place.seen || place.failed || place.channel))
+            })
+    }
+
+    fn someone_is_shut_out(&self) -> bool {
+        self.agents.iter().any(|agent| agent.retired && !agent.submitter)
+            || self.ledger.sent.iter().any(|sent| matches!(&sent.to, To::Name(_)) && sent.submitted)
+    }
+
+    fn what_is_open(&self) -> String {
+        use std::fmt::Write;
+        let mut text = String::new();
+        for agent in &self.agents {
+            if !agent.retired && (!agent.welcomed || !agent.unknown.is_empty() || !agent.again.is_empty()) {
+                let link = agent.link.map(|link| (link, self.links[link].end, self.links[link].broken));
+                let _ = write!(
+                    text,
+                    "\n  {} {:?} welcomed {} unknown {:?} again {:?} link {link:?}",
+                    agent.name, agent.dialect, agent.welcomed, agent.unknown, agent.again
+                );
+            }
+        }
+        for shard in &self.shards {
+            let gauges = shard.relay.gauges();
+            let (waiting, grace) = (gauges.waiting_messages, gauges.grace);
+            let _ = write!(text, "\n  a shard: waiting {waiting}, grace {grace}, quiet {}", shard.is_quiet());
+        }
+        for (index, link) in self.links.iter().enumerate() {
+            if link.end != End::Gone && !link.is_quiet() {
+                let _ = write!(text, "\n  link {index} of agent {} is not quiet: {:?}", link.agent, link.end);
+            }
+        }
+        let _ = write!(text, "\n  pushed {:?} committed {:?}", self.ledger.pushed, self.ledger.committed);
+        text
+    }
+
+    /// All is quiet: what does each message's story say?
+    fn check_outcomes(&mut self) {
+        for (index, sent) in self.ledger.sent.iter().enumerate() {
+            for (recipient, ..) in &sent.accepted {
+                let order = &self.ledger.orders[recipient];
+                let away = self.agents.iter().all(|agent| agent.id != *recipient || agent.retired);
+                let mut mine = order.places.iter().filter(|place| place.message == index);
+                assert!(
+                    mine.all(|place| place.seen || place.failed || place.channel || away || !self.minds(*recipient)),
+                    "message {index} was accepted for {recipient:?}, which never saw it"
+                );
+            }
+            let Some((_, link)) = sent.said.last() else { continue };
+            // Promises to a sender end with its connection.
+            let link = &self.links[*link];
+            let whole = !link.broken && !link.client_gone && !matches!(link.end, End::Gone) && link.settled;
+            if !sent.ruly || sent.void || sent.submitted || !whole {
+                continue;
+            }
+            if let To::Name(name) = sent.to {
+                let refused = sent.refused > 0;
+                assert!(refused || !sent.accepted.is_empty(), "message {index} to {name:?} was lost without a word");
+                if sent.accepted.is_empty() || sent.said.len() > 1 || link.dialect == Dialect::Json {
+                    continue;
+                }
+                let place = self.ledger.orders[&name].places.iter().find(|place| place.message == index);
+                let place = place.expect("accepted means placed");
+                let told = |wanted: Wants, is: bool, text: &str| {
+                    assert!(!sent.wants.contains(wanted) || is, "message {index}: its sender never heard of {text}");
+                };
+                told(Wants::DURABLE, sent.told.durable > 0, "durability");
+                if place.failed {
+                    assert!(sent.told.failed.contains(&name), "message {index} failed without a word");
+                } else if self.agents.iter().any(|agent| agent.id == name && !agent.retired) {
+                    told(Wants::DELIVERED, sent.told.delivered.contains(&name), "delivery");
+                    told(Wants::ACKNOWLEDGED, sent.told.acknowledged.contains(&name), "acknowledgement");
+                }
+            }
+        }
+    }
+
+    /// Programs that share a name, or lie, may have acknowledged what they never saw.
+    pub fn minds(&self, name: agent_relay::base::AgentId) -> bool {
+        self.agents.iter().all(|agent| agent.id != name || (agent.ruly && !agent.liar))
+    }
+
+    /// Everybody says BYE: nothing may be left.
+    fn leave(&mut self) {
+        self.say("everybody leaves");
+        for agent in &mut self.agents {
+            agent.retired = true;
+            if let Some(link) = agent.link.take() {
+                let sequence = agent_relay::base::Sequence::default();
+                self.links[link].say(&agent_relay::wire::Frame::Bye, sequence);
+                agent.welcomed = false;
+            }
+        }
+        for _ in 0..60 {
+            self.round();
+        }
+        let shut_out = self.someone_is_shut_out();
+        for shard in &mut self.shards {
+            let gauges = shard.relay.gauges();
+            assert_eq!((gauges.connections, gauges.half_open, gauges.live, gauges.grace), (0, 0, 0, 0), "all are gone");
+            if !shut_out {
+                assert_eq!((gauges.waiting_messages, gauges.waiting_bytes), (0, 0), "nothing is owed");
+            }
+            self.marks.add("redelivered", gauges.counters.redelivered);
+            self.marks.add("duplicate send", gauges.counters.duplicates);
+        }
+    }
+
+    fn stop(&mut self) {
+        self.say("stop");
+        self.faults = false;
+        self.marks.hit("stopped");
+        for shard in &mut self.shards {
+            shard.relay.handle(self.now, Event::Stop, &mut shard.outbox);
+            shard.stopping = true;
+        }
+        for agent in &mut self.agents {
+            agent.retired = true;
+        }
+        for _ in 0..60 {
+            self.round();
+        }
+        for shard in &self.shards {
+            let gauges = shard.relay.gauges();
+            assert!(shard.relay.is_drained(), "a stopped shard has let go of every connection: {gauges:?}");
+            assert_eq!((gauges.half_open, gauges.live), (0, 0));
+        }
+    }
+
+    /// Asks a shard for its list of agents, to compare it with the bounds.
+    pub fn census(&mut self, shard: usize) {
+        let heart = &mut self.shards[shard];
+        let ticket = CensusTicket { ticket: 7, cursor: 0 };
+        heart.relay.handle(self.now, Event::Census(ticket), &mut heart.outbox);
+        let bounds = &self.swarm.bounds;
+        for part in heart.outbox.census.drain(..) {
+            assert_eq!(part.shard, ShardId(shard as u16));
+            for row in part.rows {
+                let (messages, bytes) = (row.waiting_messages as usize, row.waiting_bytes as usize);
+                assert!(messages <= bounds.waiting_messages_max, "{} has {messages} messages waiting", row.name);
+                assert!(messages <= 1 || bytes <= bounds.waiting_bytes_max, "{} has {bytes} bytes waiting", row.name);
+                assert!(row.in_flight <= bounds.in_flight_max, "{} has {} in flight", row.name, row.in_flight);
+                assert!(row.topics.len() <= bounds.subscriptions_max);
+            }
+        }
+        let gauges = heart.relay.gauges();
+        assert!(gauges.half_open as usize <= bounds.half_open_max, "{} half-open", gauges.half_open);
+        assert!(gauges.waiting_bytes as usize <= bounds.shard_waiting_bytes_max);
+        if gauges.known < heart.known {
+            self.marks.hit("forgotten");
+        }
+        heart.known = gauges.known;
+        let share = (bounds.known_agents_max / self.shards.len()).max(1);
+        assert!(gauges.known as usize <= share, "{} agents known", gauges.known);
+    }
+}
