@@ -8,7 +8,6 @@
 //! ```
 //! Who pushes asks [`Sleeper::rouse`] once per turn whether the other end sleeps, and rings its bell only then.
 #![forbid(unsafe_code)]
-#![allow(clippy::result_large_err, reason = "a full lane gives back what it was given, and that is mail, not an error")]
 
 use crate::base::limits::{LANE_MAILS_MAX, QUESTIONS_MAX, WRITER_BATCHES_MAX};
 use crate::base::{SessionId, ShardId};
