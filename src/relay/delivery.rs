@@ -127,6 +127,11 @@ impl Queue {
         self.bytes
     }
 
+    /// Bytes that wait behind what is in flight.
+    pub fn waiting_bytes(&self) -> usize {
+        self.bytes - self.in_flight_bytes
+    }
+
     /// Messages sent and not acknowledged.
     pub fn in_flight(&self) -> u32 {
         self.in_flight

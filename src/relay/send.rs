@@ -252,7 +252,8 @@ impl Relay {
         if self.writer_full {
             return Err(RefuseReason::WriterFull);
         }
-        let crowded = !agent.queue.is_empty() && agent.queue.bytes() + weight > bounds.waiting_bytes_max;
+        let crowded =
+            agent.queue.waiting_bytes() > 0 && agent.queue.waiting_bytes() + weight > bounds.waiting_bytes_max;
         if crowded || agent.queue.len() >= bounds.waiting_messages_max {
             return Err(RefuseReason::RecipientFull);
         }
