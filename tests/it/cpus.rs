@@ -39,9 +39,9 @@ fn each_shard_is_pinned_to_the_one_cpu_that_status_names() {
         assert_eq!(different.len(), allowed.min(usize::from(way.cores)), "spread over all that are allowed: {cpus:?}");
         // More shards than CPUs work as well.
         let mut peers: Vec<_> = (0..20).map(|index| daemon.native(&format!("agent-{index}"))).collect();
-        for index in 0..20 {
+        for (index, peer) in peers.iter_mut().enumerate() {
             let to = format!("agent-{}", (index + 7) % 20);
-            peers[index].send(&to, "hi", Wants::default());
+            peer.send(&to, "hi", Wants::default());
         }
         for peer in &mut peers {
             assert_eq!(peer.delivery().1, "hi");

@@ -16,21 +16,21 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Nothing on a loaded machine takes longer than this; what does is a failure, and says so.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How the daemon is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Way {
+pub(crate) struct Way {
     pub backend: &'static str,
     pub cores: u16,
 }
 
-pub const URING_ONE: Way = Way { backend: "uring", cores: 1 };
-pub const URING_TWO: Way = Way { backend: "uring", cores: 2 };
-pub const EPOLL_TWO: Way = Way { backend: "epoll", cores: 2 };
+pub(crate) const URING_ONE: Way = Way { backend: "uring", cores: 1 };
+pub(crate) const URING_TWO: Way = Way { backend: "uring", cores: 2 };
+pub(crate) const EPOLL_TWO: Way = Way { backend: "epoll", cores: 2 };
 
 /// Runs `test` in every way that this kernel has; at least epoll it has.
-pub fn every_way(test: impl Fn(Way) + Sync) {
+pub(crate) fn every_way(test: impl Fn(Way) + Sync) {
     std::thread::scope(|scope| {
         for way in [URING_ONE, URING_TWO, EPOLL_TWO] {
             if !available(way) {
@@ -45,14 +45,14 @@ pub fn every_way(test: impl Fn(Way) + Sync) {
     });
 }
 
-pub fn available(way: Way) -> bool {
+pub(crate) fn available(way: Way) -> bool {
     use agent_relay::uring::{Backend, Driver, Options};
     let options = Options { backend: Backend::Uring, connections_max: 16, ..Options::default() };
     way.backend != "uring" || Driver::new(&options).is_ok()
 }
 
 /// How to start a daemon.
-pub struct Setup {
+pub(crate) struct Setup {
     pub way: Way,
     /// relay.toml.
     pub settings: String,
@@ -66,7 +66,7 @@ pub struct Setup {
 }
 
 impl Setup {
-    pub fn new(way: Way) -> Setup {
+    pub(crate) fn new(way: Way) -> Setup {
         Setup {
             way,
             settings: String::new(),
@@ -77,23 +77,23 @@ impl Setup {
         }
     }
 
-    pub fn settings(mut self, settings: &str) -> Setup {
+    pub(crate) fn settings(mut self, settings: &str) -> Setup {
         self.settings = settings.to_owned();
         self
     }
 
-    pub fn shell(mut self, shell: &str) -> Setup {
+    pub(crate) fn shell(mut self, shell: &str) -> Setup {
         self.shell = shell.to_owned();
         self
     }
 
-    pub fn argument(mut self, argument: &str) -> Setup {
+    pub(crate) fn argument(mut self, argument: &str) -> Setup {
         self.arguments.push(argument.to_owned());
         self
     }
 
     /// Starts it from the calling thread (whose CPU mask and filters it inherits) and waits for READY.
-    pub fn start(self) -> Daemon {
+    pub(crate) fn start(self) -> Daemon {
         let directory =
             self.directory.unwrap_or_else(|| tempfile::Builder::new().prefix("relay-it").tempdir().unwrap());
         std::fs::write(directory.path().join("relay.toml"), &self.settings).unwrap();
@@ -118,7 +118,7 @@ impl Setup {
         let mut child = command.spawn().unwrap();
         let said = Arc::new(Mutex::new(String::new()));
         let reader = read_all(child.stderr.take().unwrap(), said.clone());
-        let mut daemon = Daemon { child, directory, said, reader: Some(reader), notices, cores: self.way.cores };
+        let mut daemon = Daemon { child, directory, said, reader: Some(reader), notices };
         daemon.notice("READY=1");
         daemon
     }
@@ -144,39 +144,38 @@ fn environment(command: &mut Command, directory: &Path) {
 }
 
 /// A running daemon. Dropping it kills it; a panic in it fails the test.
-pub struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
     pub directory: TempDir,
     said: Arc<Mutex<String>>,
     reader: Option<JoinHandle<()>>,
     notices: UnixDatagram,
-    pub cores: u16,
 }
 
 impl Daemon {
-    pub fn start(way: Way) -> Daemon {
+    pub(crate) fn start(way: Way) -> Daemon {
         Setup::new(way).start()
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.directory.path().join("relay.sock")
     }
 
-    pub fn address(&self) -> Address {
+    pub(crate) fn address(&self) -> Address {
         Address::Unix(self.socket())
     }
 
     /// What it has written to standard error.
-    pub fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         self.said.lock().unwrap().clone()
     }
 
     /// Waits until the service manager is told `line`.
-    pub fn notice(&mut self, line: &str) {
+    pub(crate) fn notice(&mut self, line: &str) {
         let deadline = Instant::now() + PATIENCE;
         self.notices.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let mut notice = [0; 4096];
@@ -193,7 +192,7 @@ impl Daemon {
         panic!("the daemon did not say {line} in time:\n{}", self.said());
     }
 
-    pub fn stream(&self) -> UnixStream {
+    pub(crate) fn stream(&self) -> UnixStream {
         let stream = UnixStream::connect(self.socket()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -201,38 +200,38 @@ impl Daemon {
     }
 
     /// A session of the client library.
-    pub fn client(&self, name: &str) -> Client {
+    pub(crate) fn client(&self, name: &str) -> Client {
         Client::connect(&self.address(), &Options { connect_timeout: PATIENCE, ..Options::named(name) })
             .unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
     /// A native connection whose frames the test sees.
-    pub fn native(&self, name: &str) -> NativePeer {
+    pub(crate) fn native(&self, name: &str) -> NativePeer {
         NativePeer::connect(self.stream(), name)
     }
 
     /// A JSON connection.
-    pub fn json(&self, name: &str) -> JsonPeer {
+    pub(crate) fn json(&self, name: &str) -> JsonPeer {
         JsonPeer::connect(self.stream(), name)
     }
 
-    pub fn ask(&self, kind: QueryKind, arguments: &Value) -> Value {
+    pub(crate) fn ask(&self, kind: QueryKind, arguments: &Value) -> Value {
         let answer = client::ask(&self.address(), kind, &arguments.to_string(), PATIENCE).unwrap();
         serde_json::from_slice(&answer).unwrap()
     }
 
-    pub fn status(&self) -> Value {
+    pub(crate) fn status(&self) -> Value {
         self.ask(QueryKind::Status, &serde_json::json!({}))
     }
 
     /// What `relay agents` says of `name`.
-    pub fn agent(&self, name: &str) -> Option<Value> {
+    pub(crate) fn agent(&self, name: &str) -> Option<Value> {
         let agents = self.ask(QueryKind::Agents, &serde_json::json!({ "all": true }));
         agents["agents"].as_array().unwrap().iter().find(|agent| agent["name"] == name).cloned()
     }
 
     /// Asks again and again until `status` is as it should be.
-    pub fn until(&self, what: &str, mut good: impl FnMut(&Daemon) -> bool) {
+    pub(crate) fn until(&self, what: &str, mut good: impl FnMut(&Daemon) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !good(self) {
             assert!(Instant::now() < deadline, "waited too long until {what}: {:#}\n{}", self.status(), self.said());
@@ -242,30 +241,30 @@ impl Daemon {
     }
 
     /// Waits until `name` is not connected any more.
-    pub fn until_away(&self, name: &str) {
+    pub(crate) fn until_away(&self, name: &str) {
         self.until(&format!("{name} is away"), |daemon| {
             daemon.agent(name).is_some_and(|agent| agent["state"] == "away")
         });
     }
 
     /// The program with other arguments, in the daemon's environment.
-    pub fn command(&self, line: &[&str]) -> Command {
+    pub(crate) fn command(&self, line: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_relay"));
         environment(&mut command, self.directory.path());
         command.args(line).stdin(Stdio::null());
         command
     }
 
-    pub fn run(&self, line: &[&str]) -> Output {
+    pub(crate) fn run(&self, line: &[&str]) -> Output {
         self.command(line).output().unwrap()
     }
 
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         rustix::process::kill_process(Pid::from_raw(self.pid().cast_signed()).unwrap(), signal).unwrap();
     }
 
     /// Waits for its end.
-    pub fn end(&mut self) -> ExitStatus {
+    pub(crate) fn end(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -277,20 +276,20 @@ impl Daemon {
     }
 
     /// Kills it as a crash would, and gives back its directory.
-    pub fn crash(mut self) -> TempDir {
+    pub(crate) fn crash(mut self) -> TempDir {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         std::mem::replace(&mut self.directory, tempfile::tempdir().unwrap())
     }
 
     /// A number of /proc/PID/status, such as VmRSS (in KiB).
-    pub fn proc_status(&self, key: &str) -> u64 {
+    pub(crate) fn proc_status(&self, key: &str) -> u64 {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).unwrap();
         line.split_whitespace().next().unwrap().parse().unwrap()
     }
 
-    pub fn descriptors(&self) -> usize {
+    pub(crate) fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
     }
 }

@@ -12,22 +12,22 @@ const SENDERS: usize = 4;
 const MESSAGES: usize = 2_000;
 
 /// A generator whose sequence is the seed's.
-pub struct Random(pub u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0
     }
 
-    pub fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 }
 
-pub fn ordered_under_pressure(daemon: &Daemon) {
+pub(crate) fn ordered_under_pressure(daemon: &Daemon) {
     let mut receiver = Client::connect(
         &daemon.address(),
         &Options { in_flight_max: 128, connect_timeout: PATIENCE, ..Options::named("receiver") },

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 /// A frame of the relay's, owned.
 #[derive(Debug, Clone)]
-pub struct Heard {
+pub(crate) struct Heard {
     pub header: Header,
     /// The body as it lay on the wire.
     pub body: Vec<u8>,
@@ -20,7 +20,7 @@ pub struct Heard {
 }
 
 #[derive(Debug, Clone)]
-pub enum Owned {
+pub(crate) enum Owned {
     Deliver { id: MessageId, text: String },
     Receipts(Vec<Receipt>),
     Busy { number: u64, reason: &'static str, retry_after_ms: u32 },
@@ -28,18 +28,18 @@ pub enum Owned {
     Bye,
     Pong,
     Welcome(Welcome),
-    Other(String),
+    Other,
 }
 
 #[derive(Debug, Clone, Copy)]
-pub struct Welcome {
+pub(crate) struct Welcome {
     pub session: Token,
     pub resume: Token,
     pub resumed: bool,
     pub number: u64,
 }
 
-pub struct NativePeer {
+pub(crate) struct NativePeer {
     pub stream: UnixStream,
     pub buffer: Vec<u8>,
     pub name: String,
@@ -49,7 +49,7 @@ pub struct NativePeer {
 
 impl NativePeer {
     /// Connects and expects to be welcome.
-    pub fn connect(stream: UnixStream, name: &str) -> NativePeer {
+    pub(crate) fn connect(stream: UnixStream, name: &str) -> NativePeer {
         let (mut peer, heard) = NativePeer::hello(stream, name, None, Sequence::default());
         let Owned::Welcome(welcome) = heard.frame else { panic!("{name} is not welcome: {heard:?}") };
         peer.welcome = welcome;
@@ -58,7 +58,7 @@ impl NativePeer {
     }
 
     /// Resumes with `token`; what the relay said before WELCOME comes back with it.
-    pub fn resume(stream: UnixStream, name: &str, token: Token, handled: Sequence) -> (NativePeer, Vec<Heard>) {
+    pub(crate) fn resume(stream: UnixStream, name: &str, token: Token, handled: Sequence) -> (NativePeer, Vec<Heard>) {
         let (mut peer, mut heard) = NativePeer::hello(stream, name, Some(token), handled);
         let mut before = Vec::new();
         loop {
@@ -75,7 +75,12 @@ impl NativePeer {
     }
 
     /// Says HELLO; gives the first frame that comes back.
-    pub fn hello(stream: UnixStream, name: &str, resume: Option<Token>, handled: Sequence) -> (NativePeer, Heard) {
+    pub(crate) fn hello(
+        stream: UnixStream,
+        name: &str,
+        resume: Option<Token>,
+        handled: Sequence,
+    ) -> (NativePeer, Heard) {
         let none = Welcome { session: Token::default(), resume: Token::default(), resumed: false, number: 0 };
         let mut peer = NativePeer { stream, buffer: Vec::new(), name: name.to_owned(), welcome: none, number: 0 };
         let hello = Hello {
@@ -91,20 +96,20 @@ impl NativePeer {
         (peer, heard)
     }
 
-    pub fn say(&mut self, frame: &Frame<'_>) {
+    pub(crate) fn say(&mut self, frame: &Frame<'_>) {
         let mut bytes = Vec::new();
         wire::encode::frame(&mut bytes, frame, Sequence::default());
         self.stream.write_all(&bytes).unwrap();
     }
 
-    pub fn fields<'a>(&'a self, number: u64, to: &'a str, text: &'a str) -> MessageFields<'a> {
+    pub(crate) fn fields<'a>(&'a self, number: u64, to: &'a str, text: &'a str) -> MessageFields<'a> {
         let id = MessageId { sender: AgentId::of(self.name.as_bytes()), number };
         let (from, to, text) = (self.name.as_bytes(), to.as_bytes(), text.as_bytes());
         MessageFields { id, from, to, text, importance: 50, ..MessageFields::default() }
     }
 
     /// The bytes of the next SEND.
-    pub fn encode(&mut self, to: &str, text: &str, wants: Wants) -> Vec<u8> {
+    pub(crate) fn encode(&mut self, to: &str, text: &str, wants: Wants) -> Vec<u8> {
         self.number += 1;
         let fields = MessageFields { wants, ..self.fields(self.number, to, text) };
         let mut bytes = Vec::new();
@@ -112,18 +117,18 @@ impl NativePeer {
         bytes
     }
 
-    pub fn send(&mut self, to: &str, text: &str, wants: Wants) -> u64 {
+    pub(crate) fn send(&mut self, to: &str, text: &str, wants: Wants) -> u64 {
         let bytes = self.encode(to, text, wants);
         self.stream.write_all(&bytes).unwrap();
         self.number
     }
 
-    pub fn acknowledge(&mut self, through: Sequence) {
+    pub(crate) fn acknowledge(&mut self, through: Sequence) {
         self.say(&Frame::Ack(Ack::Through(through)));
     }
 
     /// The next frame, PINGs answered; none when the relay has closed.
-    pub fn hear(&mut self) -> Option<Heard> {
+    pub(crate) fn hear(&mut self) -> Option<Heard> {
         loop {
             if let Some((heard, length, ping)) = self.whole() {
                 self.buffer.drain(..length);
@@ -167,7 +172,7 @@ impl NativePeer {
             Frame::Pong(_) => Owned::Pong,
             Frame::Ping(payload) => {
                 ping = Some(payload.into_owned());
-                Owned::Other("PING".into())
+                Owned::Other
             }
             Frame::Welcome(welcome) => Owned::Welcome(Welcome {
                 session: welcome.session,
@@ -175,13 +180,13 @@ impl NativePeer {
                 resumed: welcome.resumed,
                 number: welcome.number,
             }),
-            other => Owned::Other(format!("{other:?}")),
+            _ => Owned::Other,
         };
         Some((Heard { header, body, frame }, length, ping))
     }
 
     /// The next DELIVER; anything else fails the test.
-    pub fn delivery(&mut self) -> (Heard, String) {
+    pub(crate) fn delivery(&mut self) -> (Heard, String) {
         let heard = self.hear().unwrap_or_else(|| panic!("{}: closed instead of a DELIVER", self.name));
         let Owned::Deliver { text, .. } = &heard.frame else { panic!("{}: not a DELIVER: {heard:?}", self.name) };
         let text = text.clone();
@@ -189,12 +194,12 @@ impl NativePeer {
     }
 
     /// Everything until the relay closes.
-    pub fn rest(&mut self) -> Vec<Owned> {
+    pub(crate) fn rest(&mut self) -> Vec<Owned> {
         std::iter::from_fn(|| self.hear().map(|heard| heard.frame)).collect()
     }
 
     /// After this, the relay has read all that was written here before.
-    pub fn barrier(&mut self) -> Vec<Heard> {
+    pub(crate) fn barrier(&mut self) -> Vec<Heard> {
         self.say(&Frame::Ping(b"barrier"[..].into()));
         let mut before = Vec::new();
         loop {
@@ -207,7 +212,7 @@ impl NativePeer {
     }
 }
 
-pub struct JsonPeer {
+pub(crate) struct JsonPeer {
     pub stream: UnixStream,
     buffer: Vec<u8>,
     pub name: String,
@@ -216,18 +221,18 @@ pub struct JsonPeer {
 }
 
 /// One JSON frame's bytes.
-pub fn json_frame(text: &str) -> Vec<u8> {
+pub(crate) fn json_frame(text: &str) -> Vec<u8> {
     let mut bytes = (text.len() as u32).to_be_bytes().to_vec();
     bytes.extend_from_slice(text.as_bytes());
     bytes
 }
 
 impl JsonPeer {
-    pub fn bare(stream: UnixStream, name: &str) -> JsonPeer {
+    pub(crate) fn bare(stream: UnixStream, name: &str) -> JsonPeer {
         JsonPeer { stream, buffer: Vec::new(), name: name.to_owned(), welcome: Value::Null, sent: 0 }
     }
 
-    pub fn connect(stream: UnixStream, name: &str) -> JsonPeer {
+    pub(crate) fn connect(stream: UnixStream, name: &str) -> JsonPeer {
         let mut peer = JsonPeer::bare(stream, name);
         peer.hello(None);
         peer.welcome = peer.hear().unwrap();
@@ -235,7 +240,7 @@ impl JsonPeer {
         peer
     }
 
-    pub fn hello(&mut self, resume: Option<&str>) {
+    pub(crate) fn hello(&mut self, resume: Option<&str>) {
         let mut hello = json!({
             "v": 1, "type": "HELLO", "id": "hello", "ts": 1,
             "payload": { "agent": self.name, "cli": "test",
@@ -247,16 +252,16 @@ impl JsonPeer {
         self.say(&hello);
     }
 
-    pub fn say(&mut self, value: &Value) {
+    pub(crate) fn say(&mut self, value: &Value) {
         self.say_text(&value.to_string());
     }
 
-    pub fn say_text(&mut self, text: &str) {
+    pub(crate) fn say_text(&mut self, text: &str) {
         self.stream.write_all(&json_frame(text)).unwrap();
     }
 
     /// A plain message; gives its id.
-    pub fn send(&mut self, to: &str, body: &str) -> String {
+    pub(crate) fn send(&mut self, to: &str, body: &str) -> String {
         self.sent += 1;
         let id = format!("{}-{}", self.name, self.sent);
         let payload = json!({ "kind": "message", "body": body });
@@ -265,7 +270,7 @@ impl JsonPeer {
     }
 
     /// The next frame's text, PINGs included; none when the relay has closed.
-    pub fn hear_text(&mut self) -> Option<String> {
+    pub(crate) fn hear_text(&mut self) -> Option<String> {
         loop {
             if let Some(prefix) = self.buffer.first_chunk::<4>() {
                 let end = 4 + u32::from_be_bytes(*prefix) as usize;
@@ -288,7 +293,7 @@ impl JsonPeer {
     }
 
     /// The next frame, PINGs answered.
-    pub fn hear(&mut self) -> Option<Value> {
+    pub(crate) fn hear(&mut self) -> Option<Value> {
         loop {
             let value: Value = serde_json::from_str(&self.hear_text()?).unwrap();
             if value["type"] != "PING" {
@@ -299,7 +304,7 @@ impl JsonPeer {
     }
 
     /// The next frame, of this type; a DELIVER is acknowledged.
-    pub fn hear_kind(&mut self, kind: &str) -> Value {
+    pub(crate) fn hear_kind(&mut self, kind: &str) -> Value {
         let value = self.hear().unwrap_or_else(|| panic!("{}: closed instead of a {kind}", self.name));
         assert_eq!(value["type"], kind, "{}: {value}", self.name);
         if kind == "DELIVER" {
@@ -308,18 +313,18 @@ impl JsonPeer {
         value
     }
 
-    pub fn acknowledge(&mut self, delivery: &Value) {
+    pub(crate) fn acknowledge(&mut self, delivery: &Value) {
         let payload = json!({ "ack_id": delivery["id"], "seq": delivery["delivery"]["seq"] });
         self.say(&json!({ "v": 1, "type": "ACK", "id": "ack", "ts": 1, "payload": payload }));
     }
 
     /// The next DELIVER's body.
-    pub fn body(&mut self) -> String {
+    pub(crate) fn body(&mut self) -> String {
         self.hear_kind("DELIVER")["payload"]["body"].as_str().unwrap().to_owned()
     }
 
     /// After this, the relay has read all that was written here before; gives what came until then.
-    pub fn barrier(&mut self) -> Vec<Value> {
+    pub(crate) fn barrier(&mut self) -> Vec<Value> {
         self.say(&json!({ "type": "PING", "id": "barrier", "payload": { "nonce": "barrier" } }));
         let mut before = Vec::new();
         loop {
@@ -331,21 +336,21 @@ impl JsonPeer {
         }
     }
 
-    pub fn rest(&mut self) -> Vec<Value> {
+    pub(crate) fn rest(&mut self) -> Vec<Value> {
         std::iter::from_fn(|| self.hear()).collect()
     }
 
-    pub fn session(&self) -> &str {
+    pub(crate) fn session(&self) -> &str {
         self.welcome["payload"]["session_id"].as_str().unwrap()
     }
 
-    pub fn token(&self) -> String {
+    pub(crate) fn token(&self) -> String {
         self.welcome["payload"]["resume_token"].as_str().unwrap().to_owned()
     }
 }
 
 /// The next thing other than silence.
-pub fn incoming(client: &mut Client) -> Incoming {
+pub(crate) fn incoming(client: &mut Client) -> Incoming {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(incoming) = client.next(PATIENCE).unwrap() {
@@ -356,13 +361,13 @@ pub fn incoming(client: &mut Client) -> Incoming {
 }
 
 /// The next message; anything else fails the test.
-pub fn message(client: &mut Client) -> Received {
+pub(crate) fn message(client: &mut Client) -> Received {
     match incoming(client) {
         Incoming::Message(message) => message,
         other => panic!("not a message: {other:?}"),
     }
 }
 
-pub fn text(client: &mut Client) -> String {
+pub(crate) fn text(client: &mut Client) -> String {
     message(client).text().into_owned()
 }

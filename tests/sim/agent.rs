@@ -557,10 +557,11 @@ impl Agent {
             for _ in 0..times {
                 self.say(around, link, message);
             }
-        } else if self.unknown.is_empty() || !around.faults {
-            if !matches!(around.links[link].end, End::Gone) && around.dice.chance(300) {
-                around.links[link].say(&Frame::Bye, Sequence::default());
-            }
+        } else if (self.unknown.is_empty() || !around.faults)
+            && !matches!(around.links[link].end, End::Gone)
+            && around.dice.chance(300)
+        {
+            around.links[link].say(&Frame::Bye, Sequence::default());
         }
     }
 }

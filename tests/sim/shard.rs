@@ -106,14 +106,14 @@ impl World {
         let shard = &mut self.shards[me];
         shard.relay.expire(self.now, &mut shard.outbox);
         self.perform(me);
-        if self.shards[me].unflushed > 0 || self.shards[me].relay.progress_is_due() {
-            if !self.faults || self.dice.chance(300) {
-                let shard = &mut self.shards[me];
-                shard.relay.tell_progress(&mut shard.outbox);
-                self.perform(me);
-                self.flushed[me] = self.ledger.pushed[me];
-                self.shards[me].unflushed = 0;
-            }
+        if (self.shards[me].unflushed > 0 || self.shards[me].relay.progress_is_due())
+            && (!self.faults || self.dice.chance(300))
+        {
+            let shard = &mut self.shards[me];
+            shard.relay.tell_progress(&mut shard.outbox);
+            self.perform(me);
+            self.flushed[me] = self.ledger.pushed[me];
+            self.shards[me].unflushed = 0;
         }
         if self.dice.chance(50) {
             self.census(me);

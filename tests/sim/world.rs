@@ -17,7 +17,6 @@ const LONGEST: usize = 72_000;
 
 /// A world.
 pub struct World {
-    pub seed: u64,
     pub verbose: bool,
     pub swarm: Swarm,
     pub dice: Dice,
@@ -82,7 +81,6 @@ impl World {
             eprintln!("seed {seed}: {swarm:#?}");
         }
         World {
-            seed,
             verbose,
             now: Now { mono: Mono(dice.below(1 << 40)), wall_ms: 1_700_000_000_000 },
             faults: true,
