@@ -68,7 +68,8 @@ fn one_stopped_reader_does_not_slow_five_hundred_others_down_or_fill_the_memory(
             }
         }
         let accepted_count: usize = accepted.values().map(HashSet::len).sum();
-        assert!(busy > 8_000 && (700..1_024).contains(&accepted_count), "{busy} busy, {accepted_count} accepted");
+        // Half a MiB in flight and one MiB behind it.
+        assert!(busy > 8_000 && (1_000..1_400).contains(&accepted_count), "{busy} busy, {accepted_count} accepted");
 
         // The others talk as if nothing were.
         let begun = Instant::now();
