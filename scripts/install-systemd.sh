@@ -2,7 +2,7 @@
 # Installs the units for the whole machine, or with --user for the calling user. Expects `relay` in /usr/local/bin
 # (with --user: anywhere on the path). Prints each command before it runs.
 set -eu
-here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 
 if [ "${1:-}" = "--user" ]; then
     units=${XDG_CONFIG_HOME:-$HOME/.config}/systemd/user

@@ -13,6 +13,11 @@ for _ in $(seq 100); do
     grep -q 'is up' "$AGENT_RELAY_DATA_DIR/up.txt" && break
     sleep 0.1
 done
+grep -q 'is up' "$AGENT_RELAY_DATA_DIR/up.txt" || {
+    echo "the relay did not start (cargo build --release comes first):" >&2
+    cat "$AGENT_RELAY_DATA_DIR/up.txt" >&2
+    exit 1
+}
 sed -n '/^## A two-minute tour/,/^## /p' README.md | sed -n 's/^\$ //p' | grep -v '^cargo run' |
     sed "s|\$PWD/target/release|$target/release|" > "$AGENT_RELAY_DATA_DIR/tour.sh"
 # shellcheck disable=SC2016 # expanded by the inner shell
