@@ -17,6 +17,7 @@ use signal_hook::iterator::Signals;
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc;
@@ -228,7 +229,8 @@ impl Shards {
         clerk_bell: &Waker,
     ) -> Result<Shards, DaemonError> {
         let seeds = Seeds::draw()?;
-        let epoch = (wall_ms() / 1_000) as u32;
+        let epoch = next_epoch(&settings.layout.folder.join("epoch"), (wall_ms() / 1_000) as u32)
+            .map_err(cannot("write down the epoch of this start"))?;
         let (mut threads, mut bells_out, mut wakers, mut reports) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for index in 0..settings.cores {
             let failed = |error| DaemonError::Shard { shard: index, error };
@@ -271,6 +273,19 @@ impl Shards {
         }
         Ok(Shards { threads, bells, reports })
     }
+}
+
+/// A number greater than that of every earlier start, on disk before any listener is served: sequences of two starts
+/// must never be mistaken for each other. It is the time, unless starts come faster than seconds or the clock went back.
+fn next_epoch(path: &Path, seconds: u32) -> io::Result<u32> {
+    let last = std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u32>().ok()).unwrap_or(0);
+    let epoch = seconds.max(last.saturating_add(1));
+    paths::replace_file(path, format!("{epoch}\n").as_bytes())?;
+    std::fs::File::open(path)?.sync_all()?;
+    if let Some(folder) = path.parent() {
+        std::fs::File::open(folder)?.sync_all()?;
+    }
+    Ok(epoch)
 }
 
 /// A shard that breaks a law takes the process with it: going on without it would lose messages quietly.
@@ -348,5 +363,21 @@ fn driver_options(settings: &Settings) -> uring::Options {
             Backend::Epoll => uring::Backend::Epoll,
         },
         ..uring::Options::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_start_has_a_greater_epoch_whatever_the_clock_says() {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let path = folder.path().join("epoch");
+        let epochs: Vec<u32> =
+            [100, 100, 50, 200, 0].iter().map(|seconds| next_epoch(&path, *seconds).expect("writable")).collect();
+        assert_eq!(epochs, [100, 101, 102, 200, 201]);
+        std::fs::write(&path, "not a number").expect("writable");
+        assert_eq!(next_epoch(&path, 300).expect("writable"), 300);
     }
 }

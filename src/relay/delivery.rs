@@ -31,6 +31,8 @@ pub struct Queue {
     bytes: usize,
     /// Everything up to here has been written to the current session's socket.
     written: u64,
+    /// Entries that mean something when they have been written: somebody asked, or they are channel messages.
+    awaited: u32,
     /// The earliest time to live that ends; `Mono(u64::MAX)` when none does.
     next_expiry: Mono,
     rate: DrainRate,
@@ -107,6 +109,7 @@ impl Queue {
             in_flight_bytes: 0,
             bytes: 0,
             written: 0,
+            awaited: 0,
             next_expiry: Mono(u64::MAX),
             rate: DrainRate::default(),
         }
@@ -173,6 +176,7 @@ impl Queue {
         let sequence = self.next_sequence();
         self.bytes += Queue::weight(parcel.raw.len());
         self.next_expiry = self.next_expiry.min(expires_at);
+        self.awaited += u32::from(channel || ask.is_some());
         self.entries.push_back(Entry {
             raw: parcel.raw.clone(),
             checksum: parcel.checksum,
@@ -279,6 +283,9 @@ impl Queue {
         let first = (self.written.max(self.base - 1) + 1 - self.base) as usize;
         let last = ((through.counter + 1).saturating_sub(self.base) as usize).min(self.sent);
         self.written = through.counter;
+        if self.awaited == 0 {
+            return;
+        }
         for index in first..last {
             let entry = &mut self.entries[index];
             if let Some(ask) = &mut entry.ask
@@ -381,6 +388,7 @@ impl Queue {
             self.in_flight_bytes -= weight;
         }
         entry.state = State::Settled;
+        self.awaited -= u32::from(entry.channel || entry.ask.is_some());
         self.bytes -= weight;
         self.rate.bytes += weight as u64;
         let ask = entry.ask.take();

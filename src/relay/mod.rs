@@ -729,6 +729,7 @@ impl Relay {
     /// Pushes a record and gives its number.
     fn push_record(&mut self, record: Record, outbox: &mut Outbox) -> u64 {
         self.records += 1;
+        outbox.records_weight += record.weight();
         outbox.records.push(record);
         self.records
     }

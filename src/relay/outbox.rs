@@ -13,6 +13,8 @@ pub struct Outbox {
     pub mails: Vec<(ShardId, Mail)>,
     /// For the writer, in order; the n-th record ever pushed has number n (from 1).
     pub records: Vec<Record>,
+    /// Sum of their weights; whoever takes them sets it to zero.
+    pub records_weight: usize,
     /// For the clerk or the writer to answer.
     pub questions: Vec<Question>,
     /// For the clerk.
@@ -160,7 +162,7 @@ impl Record {
     /// Bytes that keeping it costs beside the record itself.
     pub fn weight(&self) -> usize {
         match self {
-            Record::Message { raw, .. } => raw.len(),
+            Record::Message { raw, recipients, .. } => raw.len() + recipients.weight(),
             _ => 0,
         }
     }
@@ -176,6 +178,14 @@ pub enum Recipients {
 }
 
 impl Recipients {
+    /// Bytes that keeping them costs beside the record.
+    pub fn weight(&self) -> usize {
+        match self {
+            Recipients::One(..) => 0,
+            Recipients::Many(many) => size_of_val(&**many),
+        }
+    }
+
     /// All of them.
     pub fn as_slice(&self) -> Vec<(AgentId, Sequence)> {
         match self {

@@ -9,7 +9,7 @@ use super::session::{State, Tracker};
 use super::timers::Timer;
 use super::{Bounds, Relay, no_label, text_of};
 use crate::base::limits::{FRAME_BYTES_MAX, LOST_REACHABLE};
-use crate::base::{AgentId, Bytes, CloseReason, Mono, Now, RefuseReason, SessionId, ShardId, name};
+use crate::base::{AgentId, Bytes, CloseReason, Mono, NameHash, Now, RefuseReason, SessionId, ShardId, name};
 use crate::wire::{Dialect, ErrorCode, HEADER_BYTES, Message, Parcel, Wants, json};
 
 /// Fan-outs of one session that may be unfinished at once when their sender wants to hear of them.
@@ -93,12 +93,13 @@ impl Relay {
         if fanout && !topic.is_empty() && name::check_topic(topic).is_err() {
             return self.refuse(&message, origin, RefuseReason::Malformed, 0, outbox);
         }
-        let home = self.hasher.hash(to).home(self.options.shards);
+        let hash = self.hasher.hash(to);
+        let home = hash.home(self.options.shards);
         let raw = self.chunks.copy(message.raw);
         let parcel = message.parcel(raw);
         if !fanout {
             if home == self.options.shard {
-                self.accept_one(now, parcel, origin, outbox);
+                self.accept_hashed(now, parcel, hash, origin, outbox);
             } else {
                 outbox.mails.push((home, Mail::Send { parcel, origin }));
             }
@@ -133,8 +134,14 @@ impl Relay {
 
     /// A message for one agent whose home is here.
     pub(super) fn accept_one(&mut self, now: Now, parcel: Parcel, origin: Origin, outbox: &mut Outbox) {
+        let hash = self.hasher.hash(parcel.to());
+        self.accept_hashed(now, parcel, hash, origin, outbox);
+    }
+
+    /// The same, when the hash of its recipient's name is known already.
+    fn accept_hashed(&mut self, now: Now, parcel: Parcel, hash: NameHash, origin: Origin, outbox: &mut Outbox) {
         let to = parcel.to();
-        let Some(slot) = self.agents.find(self.hasher.hash(to), to) else {
+        let Some(slot) = self.agents.find(hash, to) else {
             if name::check_agent(to).is_err() {
                 return self.refuse_parcel(&parcel, origin, RefuseReason::NotFound, 0, 0, outbox);
             }
@@ -148,16 +155,21 @@ impl Relay {
             Ok(sequence) => {
                 self.refused_lately.remove(parcel.id);
                 let agent = &self.agents[slot];
-                let record = Record::Message {
-                    id: parcel.id,
-                    raw: parcel.raw.clone(),
-                    checksum: parcel.checksum,
-                    accepted_at_ms: now.wall_ms,
-                    recipients: Recipients::One(agent.id, sequence),
-                };
                 let (recipient, session) = (agent.id, agent.session());
-                let number = self.push_record(record, outbox);
-                self.tell_accepted(&parcel, origin, recipient, What::Accepted, number, outbox);
+                let (id, checksum) = (parcel.id, parcel.checksum);
+                let record = |raw| Record::Message {
+                    id,
+                    raw,
+                    checksum,
+                    accepted_at_ms: now.wall_ms,
+                    recipients: Recipients::One(recipient, sequence),
+                };
+                if parcel.wants == Wants::default() {
+                    self.push_record(record(parcel.raw), outbox);
+                } else {
+                    let number = self.push_record(record(parcel.raw.clone()), outbox);
+                    self.tell_accepted(&parcel, origin, recipient, What::Accepted, number, outbox);
+                }
                 self.hand_out(now, slot, session, outbox);
             }
             Err(reason) => {

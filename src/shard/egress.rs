@@ -3,14 +3,19 @@
 use super::connections::{Connection, Stage};
 use super::{EGRESS_BYTES_MAX, Inner, LINGER, Spares};
 use crate::base::limits::{WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX};
-use crate::base::{CloseReason, Sequence, SessionId, ShardId};
+use crate::base::{CloseReason, Mono, Sequence, SessionId, ShardId};
 use crate::mesh::{ClerkPost, Moved, Post, WriterPost};
-use crate::relay::{Delivery, Event, Mail, Output, Question};
+use crate::relay::{Delivery, Event, Mail, Output, Question, Record};
 use crate::uring::{Driver, ReceiveMode, SendBuffer};
 use crate::wire::{self, Dialect, FLAG_REDELIVERED, Frame, Message, QueryKind};
 
 /// Bodies above this size are not copied into the send buffer: they leave by vectored send.
 const COPIED_BODY_BYTES_MAX: usize = 4096;
+
+/// The writer is rung at most this often for batches that are not large …
+const RING_INTERVAL: u64 = Mono::ms(2);
+/// … and a batch of this many records is.
+const LARGE_BATCH: usize = 1024;
 
 impl Inner {
     /// Performs everything the heart asked for in this turn. Law: the outbox is empty afterwards.
@@ -261,15 +266,23 @@ impl Inner {
     }
 
     fn keep_records(&mut self) {
-        for record in self.outbox.records.drain(..) {
-            self.batch_bytes += record.weight();
-            self.batch.push(record);
-            if self.batch.len() >= WRITER_BATCH_RECORDS_MAX || self.batch_bytes >= WRITER_BATCH_BYTES_MAX {
-                let batch = std::mem::replace(&mut self.batch, self.mesh.spare_batch(self.shard));
-                self.batch_bytes = 0;
-                self.writer_hold.push_back(WriterPost::Records(batch));
-            }
+        self.batch.append(&mut self.outbox.records);
+        self.batch_bytes += std::mem::take(&mut self.outbox.records_weight);
+        while self.batch.len() > WRITER_BATCH_RECORDS_MAX {
+            let rest = self.batch.split_off(WRITER_BATCH_RECORDS_MAX);
+            self.hand_batch(rest);
         }
+        if self.batch_bytes >= WRITER_BATCH_BYTES_MAX {
+            let spare = self.mesh.spare_batch(self.shard);
+            self.hand_batch(spare);
+        }
+    }
+
+    /// Puts the batch behind those for the writer; `next` takes its place.
+    fn hand_batch(&mut self, next: Vec<Record>) {
+        let batch = std::mem::replace(&mut self.batch, next);
+        self.batch_bytes = 0;
+        self.writer_hold.push_back(WriterPost::Records(batch));
     }
 
     /// Hands records to the writer when it is time: enough of them, old enough, or somebody waits for the commit.
@@ -279,17 +292,20 @@ impl Inner {
         } else {
             let since = *self.records_since.get_or_insert(self.now.mono);
             let due = since + self.options.flush_interval <= self.now.mono;
-            // A writer that has not taken the last batch gains nothing from a smaller one behind it.
-            let triggered =
-                self.batch.len() >= self.options.batch_trigger && self.mesh.batches_waiting(self.shard) == 0;
+            // A writer that has not taken the last batch gains nothing from a smaller one behind it, nor does one that was
+            // rung a moment ago: under load a ring costs as much as some hundred records.
+            let idle = self.mesh.batches_waiting(self.shard) == 0;
+            let rested = self.now.mono.since(self.rang_writer_at) >= RING_INTERVAL;
+            let enough = self.batch.len() >= self.options.batch_trigger && (rested || self.batch.len() >= LARGE_BATCH);
+            let triggered = idle && enough;
             if at_once || due || triggered || self.relay.awaits_commit() {
                 self.relay.tell_progress(&mut self.outbox);
                 self.keep_records();
                 self.records_since = None;
+                self.rang_writer_at = self.now.mono;
                 if !self.batch.is_empty() {
-                    let batch = std::mem::replace(&mut self.batch, self.mesh.spare_batch(self.shard));
-                    self.batch_bytes = 0;
-                    self.writer_hold.push_back(WriterPost::Records(batch));
+                    let spare = self.mesh.spare_batch(self.shard);
+                    self.hand_batch(spare);
                 }
             }
         }

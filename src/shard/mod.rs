@@ -95,6 +95,7 @@ struct Inner {
     batch_bytes: usize,
     /// Since when records, or progress, wait to be told to the writer.
     records_since: Option<Mono>,
+    rang_writer_at: Mono,
     writer_hold: VecDeque<WriterPost>,
     writer_was_full: bool,
     committed: u64,
@@ -151,6 +152,7 @@ impl Shard {
             batch: Vec::new(),
             batch_bytes: 0,
             records_since: None,
+            rang_writer_at: Mono(0),
             writer_hold: VecDeque::new(),
             writer_was_full: false,
             committed: 0,

@@ -60,11 +60,11 @@ impl History {
     pub(super) fn keep(&mut self, record: Record) {
         match record {
             Record::Message { id, raw, checksum, accepted_at_ms, recipients } => {
-                self.bytes += raw.len() + MESSAGE_OVERHEAD_BYTES;
+                self.bytes += raw.len() + recipients.weight() + MESSAGE_OVERHEAD_BYTES;
                 self.messages.push_back(Stored { id, raw, checksum, accepted_at_ms, recipients });
                 while self.bytes > self.bytes_max || self.messages.len() > HISTORY_MESSAGES_MAX {
                     let Some(oldest) = self.messages.pop_front() else { break };
-                    self.bytes -= oldest.raw.len() + MESSAGE_OVERHEAD_BYTES;
+                    self.bytes -= oldest.raw.len() + oldest.recipients.weight() + MESSAGE_OVERHEAD_BYTES;
                 }
             }
             Record::Progress { agent, delivered, acknowledged } => {
