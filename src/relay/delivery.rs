@@ -13,6 +13,8 @@ use crate::base::{Bytes, MessageId, Mono, RefuseReason, Sequence, SessionId};
 use crate::wire::{FLAG_CHANNEL, FLAG_REDELIVERED, Parcel, Wants};
 use std::collections::VecDeque;
 
+/// How many of the oldest messages an acknowledgement by id is looked for among, before the newest.
+const LOOK_AHEAD: usize = 8;
 /// How far back an acknowledgement by id is looked for: four windows.
 const LOOK_BACK: usize = 4 * IN_FLIGHT_MAX as usize;
 
@@ -268,10 +270,12 @@ impl Queue {
 
     /// The sequence of a message that has been sent and not settled, by its id.
     pub fn find_sent(&self, id: MessageId) -> Option<Sequence> {
-        // Newest first: that is what is acknowledged. Behind one that never is, thousands of settled ones may lie.
-        let oldest = self.sent.saturating_sub(LOOK_BACK);
+        // Programs acknowledge in order, so it is one of the oldest; behind one that is never acknowledged, thousands of
+        // settled ones may lie, and then it is one of the newest.
+        let first = self.sent.min(LOOK_AHEAD);
+        let newest = (first.max(self.sent.saturating_sub(LOOK_BACK))..self.sent).rev();
         let open = |index: &usize| self.entries[*index].id == id && self.entries[*index].state != State::Settled;
-        let index = (oldest..self.sent).rev().find(open)?;
+        let index = (0..first).chain(newest).find(open)?;
         Some(Sequence { epoch: self.epoch, counter: self.base + index as u64 })
     }
 

@@ -520,7 +520,7 @@ impl Relay {
             self.counters.redelivered += pumped.redelivered;
             if !agent.retry_armed {
                 agent.retry_armed = true;
-                self.timers.set(now.mono + limits::RETRY_AFTER, Timer::Retry(slot));
+                self.timers.set_retry(now.mono, slot);
             }
         }
     }

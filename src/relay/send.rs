@@ -191,7 +191,6 @@ impl Relay {
             }
         };
         let mut accepted = Vec::with_capacity(recipients.len());
-        let mut slots = Vec::with_capacity(recipients.len());
         for (slot, channel) in recipients {
             let Some(agent) = self.agents.peek(slot) else { continue };
             let reachable = match agent.presence {
@@ -204,8 +203,11 @@ impl Relay {
             }
             match self.offer(now, slot, parcel, origin, channel) {
                 Ok(sequence) => {
-                    accepted.push((self.agents[slot].id, sequence));
-                    slots.push(slot);
+                    let agent = &self.agents[slot];
+                    accepted.push((agent.id, sequence));
+                    // At once, while all there is of this agent is in the cache.
+                    let session = agent.session();
+                    self.hand_out(now, slot, session, outbox);
                 }
                 Err(reason) => {
                     let agent = &self.agents[slot];
@@ -242,10 +244,6 @@ impl Relay {
                 Some(number) => self.uncommitted.push_back((number, committed)),
                 None => self.send_outcome(committed, outbox),
             }
-        }
-        for slot in slots {
-            let session = self.agents[slot].session();
-            self.hand_out(now, slot, session, outbox);
         }
     }
 

@@ -2,9 +2,10 @@
 //! there is still something to do.
 
 use super::home::AgentSlot;
+use crate::base::limits::RETRY_AFTER;
 use crate::base::{Mono, SessionId};
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 
 /// Who is to be looked at.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -25,6 +26,8 @@ pub(super) enum Timer {
 #[derive(Default)]
 pub(super) struct Timers {
     heap: BinaryHeap<Reverse<(Mono, Timer)>>,
+    /// Retries that begin now all end after the same span, so they are in order as they come.
+    retries: VecDeque<(Mono, AgentSlot)>,
 }
 
 impl Timers {
@@ -32,13 +35,22 @@ impl Timers {
         self.heap.push(Reverse((at, timer)));
     }
 
+    /// A retry `RETRY_AFTER` from now: without the heap's cost, since a fan-out begins thousands at once.
+    pub(super) fn set_retry(&mut self, now: Mono, agent: AgentSlot) {
+        debug_assert!(self.retries.back().is_none_or(|(at, _)| *at <= now + RETRY_AFTER));
+        self.retries.push_back((now + RETRY_AFTER, agent));
+    }
+
     pub(super) fn next(&self) -> Option<Mono> {
-        self.heap.peek().map(|Reverse((at, _))| *at)
+        let timer = self.heap.peek().map(|Reverse((at, _))| *at);
+        let retry = self.retries.front().map(|(at, _)| *at);
+        timer.into_iter().chain(retry).min()
     }
 
     pub(super) fn due(&mut self, now: Mono) -> Option<Timer> {
-        if self.next()? > now {
-            return None;
+        let at = self.next().filter(|at| *at <= now)?;
+        if let Some((_, agent)) = self.retries.pop_front_if(|(retry, _)| *retry == at) {
+            return Some(Timer::Retry(agent));
         }
         self.heap.pop().map(|Reverse((_, timer))| timer)
     }

@@ -366,7 +366,12 @@ impl Inner {
 
 impl Spares {
     pub(super) fn keep_buffer(&mut self, mut buffer: SendBuffer) {
-        if buffer.bytes.capacity() <= super::SPARE_BYTES_MAX && self.buffers.len() < super::SPARES_MAX {
+        let room = if buffer.bytes.capacity() <= super::SMALL_SPARE_BYTES {
+            super::SMALL_SPARES_MAX
+        } else {
+            super::SPARES_MAX
+        };
+        if buffer.bytes.capacity() <= super::SPARE_BYTES_MAX && self.buffers.len() < room {
             buffer.clear();
             self.buffers.push(buffer);
         }

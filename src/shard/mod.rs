@@ -30,6 +30,10 @@ const ACCEPT_PAUSE: u64 = Mono::ms(100);
 const HELD_WAIT: Duration = Duration::from_micros(200);
 /// Emptied buffers kept for reuse, of each kind.
 const SPARES_MAX: usize = 256;
+/// Send buffers up to this size are kept in greater number, for fan-outs …
+const SMALL_SPARE_BYTES: usize = 1024;
+/// … up to this: 16 MiB a shard.
+const SMALL_SPARES_MAX: usize = 16_384;
 /// Larger ones are freed.
 const SPARE_BYTES_MAX: usize = 256 * 1024;
 

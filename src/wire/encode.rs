@@ -8,6 +8,7 @@ use crate::base::Sequence;
 #[inline]
 pub fn deliver(out: &mut Vec<u8>, flags: u8, sequence: Sequence, raw: &[u8], checksum: u32) {
     out.reserve(HEADER_BYTES + raw.len());
+    out.reserve(HEADER_BYTES + raw.len());
     out.extend_from_slice(&deliver_header(flags, sequence, raw.len() as u32, checksum));
     out.extend_from_slice(raw);
 }

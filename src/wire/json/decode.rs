@@ -81,6 +81,9 @@ const UNSERVED: [&str; 15] = [
 /// The latest time that JavaScript knows (ECMA-262, time values).
 const TIME_MS_MAX: u64 = 8_640_000_000_000_000;
 
+/// Digits of a message id in its textual form.
+const MESSAGE_ID_DIGITS: usize = 32;
+
 /// Reads the first frame of `bytes`. `speaker` is `None` until the session is welcomed.
 pub fn frame<'a>(
     bytes: &'a [u8],
@@ -96,6 +99,9 @@ pub fn frame<'a>(
     }
     let length = PREFIX_BYTES + announced;
     let Some(json) = rest.get(..announced) else { return Ok(Decoded::Partial { needed: length }) };
+    if let Some(ack) = usual_ack(json) {
+        return Ok(Decoded::Whole { frame: Frame::Ack(ack), length });
+    }
     let Scratch { mended, data, body } = scratch;
     let json = match std::str::from_utf8(json) {
         Ok(json) => json,
@@ -116,6 +122,29 @@ pub fn frame<'a>(
     let envelope = Envelope::of(json);
     let frame = envelope.frame(speaker, data, body)?;
     Ok(Decoded::Whole { frame, length })
+}
+
+/// An ACK in the one spelling that npm clients of all versions use; half of what they send. Whatever is not letter for
+/// letter `{"v":1,"type":"ACK","id":"…","ts":…,"payload":{"ack_id":"…","seq":…}}`, with plain letters and digits in its
+/// places, is read as any other frame is.
+fn usual_ack(json: &[u8]) -> Option<Ack> {
+    let rest = json.strip_prefix(br#"{"v":1,"type":"ACK","id":""#)?;
+    let plain = rest.iter().take_while(|byte| byte.is_ascii_alphanumeric() || **byte == b'-').count();
+    let rest = &rest[plain..];
+    let rest = digits(rest.strip_prefix(br#"","ts":"#)?)?;
+    let rest = rest.strip_prefix(br#","payload":{"ack_id":""#)?;
+    let (id, rest) = rest.split_at_checked(MESSAGE_ID_DIGITS)?;
+    let rest = digits(rest.strip_prefix(br#"","seq":"#)?)?;
+    if rest != b"}}" {
+        return None;
+    }
+    MessageId::parse(std::str::from_utf8(id).ok()?).map(Ack::Message)
+}
+
+/// What follows a JSON number without sign, fraction or exponent.
+fn digits(text: &[u8]) -> Option<&[u8]> {
+    let count = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    (count == 1 || (count > 1 && text[0] != b'0')).then(|| &text[count..])
 }
 
 /// The members that any type of frame may have, each as it stands in the text. Of repeated members the last counts.
@@ -469,5 +498,44 @@ fn without_hash(topic: Text<'_>) -> Cow<'_, [u8]> {
     match topic {
         Cow::Borrowed(topic) => Cow::Borrowed(topic_of(topic.as_bytes())),
         Cow::Owned(topic) => Cow::Owned(topic_of(topic.as_bytes()).to_vec()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn both(json: &str) -> (Option<Ack>, Option<Ack>) {
+        let slow = match Envelope::of(json).frame(None, &mut Vec::new(), &mut Vec::new()) {
+            Ok(Frame::Ack(ack)) => Some(ack),
+            _ => None,
+        };
+        (usual_ack(json.as_bytes()), slow)
+    }
+
+    #[test]
+    fn the_usual_ack_is_read_as_the_general_way_reads_it_and_nothing_else_is_taken_for_one() {
+        let id = MessageId { sender: AgentId::of(b"ann"), number: 7 };
+        let ack = |id: &str, ts: &str, seq: &str| {
+            format!(r#"{{"v":1,"type":"ACK","id":"m-0-x","ts":{ts},"payload":{{"ack_id":"{id}","seq":{seq}}}}}"#)
+        };
+        let usual = ack(&id.to_string(), "1766966970000", "12");
+        assert_eq!(both(&usual), (Some(Ack::Message(id)), Some(Ack::Message(id))));
+        for other in [
+            usual.replace("m-0-x", r"m\u0030"),
+            usual.replace("}}", "} }"),
+            usual.replace("}}", ",\"sack\":[]}}"),
+            usual.replace("\"v\":1", "\"v\":2"),
+            usual.replace("\"seq\":12", "\"seq\":"),
+            ack(&id.to_string(), "01", "1"),
+            ack(&id.to_string(), "-1", "1"),
+            ack("mwqa2ih5-0000-jugwpi", "1", "1"),
+            format!("{usual} "),
+        ] {
+            assert_eq!(both(&other).0, None, "{other}");
+        }
+        for end in 0..usual.len() {
+            assert_eq!(usual_ack(&usual.as_bytes()[..end]), None);
+        }
     }
 }
