@@ -210,7 +210,8 @@ class Session:
         """Queues a message and returns its number."""
         self.number += 1
         self.send_again({"sender": self.agent, "number": self.number, "sent_at_ms": int(time.time() * 1000),
-                         "wants": WANTS_ACCEPTED, "importance": 50, "from": self.name, "to": to, "text": text, **fields})
+                         "wants": WANTS_ACCEPTED, "importance": 50, "from": self.name, "to": to, "text": text,
+                         **fields})
         return self.number
 
     def send_again(self, message):
