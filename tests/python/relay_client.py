@@ -2,7 +2,7 @@
 """A client of the relay, written from docs/WIRE.md alone, with nothing but Python's standard library.
 
     relay_client.py check GOLDEN...        decode frames of annotated hex, encode them again, compare
-    relay_client.py ADDRESS NAME echo      send each message's text back to its sender
+    relay_client.py ADDRESS NAME echo      send each message back to its sender
     relay_client.py ADDRESS NAME say TO TEXT
 
 ADDRESS is the path of a Unix socket or host:port.
@@ -324,7 +324,7 @@ def echo(address, name):
                 continue
             # What is echoed is handled: the echo itself carries the acknowledgement.
             session.handled = frame.sequence
-            number = session.send(frame["from"], frame["text"], thread=frame["thread"], flags=frame["flags"] & NO_TEXT)
+            number = session.send(frame["from"], frame["text"], thread=frame["thread"], flags=frame["flags"] & NO_TEXT, thread=frame["thread"], data=frame["data"])
             pending[number] = session.last
         elif frame.kind == "RECEIPT":
             for number in [number for number in pending if outcome_of(frame, number)]:
