@@ -324,7 +324,8 @@ def echo(address, name):
                 continue
             # What is echoed is handled: the echo itself carries the acknowledgement.
             session.handled = frame.sequence
-            number = session.send(frame["from"], frame["text"], thread=frame["thread"], flags=frame["flags"] & NO_TEXT, thread=frame["thread"], data=frame["data"])
+            number = session.send(frame["from"], frame["text"], thread=frame["thread"], data=frame["data"],
+                                  flags=frame["flags"] & NO_TEXT)
             pending[number] = session.last
         elif frame.kind == "RECEIPT":
             for number in [number for number in pending if outcome_of(frame, number)]:
