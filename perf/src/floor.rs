@@ -204,11 +204,12 @@ impl Floor {
             }
             let mut completions = std::mem::take(&mut self.completions);
             completions.extend(self.ring.completion().map(|done| (done.user_data(), done.result(), done.flags())));
-            // Failures of quiet sends first; those that nothing speaks of have succeeded.
+            // What was submitted quietly with this call; a send that begins below is judged after the next one.
+            let mut quiet = std::mem::take(&mut self.quiet);
+            // Failures first; those that nothing speaks of have succeeded.
             for (data, result, _) in completions.iter().filter(|(data, ..)| data & !0xffff_ffff == SEND) {
                 self.sent(*data as u32, *result)?;
             }
-            let mut quiet = std::mem::take(&mut self.quiet);
             for slot in quiet.drain(..) {
                 let connection = &self.connections[slot as usize];
                 if connection.quiet && connection.send_in_flight {
@@ -216,6 +217,7 @@ impl Floor {
                     self.sent(slot, rest as i32)?;
                 }
             }
+            quiet.append(&mut self.quiet);
             self.quiet = quiet;
             for (data, result, flags) in completions.drain(..) {
                 let slot = data as u32;
