@@ -22,6 +22,9 @@ pub struct RunArguments {
     /// only these workloads or protocols (comma-separated)
     #[argh(option)]
     only: Option<String>,
+    /// measure nothing: write RESULTS.md anew from results/latest.jsonl
+    #[argh(switch)]
+    render: bool,
     /// rounds (default 3)
     #[argh(option, default = "3")]
     rounds: usize,
@@ -178,6 +181,9 @@ pub type Medians = BTreeMap<(&'static str, &'static str, usize), Outcome>;
 
 /// Runs what `arguments` ask for.
 pub fn run(arguments: &RunArguments) -> Result<(), String> {
+    if arguments.render {
+        return render(&arguments.directory);
+    }
     let places = places(arguments)?;
     measure::raise_descriptor_limit().map_err(|error| format!("descriptor limit: {error}"))?;
     let mut outcomes: BTreeMap<(&'static str, &'static str, usize), Vec<Outcome>> = BTreeMap::new();
@@ -220,6 +226,32 @@ pub fn run(arguments: &RunArguments) -> Result<(), String> {
     }
     write(&results.join("latest.jsonl"), &raw)?;
     write(&arguments.directory.join("RESULTS.md"), &report)
+}
+
+/// The report of the run whose raw lines were kept.
+fn render(directory: &Path) -> Result<(), String> {
+    let raw = directory.join("results").join("latest.jsonl");
+    let lines = fs::read_to_string(&raw).map_err(|error| format!("{}: {error}", raw.display()))?;
+    let mut outcomes: BTreeMap<(&'static str, &'static str, usize), Vec<Outcome>> = BTreeMap::new();
+    let mut rounds = 0;
+    for line in lines.lines() {
+        let line: serde_json::Value =
+            serde_json::from_str(line).map_err(|error| format!("{}: {error}", raw.display()))?;
+        rounds = rounds.max(line["round"].as_u64().unwrap_or(0));
+        let Ok(outcome) = serde_json::from_value::<Outcome>(line["outcome"].clone()) else { continue };
+        let body = line["body"].as_u64().unwrap_or(0) as usize;
+        let key = JOBS.iter().find(|job| line["job"] == job.key).and_then(|job| {
+            let protocol = job.protocols.iter().find(|protocol| line["protocol"] == **protocol)?;
+            Some((job.key, *protocol, body))
+        });
+        if let Some(key) = key {
+            outcomes.entry(key).or_default().push(outcome);
+        }
+    }
+    let medians: Medians = outcomes.into_iter().map(|(key, runs)| (key, Outcome::median(&runs))).collect();
+    let report = table::report(&medians, &format!("medians of {rounds} rounds"), directory);
+    println!("{report}");
+    fs::write(directory.join("RESULTS.md"), report).map_err(|error| format!("RESULTS.md cannot be written: {error}"))
 }
 
 fn places(arguments: &RunArguments) -> Result<Places, String> {
