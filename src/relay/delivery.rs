@@ -49,6 +49,8 @@ struct Entry {
     expires_at: Mono,
     attempts: u8,
     channel: bool,
+    /// Whether the sender gave it a time to live; otherwise it is kept as long as retention says.
+    mortal: bool,
     /// Whether `raw` is memory of its own, not a part of a shared chunk.
     detached: bool,
     state: State,
@@ -187,6 +189,7 @@ impl Queue {
             expires_at,
             attempts: 0,
             channel,
+            mortal: parcel.ttl_ms != 0,
             detached: false,
             state: State::Open,
             ask,
@@ -356,7 +359,7 @@ impl Queue {
     }
 
     /// Gives up what has outlived its time to live.
-    pub fn expire(&mut self, now: Mono, reason: RefuseReason, news: &mut Vec<News>) {
+    pub fn expire(&mut self, now: Mono, news: &mut Vec<News>) {
         if now < self.next_expiry {
             return;
         }
@@ -367,6 +370,7 @@ impl Queue {
                 continue;
             }
             if entry.expires_at <= now {
+                let reason = if entry.mortal { RefuseReason::Expired } else { RefuseReason::Retention };
                 self.settle(index, What::Failed(reason), news);
             } else {
                 self.next_expiry = self.next_expiry.min(entry.expires_at);
@@ -605,12 +609,17 @@ mod tests {
     #[test]
     fn a_message_that_outlived_its_time_fails_and_the_rest_goes_on() {
         let (mut queue, mut outbox, mut news) = (Queue::new(9, 1), Outbox::default(), Vec::new());
-        queue.offer(&parcel(1), Mono(100), false, None);
+        let mut mortal = parcel(1);
+        mortal.ttl_ms = 1;
+        queue.offer(&mortal, Mono(100), false, None);
         queue.offer(&parcel(2), Mono(u64::MAX), false, None);
-        queue.expire(Mono(99), RefuseReason::Expired, &mut news);
+        queue.offer(&parcel(3), Mono(100), false, None);
+        queue.expire(Mono(99), &mut news);
         assert!(news.is_empty());
-        queue.expire(Mono(100), RefuseReason::Expired, &mut news);
-        assert_eq!((news.len(), &news[0].what), (1, &What::Failed(RefuseReason::Expired)));
+        queue.expire(Mono(100), &mut news);
+        let whats: Vec<_> = news.iter().map(|news| (news.id.number, &news.what)).collect();
+        let (expired, kept) = (What::Failed(RefuseReason::Expired), What::Failed(RefuseReason::Retention));
+        assert_eq!(whats, [(1, &expired), (3, &kept)], "its own time, or the time that everything is kept");
         queue.pump(Mono(101), SESSION, WINDOW, &mut outbox);
         assert_eq!(sent(&mut outbox), [(2, false)]);
         assert_eq!(queue.next_expiry(), Mono(u64::MAX));

@@ -545,7 +545,7 @@ impl Relay {
         agent.expiry_armed = Mono(u64::MAX);
         let before = (agent.queue.len(), agent.queue.bytes());
         let mut news = std::mem::take(&mut self.news);
-        agent.queue.expire(now.mono, RefuseReason::Expired, &mut news);
+        agent.queue.expire(now.mono, &mut news);
         let next = agent.queue.next_expiry();
         if next < Mono(u64::MAX) {
             agent.expiry_armed = next;
