@@ -233,11 +233,9 @@ fn render(directory: &Path) -> Result<(), String> {
     let raw = directory.join("results").join("latest.jsonl");
     let lines = fs::read_to_string(&raw).map_err(|error| format!("{}: {error}", raw.display()))?;
     let mut outcomes: BTreeMap<(&'static str, &'static str, usize), Vec<Outcome>> = BTreeMap::new();
-    let mut rounds = 0;
     for line in lines.lines() {
         let line: serde_json::Value =
             serde_json::from_str(line).map_err(|error| format!("{}: {error}", raw.display()))?;
-        rounds = rounds.max(line["round"].as_u64().unwrap_or(0));
         let Ok(outcome) = serde_json::from_value::<Outcome>(line["outcome"].clone()) else { continue };
         let body = line["body"].as_u64().unwrap_or(0) as usize;
         let key = JOBS.iter().find(|job| line["job"] == job.key).and_then(|job| {
@@ -248,6 +246,10 @@ fn render(directory: &Path) -> Result<(), String> {
             outcomes.entry(key).or_default().push(outcome);
         }
     }
+    // Workloads that were measured again, with more rounds, keep all of them.
+    let fewest = outcomes.values().map(Vec::len).min().unwrap_or(0);
+    let most = outcomes.values().map(Vec::len).max().unwrap_or(0);
+    let rounds = if fewest == most { format!("{most}") } else { format!("{fewest} to {most}") };
     let medians: Medians = outcomes.into_iter().map(|(key, runs)| (key, Outcome::median(&runs))).collect();
     let report = table::report(&medians, &format!("medians of {rounds} rounds"), directory);
     println!("{report}");
