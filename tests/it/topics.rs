@@ -80,6 +80,7 @@ fn who_said_bye_is_not_told_what_everybody_is_told() {
     daemon.until_away("bob");
     ann.send("*", "everybody", Wants::default());
     ann.send("bob", "you", Wants::default());
+    daemon.until("what was said to bob alone waits for him", |daemon| daemon.agent("bob").unwrap()["waiting"] == 1);
     let mut bob = daemon.client("bob");
     assert_eq!(text(&mut bob), "you");
 }
