@@ -78,6 +78,17 @@ pub const LOST_REACHABLE: u64 = Mono::ms(24 * 3_600_000);
 
 /// Textual ids remembered per JSON sender, so that the same SEND twice is one message.
 pub const LABELS_REMEMBERED: usize = 4096;
+/// Numbers of native messages, up to the highest, of which each sender's row says whether they were accepted: what was in
+/// flight when the daemon ended may be sent again, anything older was answered long ago.
+pub const NUMBERS_REMEMBERED: u64 = 4096;
+/// Runs of messages acknowledged out of order that are told to the writer, per recipient.
+pub const SETTLED_RUNS_MAX: usize = 1024;
+/// Bytes owed to one agent, in memory and in the store, when nothing else is said.
+pub const OWED_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Owed messages fetched from the store at once …
+pub const FETCH_MESSAGES_MAX: u32 = 1024;
+/// … and their bytes.
+pub const FETCH_BYTES_MAX: u32 = 512 * 1024;
 /// Refused numbers remembered per native sender, so that a refused message may be sent again under its number.
 pub const REFUSED_REMEMBERED: usize = 1024;
 

@@ -1,6 +1,6 @@
 //! Everything that can happen to a shard's heart. A closed enum: what is not here cannot happen.
 
-use super::outbox::CensusTicket;
+use super::outbox::{CensusTicket, Fetched};
 use crate::base::{AgentId, Bytes, CloseReason, MessageId, RefuseReason, Sequence, SessionId, ShardId};
 use crate::wire::{Corrupt, Dialect, Frame, Hello, Parcel, Wants};
 
@@ -71,6 +71,8 @@ pub enum Event<'a> {
         /// Number of the last committed record.
         through: u64,
     },
+    /// Owed messages came back from the store.
+    Fetched(Box<Fetched>),
     /// The writer's queue has no room (or has room again): SENDs are refused meanwhile.
     WriterFull(bool),
     /// An answer to a question that was asked for a session.

@@ -75,7 +75,7 @@ impl Relay {
         if self.agents.len() == 0 {
             self.timers.set(now.mono + super::FORGET_EVERY, Timer::Forget);
         }
-        self.push_record(Record::Known { agent, name: name.clone() }, outbox);
+        self.push_record(Record::Known { agent, name: name.clone(), at_ms: now.wall_ms }, outbox);
         let queue = Queue::new(self.options.epoch, self.forgotten_through + 1);
         self.agents.insert(Agent::new(name, hash, agent, queue, now))
     }

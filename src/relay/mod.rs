@@ -10,6 +10,7 @@ mod gate;
 mod grace;
 mod hello;
 mod home;
+pub mod memory;
 mod outbox;
 mod refused;
 mod route;
@@ -22,7 +23,11 @@ mod timers;
 
 pub use counters::{Counters, Gauges};
 pub use event::{Event, Mail, Origin, Outcome, Peer, What};
-pub use outbox::{AgentRow, CensusPart, CensusTicket, Delivery, Outbox, Output, Profile, Question, Recipients, Record};
+pub use memory::{Memory, Owed, ProgressRecord, Remembered, SentMarks, SessionRecord};
+pub use outbox::{
+    Addressee, AgentRow, CensusPart, CensusTicket, Delivery, Fetch, Fetched, FetchedMessage, Outbox, Output, Place,
+    Profile, Question, Recipients, Record, Wanted,
+};
 
 use crate::base::ids::TokenSource;
 use crate::base::limits;
@@ -189,6 +194,7 @@ impl Relay {
             Event::Closed { session, reason } => self.on_closed(now, session, reason),
             Event::Mail { from: _, mail } => self.on_mail(now, mail, outbox),
             Event::Committed { through } => self.on_committed(through, outbox),
+            Event::Fetched(_) => {}
             Event::WriterFull(full) => self.writer_full = full,
             Event::Answered { session, number, failed, json } => {
                 self.on_answered(now, session, number, failed, json, outbox)
@@ -229,8 +235,11 @@ impl Relay {
             let (delivered, acknowledged) = (agent.queue.written_through(), agent.queue.settled_through());
             if agent.progress_told != (delivered, acknowledged) {
                 agent.progress_told = (delivered, acknowledged);
-                let record = Record::Progress { agent: agent.id, delivered, acknowledged };
-                self.push_record(record, outbox);
+                let owed =
+                    Owed { messages: agent.queue.len() as u64, bytes: agent.queue.bytes() as u64, ..Owed::default() };
+                let settled = Box::default();
+                let record = ProgressRecord { agent: agent.id, delivered, acknowledged, settled, owed };
+                self.push_record(Record::Progress(Box::new(record)), outbox);
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Everything a shard's heart can ask for. Whoever drives the heart performs it after `handle` returns.
 
 use super::event::Mail;
+use super::memory::{ProgressRecord, SessionRecord};
 use crate::base::{AgentId, Bytes, CloseReason, MessageId, Name, RefuseReason, Sequence, SessionId, ShardId};
 use crate::wire::{Frame, Hello, QueryKind, Receipt};
 
@@ -15,6 +16,10 @@ pub struct Outbox {
     pub records: Vec<Record>,
     /// Sum of their weights; whoever takes them sets it to zero.
     pub records_weight: usize,
+    /// Whether one of the records is to be committed without delay.
+    pub records_urgent: bool,
+    /// For the keeper: owed messages that are wanted back from the store.
+    pub fetches: Vec<Fetch>,
     /// For the clerk or the writer to answer.
     pub questions: Vec<Question>,
     /// For the clerk.
@@ -27,6 +32,7 @@ impl Outbox {
         self.outputs.is_empty()
             && self.mails.is_empty()
             && self.records.is_empty()
+            && self.fetches.is_empty()
             && self.questions.is_empty()
             && self.census.is_empty()
     }
@@ -110,6 +116,40 @@ pub enum Record {
         agent: AgentId,
         /// The name.
         name: Name,
+        /// When, milliseconds since 1970.
+        at_ms: u64,
+    },
+    /// A session began or went on: committed without delay, whatever the durability.
+    Session(Box<SessionRecord>),
+    /// A session ended.
+    Gone {
+        /// Whose.
+        agent: AgentId,
+        /// When, milliseconds since 1970.
+        at_ms: u64,
+        /// Whether with BYE.
+        bye: bool,
+    },
+    /// An agent wants to hear of a topic.
+    Subscribed {
+        /// Who.
+        agent: AgentId,
+        /// What.
+        topic: Name,
+        /// Whether as a channel.
+        channel: bool,
+    },
+    /// It no longer does.
+    Unsubscribed {
+        /// Who.
+        agent: AgentId,
+        /// What.
+        topic: Name,
+    },
+    /// Nobody has seen this agent within the retention time, and nothing is owed to it.
+    Forgotten {
+        /// Who.
+        agent: AgentId,
     },
     /// An accepted message and its recipients here.
     Message {
@@ -121,18 +161,13 @@ pub enum Record {
         checksum: u32,
         /// When it was accepted, milliseconds since 1970.
         accepted_at_ms: u64,
+        /// Its time to live, milliseconds; 0: as long as retention.
+        ttl_ms: u32,
         /// For whom, in which place of their order.
         recipients: Recipients,
     },
     /// How far a recipient has got.
-    Progress {
-        /// The recipient.
-        agent: AgentId,
-        /// Everything up to here was written to its socket.
-        delivered: Sequence,
-        /// Everything up to here it has acknowledged.
-        acknowledged: Sequence,
-    },
+    Progress(Box<ProgressRecord>),
     /// An accepted message that will not arrive at one recipient.
     Failed {
         /// Sender and number.
@@ -155,6 +190,8 @@ pub enum Record {
         id: MessageId,
         /// Why.
         reason: RefuseReason,
+        /// When, milliseconds since 1970.
+        at_ms: u64,
     },
 }
 
@@ -163,18 +200,31 @@ impl Record {
     pub fn weight(&self) -> usize {
         match self {
             Record::Message { raw, recipients, .. } => raw.len() + recipients.weight(),
+            Record::Progress(progress) => size_of::<ProgressRecord>() + size_of_val(&*progress.settled),
+            Record::Session(_) => size_of::<SessionRecord>(),
             _ => 0,
         }
     }
+}
+
+/// One recipient of a message, and its place in that recipient's order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Addressee {
+    /// Who.
+    pub agent: AgentId,
+    /// Where in its order.
+    pub sequence: Sequence,
+    /// Whether it hears it as a channel's message, which is settled by being written.
+    pub channel: bool,
 }
 
 /// The recipients of one message at one shard.
 #[derive(Clone, Debug)]
 pub enum Recipients {
     /// The usual case, without an allocation.
-    One(AgentId, Sequence),
+    One(Addressee),
     /// A fan-out.
-    Many(Box<[(AgentId, Sequence)]>),
+    Many(Box<[Addressee]>),
 }
 
 impl Recipients {
@@ -187,12 +237,90 @@ impl Recipients {
     }
 
     /// All of them.
-    pub fn as_slice(&self) -> Vec<(AgentId, Sequence)> {
+    pub fn as_slice(&self) -> &[Addressee] {
         match self {
-            Recipients::One(agent, sequence) => vec![(*agent, *sequence)],
-            Recipients::Many(many) => many.to_vec(),
+            Recipients::One(one) => std::slice::from_ref(one),
+            Recipients::Many(many) => many,
         }
     }
+}
+
+/// A request for owed messages that are in the store and not in memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fetch {
+    /// Whose.
+    pub agent: AgentId,
+    /// Only what has a place behind this one in its order.
+    pub after: Sequence,
+    /// Where the last fetch for this agent ended: a hint, `Place::default()` when there is none.
+    pub place: Place,
+    /// What to look for.
+    pub wanted: Wanted,
+    /// The wall clock, milliseconds since 1970: what has expired by then is not mail.
+    pub now_ms: u64,
+    /// How long messages without a time to live of their own are kept, milliseconds.
+    pub retention_ms: u64,
+}
+
+/// What a fetch looks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wanted {
+    /// Messages to hand out, in order, at most so many and so many bytes (one always fits). What had expired by
+    /// `expired_before_ms` was told as failed and is left out; what has expired since comes with `expired` set.
+    Mail {
+        /// Messages.
+        messages_max: u32,
+        /// Bytes.
+        bytes_max: u32,
+        /// See above.
+        expired_before_ms: u64,
+    },
+    /// Messages that expired after `expired_before_ms` and by `now_ms`, with their bodies, at most so many.
+    Expired {
+        /// Messages.
+        messages_max: u32,
+        /// See above.
+        expired_before_ms: u64,
+    },
+}
+
+/// A position in the store's log. `Place::default()` is before everything.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Place {
+    /// The segment; they are numbered from 1.
+    pub segment: u64,
+    /// The record's first byte within it.
+    pub offset: u32,
+}
+
+/// An answer to a fetch.
+#[derive(Debug)]
+pub struct Fetched {
+    /// What was asked.
+    pub fetch: Fetch,
+    /// In order.
+    pub messages: Vec<FetchedMessage>,
+    /// Where the next fetch goes on.
+    pub place: Place,
+    /// Everything the store held for this agent when it looked is in `messages`, or was before them.
+    pub complete: bool,
+    /// For `Wanted::Expired`: the earliest expiry among what stays, milliseconds since 1970; `u64::MAX`: none.
+    pub next_expiry_ms: u64,
+}
+
+/// One owed message from the store.
+#[derive(Debug)]
+pub struct FetchedMessage {
+    /// Its place in the order, and whether it is a channel's message.
+    pub to: Addressee,
+    /// The archived body.
+    pub raw: Bytes,
+    /// CRC-32 of `raw`.
+    pub checksum: u32,
+    /// When it was accepted, milliseconds since 1970.
+    pub accepted_at_ms: u64,
+    /// Whether its time was over at `now_ms`.
+    pub expired: bool,
 }
 
 /// A question of the command line that the heart does not answer itself.

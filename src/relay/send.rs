@@ -4,7 +4,7 @@
 use super::delivery::{Ask, Queue};
 use super::event::{Mail, Origin, Outcome, What};
 use super::home::{AgentSlot, Presence};
-use super::outbox::{Outbox, Recipients, Record};
+use super::outbox::{Addressee, Outbox, Recipients, Record};
 use super::session::{State, Tracker};
 use super::timers::Timer;
 use super::{Bounds, Relay, no_label, text_of};
@@ -47,7 +47,7 @@ impl Relay {
                 // Its own number is given back, whosever number the message claims.
                 agent.numbers.give_back(number);
             }
-            return self.refuse(&message, origin, RefuseReason::Malformed, 0, outbox);
+            return self.refuse(now, &message, origin, RefuseReason::Malformed, 0, outbox);
         }
         if !new {
             self.counters.duplicates += 1;
@@ -55,7 +55,7 @@ impl Relay {
         }
         let wait_ms = session.bucket.take(now.mono, messages_per_second, burst);
         if wait_ms > 0 {
-            return self.refuse(&message, origin, RefuseReason::RateLimited, wait_ms, outbox);
+            return self.refuse(now, &message, origin, RefuseReason::RateLimited, wait_ms, outbox);
         }
         self.route(now, message, origin, dialect, outbox);
     }
@@ -73,7 +73,7 @@ impl Relay {
         self.counters.messages_in += 1;
         let from = message.from();
         if name::check_agent(from).is_err() || message.id().sender != AgentId::of(from) {
-            return self.refuse(&message, origin, RefuseReason::Malformed, 0, outbox);
+            return self.refuse(now, &message, origin, RefuseReason::Malformed, 0, outbox);
         }
         self.route(now, message, origin, Dialect::Native, outbox);
     }
@@ -84,14 +84,14 @@ impl Relay {
         let too_long = message.raw.len() + HEADER_BYTES > FRAME_BYTES_MAX
             || (dialect == Dialect::Json && !json::deliver_fits(&message));
         if too_long {
-            return self.refuse(&message, origin, RefuseReason::TooLong, 0, outbox);
+            return self.refuse(now, &message, origin, RefuseReason::TooLong, 0, outbox);
         }
         if self.stopping {
-            return self.refuse(&message, origin, RefuseReason::Stopping, 1000, outbox);
+            return self.refuse(now, &message, origin, RefuseReason::Stopping, 1000, outbox);
         }
         let fanout = is_fanout(to);
         if fanout && !topic.is_empty() && name::check_topic(topic).is_err() {
-            return self.refuse(&message, origin, RefuseReason::Malformed, 0, outbox);
+            return self.refuse(now, &message, origin, RefuseReason::Malformed, 0, outbox);
         }
         let hash = self.hasher.hash(to);
         let home = hash.home(self.options.shards);
@@ -107,7 +107,7 @@ impl Relay {
         }
         let parcel = parcel.with_topic_from_to();
         if !self.track(&parcel, origin) {
-            return self.refuse(&message, origin, RefuseReason::LaneFull, 1000, outbox);
+            return self.refuse(now, &message, origin, RefuseReason::LaneFull, 1000, outbox);
         }
         for shard in 0..self.options.shards {
             if ShardId(shard) != self.options.shard {
@@ -143,26 +143,27 @@ impl Relay {
         let to = parcel.to();
         let Some(slot) = self.agents.find(hash, to) else {
             if name::check_agent(to).is_err() {
-                return self.refuse_parcel(&parcel, origin, RefuseReason::NotFound, 0, 0, outbox);
+                return self.refuse_parcel(now, &parcel, origin, RefuseReason::NotFound, 0, 0, outbox);
             }
             match self.grace.wait(now.mono, parcel, origin) {
                 Ok(until) => self.timers.set(until, Timer::Grace),
-                Err(parcel) => self.refuse_parcel(&parcel, origin, RefuseReason::GraceFull, 2_000, 0, outbox),
+                Err(parcel) => self.refuse_parcel(now, &parcel, origin, RefuseReason::GraceFull, 2_000, 0, outbox),
             }
             return;
         };
         match self.offer(now, slot, &parcel, origin, false) {
-            Ok(sequence) => {
+            Ok((sequence, channel)) => {
                 self.refused_lately.remove(parcel.id);
                 let agent = &self.agents[slot];
                 let (recipient, session) = (agent.id, agent.session());
-                let (id, checksum) = (parcel.id, parcel.checksum);
+                let (id, checksum, ttl_ms) = (parcel.id, parcel.checksum, parcel.ttl_ms);
                 let record = |raw| Record::Message {
                     id,
                     raw,
                     checksum,
                     accepted_at_ms: now.wall_ms,
-                    recipients: Recipients::One(recipient, sequence),
+                    ttl_ms,
+                    recipients: Recipients::One(Addressee { agent: recipient, sequence, channel }),
                 };
                 if parcel.wants == Wants::default() {
                     self.push_record(record(parcel.raw), outbox);
@@ -175,7 +176,7 @@ impl Relay {
             Err(reason) => {
                 let agent = &self.agents[slot];
                 let (wait, depth) = (retry_after_ms(reason, &agent.queue, now), agent.queue.len() as u32);
-                self.refuse_parcel(&parcel, origin, reason, wait, depth, outbox);
+                self.refuse_parcel(now, &parcel, origin, reason, wait, depth, outbox);
             }
         }
     }
@@ -202,9 +203,9 @@ impl Relay {
                 continue;
             }
             match self.offer(now, slot, parcel, origin, channel) {
-                Ok(sequence) => {
+                Ok((sequence, channel)) => {
                     let agent = &self.agents[slot];
-                    accepted.push((agent.id, sequence));
+                    accepted.push(Addressee { agent: agent.id, sequence, channel });
                     // At once, while all there is of this agent is in the cache.
                     let session = agent.session();
                     self.hand_out(now, slot, session, outbox);
@@ -232,6 +233,7 @@ impl Relay {
                 raw: parcel.raw.clone(),
                 checksum: parcel.checksum,
                 accepted_at_ms: now.wall_ms,
+                ttl_ms: parcel.ttl_ms,
                 recipients: Recipients::Many(accepted.into_boxed_slice()),
             };
             Some(self.push_record(record, outbox))
@@ -255,7 +257,7 @@ impl Relay {
         parcel: &Parcel,
         origin: Origin,
         channel: bool,
-    ) -> Result<crate::base::Sequence, RefuseReason> {
+    ) -> Result<(crate::base::Sequence, bool), RefuseReason> {
         let bounds = &self.options.bounds;
         let agent = &mut self.agents[slot];
         let weight = Queue::weight(parcel.raw.len());
@@ -293,7 +295,7 @@ impl Relay {
         self.waiting_messages += 1;
         self.waiting_bytes += weight;
         self.counters.accepted += 1;
-        Ok(sequence)
+        Ok((sequence, channel))
     }
 
     /// To the socket what the window allows; the rest waits in memory of its own.
@@ -306,13 +308,14 @@ impl Relay {
 
     pub(super) fn expire_grace(&mut self, now: Now, outbox: &mut Outbox) {
         while let Some(waiting) = self.grace.overdue(now.mono) {
-            self.refuse_parcel(&waiting.parcel, waiting.origin, RefuseReason::NotFound, 0, 0, outbox);
+            self.refuse_parcel(now, &waiting.parcel, waiting.origin, RefuseReason::NotFound, 0, 0, outbox);
         }
     }
 
     /// Not accepted, and nothing was kept of it.
     fn refuse(
         &mut self,
+        now: Now,
         message: &Message<'_>,
         origin: Origin,
         reason: RefuseReason,
@@ -324,12 +327,13 @@ impl Relay {
         let what = What::Refused { reason, retry_after_ms, queue_depth: 0, recipient: text_of(fields.to).into() };
         let label = if fields.label.is_empty() { no_label() } else { Bytes::copy_from_slice(fields.label) };
         let (id, wants) = (message.id(), message.wants());
-        self.push_note(Record::Refused { id, reason }, outbox);
+        self.push_note(Record::Refused { id, reason, at_ms: now.wall_ms }, outbox);
         self.send_outcome(Outcome { origin, id, label, wants, recipient: AgentId(0), what }, outbox);
     }
 
     fn refuse_parcel(
         &mut self,
+        now: Now,
         parcel: &Parcel,
         origin: Origin,
         reason: RefuseReason,
@@ -340,7 +344,7 @@ impl Relay {
         self.count_refusal(reason);
         self.refused_lately.insert(parcel.id);
         let recipient = text_of(parcel.to()).into();
-        self.push_note(Record::Refused { id: parcel.id, reason }, outbox);
+        self.push_note(Record::Refused { id: parcel.id, reason, at_ms: now.wall_ms }, outbox);
         let what = What::Refused { reason, retry_after_ms, queue_depth, recipient };
         self.send_outcome(outcome(parcel, origin, AgentId(0), what), outbox);
     }

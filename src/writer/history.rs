@@ -59,7 +59,7 @@ impl History {
 
     pub(super) fn keep(&mut self, record: Record) {
         match record {
-            Record::Message { id, raw, checksum, accepted_at_ms, recipients } => {
+            Record::Message { id, raw, checksum, accepted_at_ms, recipients, .. } => {
                 self.bytes += raw.len() + recipients.weight() + MESSAGE_OVERHEAD_BYTES;
                 self.messages.push_back(Stored { id, raw, checksum, accepted_at_ms, recipients });
                 while self.bytes > self.bytes_max || self.messages.len() > HISTORY_MESSAGES_MAX {
@@ -67,10 +67,10 @@ impl History {
                     self.bytes -= oldest.raw.len() + oldest.recipients.weight() + MESSAGE_OVERHEAD_BYTES;
                 }
             }
-            Record::Progress { agent, delivered, acknowledged } => {
-                self.progress.insert(agent, (delivered, acknowledged));
+            Record::Progress(progress) => {
+                self.progress.insert(progress.agent, (progress.delivered, progress.acknowledged));
             }
-            Record::Known { agent, name } => {
+            Record::Known { agent, name, .. } => {
                 if self.names.len() >= 2 * KNOWN_AGENTS_MAX {
                     self.forget_names();
                 }
@@ -78,14 +78,15 @@ impl History {
             }
             Record::Failed { id, recipient, reason } => bounded_push(&mut self.failed, (id, recipient, reason)),
             Record::Read { id, recipient } => bounded_push(&mut self.read, (id, recipient)),
-            Record::Refused { id, reason } => bounded_push(&mut self.refused, (id, reason)),
+            Record::Refused { id, reason, .. } => bounded_push(&mut self.refused, (id, reason)),
+            _ => {}
         }
     }
 
     /// Drops names that no kept message speaks of.
     fn forget_names(&mut self) {
         let spoken_of: HashSet<AgentId> =
-            self.messages.iter().flat_map(|stored| stored.recipients.as_slice()).map(|(agent, _)| agent).collect();
+            self.messages.iter().flat_map(|stored| stored.recipients.as_slice()).map(|to| to.agent).collect();
         self.names.retain(|agent, _| spoken_of.contains(agent));
         self.progress.retain(|agent, _| spoken_of.contains(agent));
     }
@@ -161,7 +162,8 @@ impl History {
         let recipients: Vec<Value> = stored
             .iter()
             .flat_map(|stored| stored.recipients.as_slice())
-            .map(|(agent, sequence)| {
+            .map(|to| {
+                let (agent, sequence) = (to.agent, to.sequence);
                 let (state, reason) = self.state_of(id, agent, sequence);
                 json!({
                     "name": self.names.get(&agent).map(|name| name.to_string()),
