@@ -83,8 +83,14 @@ pub const LABELS_REMEMBERED: usize = 4096;
 pub const NUMBERS_REMEMBERED: u64 = 4096;
 /// Runs of messages acknowledged out of order that are told to the writer, per recipient.
 pub const SETTLED_RUNS_MAX: usize = 1024;
+/// Messages owed to one agent, in memory and in the store, when nothing else is said.
+pub const OWED_MESSAGES_MAX: usize = 100_000;
+/// The most of them that an operator may allow.
+pub const OWED_MESSAGES_ALLOWED_MAX: usize = 10_000_000;
 /// Bytes owed to one agent, in memory and in the store, when nothing else is said.
 pub const OWED_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// The most of them that an operator may allow: a quarter of the store's first map.
+pub const OWED_BYTES_ALLOWED_MAX: usize = 16 * 1024 * 1024 * 1024;
 /// Owed messages fetched from the store at once …
 pub const FETCH_MESSAGES_MAX: u32 = 1024;
 /// … and their bytes.

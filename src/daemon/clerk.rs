@@ -250,7 +250,7 @@ impl Clerk {
             "listen": self.facts.listen,
             "store": "memory",
             "durability": {
-                "mode": self.settings.durability,
+                "mode": self.settings.durability.name(),
                 "survives": "slow readers, absent readers and lost connections; not the end of this process",
             },
             "tier": "unlimited",

@@ -11,6 +11,7 @@ mod presence;
 mod run;
 pub mod settings;
 pub(crate) mod settings_file;
+pub mod settings_key;
 mod settings_records;
 
 pub use run::{DaemonError, Ready, run};

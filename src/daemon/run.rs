@@ -122,7 +122,7 @@ pub fn run(settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), DaemonE
     let writer_stop = Arc::new(AtomicBool::new(false));
     let writer_gauges = Arc::new(writer::Gauges::default());
     let writer = Writer::new(
-        &writer::Options { history_bytes_max: settings.limits.history_bytes },
+        &writer::Options { history_bytes_max: crate::base::limits::HISTORY_BYTES },
         mesh.clone(),
         writer_bell.clone(),
         started.bells.shards.clone(),
@@ -332,7 +332,7 @@ fn shard_options(settings: &Settings, index: u16, epoch: u32, seeds: &Seeds) -> 
         in_flight_max: limits.in_flight,
         in_flight_bytes_max: limits.in_flight_bytes,
         waiting_bytes_max: limits.waiting_bytes,
-        waiting_messages_max: limits.waiting_messages,
+        waiting_messages_max: limits.owed_messages,
         retention: Mono::ms(u64::from(settings.retention_days) * 24 * 3_600_000),
         messages_per_second: limits.messages_per_second_per_connection,
         burst: limits.burst_per_connection,

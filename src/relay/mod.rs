@@ -783,7 +783,7 @@ impl Relay {
             let text = "Questions are answered on the Unix socket, for the daemon's own user";
             return self.fatal(id, ErrorCode::Forbidden, text, CloseReason::Forbidden, outbox);
         }
-        if query.kind == QueryKind::Message {
+        if matches!(query.kind, QueryKind::Message | QueryKind::History) {
             // What the writer knows of progress may lag by one flush; the question travels behind this.
             self.tell_progress(now, outbox);
         }

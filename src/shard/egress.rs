@@ -356,7 +356,7 @@ impl Inner {
     fn ask(&mut self, question: Question) {
         let (session, number) = (question.session, question.number);
         let taken = match question.kind {
-            QueryKind::Message => {
+            QueryKind::Message | QueryKind::History => {
                 // Behind everything this shard has told the writer so far.
                 self.flush_records(true);
                 self.writer_hold.push_back(WriterPost::Question(self.shard, question));
