@@ -71,6 +71,7 @@ pub struct Keeper {
     checkpointed_at: Instant,
     swept_at: Option<Instant>,
     sweeping: bool,
+    mended: bool,
     readers_cleared_at: Instant,
     /// The wall clock at the start, and when that was: the sweep's clock follows the monotonic one.
     started: (u64, Instant),
@@ -113,6 +114,7 @@ impl Keeper {
             checkpointed_at: now,
             swept_at: None,
             sweeping: false,
+            mended: false,
             readers_cleared_at: now,
             started: (wall_ms(), now),
             failing_since: None,
@@ -168,12 +170,14 @@ impl Keeper {
 
     fn round(&mut self, stopping: bool) -> Result<(), StoreError> {
         self.answer_fetches()?;
+        if !self.mended {
+            self.mended = true;
+            self.follower.mend(&self.store)?;
+        }
         self.follower.catch_up(&self.store)?;
         self.answer_fetches()?;
-        if let Some(group) = self.follower.close_group_if_full(&self.store)? {
-            tracing::debug!(group, "a group of the history index is closed");
-        }
-        let since_group = self.store.last_segment().saturating_sub(self.follower.indexed_through());
+        self.follower.close_group_if_full(&self.store)?;
+        let since_group = self.follower.position().saturating_sub(self.follower.indexed_through());
         self.gauges.unindexed_segments.store(since_group, Ordering::Relaxed);
         self.write_rows(stopping)?;
         self.sweep()?;

@@ -167,9 +167,9 @@ impl Writer {
 
     fn has_room(&self) -> bool {
         let (bytes, records) = if self.options.relaxed {
-            (RELAXED_BYTES_MAX, usize::MAX)
+            (RELAXED_BYTES_MAX, u32::MAX)
         } else {
-            (WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX)
+            (WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX as u32)
         };
         self.segment.bytes() < bytes && self.segment.records() < records
     }
@@ -226,12 +226,12 @@ impl Writer {
     }
 
     fn commit(&mut self) {
-        let records = self.segment.records() as u64;
+        let records = u64::from(self.segment.records());
         self.gauges.pending.store(records, Ordering::Relaxed);
         match self.store.append(&mut self.segment) {
             Ok(_) => {
                 self.gauges.commits.fetch_add(1, Ordering::Relaxed);
-                self.gauges.messages.fetch_add(self.segment.messages() as u64, Ordering::Relaxed);
+                self.gauges.messages.fetch_add(u64::from(self.segment.messages()), Ordering::Relaxed);
                 self.gauges.committed.fetch_add(records, Ordering::Relaxed);
                 self.gauges.pending.store(0, Ordering::Relaxed);
                 self.segment.clear();
