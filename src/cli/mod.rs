@@ -8,6 +8,8 @@ mod bench;
 mod config;
 mod doctor;
 mod down;
+mod filter;
+mod history;
 mod launch;
 mod listen;
 mod print;
@@ -53,6 +55,7 @@ enum Command {
     Send(send::Send),
     Listen(listen::Listen),
     Read(read::Read),
+    History(history::History),
     Doctor(doctor::Doctor),
     Bench(bench::Bench),
     Config(config::Config),
@@ -127,6 +130,7 @@ fn run(arguments: &[String]) -> Result<(), Failure> {
         Parsed::Command(Command::Send(command)) => send::run(&command),
         Parsed::Command(Command::Listen(command)) => listen::run(&command),
         Parsed::Command(Command::Read(command)) => read::run(&command),
+        Parsed::Command(Command::History(command)) => history::run(&command),
         Parsed::Command(Command::Doctor(command)) => doctor::run(&command),
         Parsed::Command(Command::Bench(command)) => bench::run(&command),
         Parsed::Command(Command::Config(command)) => config::run(command),

@@ -51,9 +51,15 @@ pub(super) struct Up {
     /// how shards wait: auto, uring, epoll
     #[argh(option, arg_name = "driver")]
     backend: Option<String>,
-    /// batch, strict or relaxed; this version keeps messages in memory, so it only says so
+    /// when messages are on disk: batch, strict or relaxed
     #[argh(option, arg_name = "mode")]
     durability: Option<String>,
+    /// how long messages are kept and owed to absent agents: 30d, 4w, unlimited (default: 7 days)
+    #[argh(option, arg_name = "time")]
+    retention: Option<String>,
+    /// file with the key that encrypts the store; `relay keygen` makes one
+    #[argh(option, arg_name = "file")]
+    db_key: Option<PathBuf>,
     /// accepted for the sake of scripts: there is no dashboard yet
     #[argh(switch, hidden_help)]
     #[expect(dead_code, reason = "there is nothing to switch off yet")]
@@ -74,8 +80,10 @@ impl Up {
             ("log.format", &self.log_format),
             ("backend", &self.backend),
             ("persistence.durability", &self.durability),
+            ("retention.days", &self.retention),
         ];
         values.extend(single.into_iter().filter_map(|(key, value)| Some((key, value.clone()?))));
+        values.extend(self.db_key.iter().map(|path| ("persistence.db_key", path.display().to_string())));
         Flags { place, config: self.config.clone(), values }
     }
 }
