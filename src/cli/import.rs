@@ -120,8 +120,14 @@ fn columns_of(connection: &Connection) -> rusqlite::Result<String> {
     }
     let wanted =
         ["id", "ts", "sender", "recipient", "topic", "kind", "body", "data", "payload_meta", "thread", "is_urgent"];
-    let column = |name: &&str| if known.contains(*name) { (*name).to_owned() } else { "NULL".to_owned() };
-    // Without the table the first column names what is missing.
+    let column = |name: &&str| match *name {
+        // Without these a row is no message, and the error names them.
+        "id" | "ts" | "sender" | "body" => (*name).to_owned(),
+        name if !known.contains(name) => "NULL".to_owned(),
+        // A huge one is brought into memory by nobody: what belongs to a message is at most a frame long.
+        "data" | "payload_meta" => format!("CASE WHEN length(CAST({name} AS BLOB)) <= 1048576 THEN {name} END"),
+        name => name.to_owned(),
+    };
     let columns: Vec<String> = wanted.iter().map(column).collect();
     Ok(columns.join(", "))
 }
@@ -132,7 +138,8 @@ fn query(columns: &str) -> String {
 }
 
 /// Looks at lengths alone, so that no huge value is ever brought into memory.
-const FITS: &str = "length(CAST(id AS BLOB)) <= 256 AND coalesce(length(CAST(body AS BLOB)), 0) <= 1048576";
+const FITS: &str =
+    "coalesce(length(CAST(id AS BLOB)), 0) <= 256 AND coalesce(length(CAST(body AS BLOB)), 0) <= 1048576";
 
 /// A row as a message. None: it cannot be one.
 fn message(row: &Row<'_>) -> rusqlite::Result<Option<Imported>> {
@@ -284,4 +291,114 @@ fn import(
     }
     count.too_long += all.saturating_sub(looked_at);
     Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Options;
+    use crate::wire::Message;
+
+    /// Written by the storage adapter of agent-relay 1.6.0 itself.
+    const FIXTURE: &[u8] = include_bytes!("../../tests/cli/fixtures/messages-1.6.0.sqlite");
+
+    struct World {
+        directory: tempfile::TempDir,
+        store: Store,
+    }
+
+    impl World {
+        fn new() -> World {
+            let directory = tempfile::tempdir().unwrap();
+            let store =
+                Store::open(Options { map_bytes: 1 << 30, ..Options::new(directory.path().join("store"), None) });
+            let store = store.unwrap();
+            store.begin_epoch(1, 0).unwrap();
+            World { directory, store }
+        }
+
+        fn file(&self, bytes: &[u8]) -> PathBuf {
+            let path = self.directory.path().join("messages.sqlite");
+            std::fs::write(&path, bytes).unwrap();
+            path
+        }
+
+        fn import(&self, path: &Path) -> Result<Count, Failure> {
+            let connection = open(path).map_err(|error| unreadable(path, &error))?;
+            let columns = columns_of(&connection).map_err(|error| unreadable(path, &error))?;
+            import(&connection, &columns, &self.store, path, &mut Progress::start())
+        }
+
+        /// Time, from, to, topic, thread, kind, importance, text, data and metadata of each message.
+        fn stored(&self) -> Vec<String> {
+            let mut found = Vec::new();
+            stored::each_message(&self.store, |message, _| {
+                assert!(message.recipients.is_empty());
+                let body = Message::check(message.raw, message.checksum).unwrap();
+                let fields = body.fields();
+                assert_eq!((fields.id, fields.sent_at_ms), (message.id, message.accepted_at_ms));
+                let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                let parts = [fields.from, fields.to, fields.topic, fields.thread].map(text);
+                let rest = [fields.text, fields.data, fields.meta].map(text);
+                let (kind, importance) = (fields.kind, fields.importance);
+                found.push(format!("{} {parts:?} {kind} {importance} {rest:?}", message.accepted_at_ms));
+                Ok(())
+            })
+            .unwrap();
+            found
+        }
+    }
+
+    #[test]
+    fn what_1_6_0_wrote_is_imported_once_with_all_that_it_says() {
+        let world = World::new();
+        let path = world.file(FIXTURE);
+        let count = world.import(&path).unwrap();
+        assert_eq!(count, Count { imported: 8, unusable: 1, ..Count::default() });
+        insta::assert_snapshot!(world.stored().join("\n"));
+        let again = world.import(&path).unwrap();
+        assert_eq!(again, Count { known: 8, unusable: 1, ..Count::default() });
+        assert_eq!(world.stored().len(), 8);
+        assert_eq!(std::fs::read(&path).unwrap(), FIXTURE, "the file is as it was");
+    }
+
+    #[test]
+    fn an_older_file_lacks_columns_and_what_does_not_fit_is_counted() {
+        let world = World::new();
+        let path = world.directory.path().join("old.sqlite");
+        let connection = Connection::open(&path).unwrap();
+        connection
+            .execute_batch(
+                "CREATE TABLE messages (id TEXT PRIMARY KEY, ts INTEGER NOT NULL, sender TEXT NOT NULL, recipient TEXT NOT NULL,
+                    topic TEXT, kind TEXT NOT NULL, body TEXT NOT NULL, data TEXT);
+                 INSERT INTO messages VALUES ('a', 5, 'Ann', 'Bob', '#builds', 'note', 'hello', 'not json');
+                 INSERT INTO messages VALUES ('b', 4, 'Ann', 'Bob', NULL, 'message', zeroblob(2000000), NULL);
+                 INSERT INTO messages VALUES ('c', 3, 'Ann', 'Bob', NULL, 'message', 'x', zeroblob(2000000));
+                 INSERT INTO messages VALUES ('d', 'late', 'Ann', 'Bob', NULL, 'message', 'x', NULL);
+                 INSERT INTO messages VALUES ('e', 2, 'Ann', 'Bob', NULL, 'message', printf('%1048576s', 'x'), NULL);",
+            )
+            .unwrap();
+        drop(connection);
+        let count = world.import(&path).unwrap();
+        assert_eq!(count, Count { imported: 2, too_long: 2, unusable: 1, ..Count::default() });
+        let stored = world.stored();
+        assert_eq!(stored[0], "3 [\"Ann\", \"Bob\", \"\", \"\"] 0 0 [\"x\", \"\", \"\"]");
+        assert!(stored[1].starts_with("5 [\"Ann\", \"Bob\", \"builds\", \"\"] 255 0"), "{}", stored[1]);
+    }
+
+    #[test]
+    fn what_is_no_such_file_is_refused_with_a_sentence() {
+        let world = World::new();
+        let mut damaged = FIXTURE.to_vec();
+        damaged[512..].fill(0xa5);
+        for bytes in [&b"not a database, but long enough to look like one"[..], &b""[..], &damaged] {
+            let path = world.file(bytes);
+            match world.import(&path) {
+                Err(Failure::Failed(text)) => assert!(text.contains("it must be the messages.sqlite of"), "{text}"),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(world.import(Path::new("/nowhere/at/all")).is_err());
+        assert!(world.stored().is_empty());
+    }
 }
