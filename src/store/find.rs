@@ -201,7 +201,14 @@ impl Filter {
     }
 
     fn fits(&self, message: &MessageRef<'_>) -> bool {
-        let is_recipient = |agent: AgentId| message.recipients.iter().any(|to| to.agent == agent);
+        let is_recipient = |agent: AgentId| {
+            // Imported messages have a place in nobody's order: whom they were for stands in their text alone.
+            let is_imported_for = || {
+                let body = Message::check(message.raw, message.checksum);
+                message.recipients.is_empty() && body.is_some_and(|body| AgentId::of(body.to()) == agent)
+            };
+            message.recipients.iter().any(|to| to.agent == agent) || is_imported_for()
+        };
         if !self.spans((message.accepted_at_ms, message.accepted_at_ms))
             || self.from.is_some_and(|agent| agent != message.id.sender)
             || self.agent.is_some_and(|agent| agent != message.id.sender && !is_recipient(agent))
