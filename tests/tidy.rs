@@ -19,7 +19,7 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("shard", &["base", "wire", "relay", "uring", "mesh"]),
     ("writer", &["base", "wire", "relay", "uring", "mesh"]),
     ("daemon", &["base", "wire", "relay", "uring", "mesh", "shard", "writer"]),
-    ("cli", &["base", "wire", "uring", "client", "daemon"]),
+    ("cli", &["base", "wire", "relay", "store", "uring", "client", "daemon"]),
     ("bin", &["cli"]),
 ];
 
@@ -42,6 +42,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("parking_lot", &["store"]),
     ("ring", &["store"]),
     ("rkyv", &["wire"]),
+    ("rusqlite", &["cli"]),
     ("rustix", &["cli", "client", "daemon", "shard", "store", "uring"]),
     ("sd_notify", &["daemon"]),
     ("serde", &["daemon", "wire"]),
@@ -54,7 +55,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("tracing", &["daemon", "shard"]),
     ("tracing_appender", &["daemon"]),
     ("tracing_subscriber", &["daemon"]),
-    ("zeroize", &["store"]),
+    ("zeroize", &["daemon", "store"]),
 ];
 
 /// The one room where `unsafe` may stand; every other forbids it in its first lines.

@@ -10,12 +10,15 @@ mod doctor;
 mod down;
 mod filter;
 mod history;
+mod import;
+mod keygen;
 mod launch;
 mod listen;
 mod print;
 mod read;
 mod send;
 mod status;
+mod stored;
 mod talk;
 mod up;
 
@@ -59,6 +62,8 @@ enum Command {
     Doctor(doctor::Doctor),
     Bench(bench::Bench),
     Config(config::Config),
+    Keygen(keygen::Keygen),
+    Import(import::Import),
 }
 
 /// Why a command ends other than well.
@@ -134,6 +139,8 @@ fn run(arguments: &[String]) -> Result<(), Failure> {
         Parsed::Command(Command::Doctor(command)) => doctor::run(&command),
         Parsed::Command(Command::Bench(command)) => bench::run(&command),
         Parsed::Command(Command::Config(command)) => config::run(command),
+        Parsed::Command(Command::Keygen(command)) => keygen::run(&command),
+        Parsed::Command(Command::Import(command)) => import::run(&command),
     }
 }
 

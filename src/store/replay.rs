@@ -15,6 +15,8 @@ pub fn apply(memory: &mut Memory, segment: u64, record: &RecordRef<'_>) {
         }
         RecordRef::Unsubscribed { agent, topic } => memory.unsubscribed(segment, *agent, &(*topic).into()),
         RecordRef::Forgotten { agent } => memory.forgotten(segment, *agent),
+        // Without recipients it is history alone (imported): nobody sent it to this relay, and it is owed to nobody.
+        RecordRef::Message(message) if message.recipients.is_empty() => {}
         RecordRef::Message(message) => {
             memory.sent(segment, message.id, message.accepted_at_ms);
             let weight = Queue::weight(message.raw.len()) as u64;

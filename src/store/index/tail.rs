@@ -3,7 +3,7 @@
 
 use super::group::{BLOCK_BYTES, FENCE_TERMS, HEADER_BYTES, PLACE_IS_MESSAGE, VERSION};
 use super::{Term, Terms, Wanted, intersection, union};
-use crate::base::{MessageId, name};
+use crate::base::{AgentId, MessageId, name};
 use crate::relay::Place;
 use crate::store::RecordRef;
 use crate::wire::Message;
@@ -164,6 +164,8 @@ impl Tail {
                 }
                 if fields.to == b"*" {
                     self.pairs.push((self.terms.everyone(), index));
+                } else if message.recipients.is_empty() && !fields.to.starts_with(b"#") {
+                    self.pairs.push((self.terms.addressed(AgentId::of(fields.to)), index));
                 }
             }
             RecordRef::Refused { id, at_ms, .. } => {
