@@ -117,13 +117,14 @@ pub enum Outcome {
 }
 
 impl FoundMessage {
-    /// A copy of what lies in the store.
-    fn copy(place: Place, message: &MessageRef<'_>, recipients_max: usize) -> FoundMessage {
+    /// A copy of what lies in the store; another part of the same message shares the body.
+    fn copy(place: Place, message: &MessageRef<'_>, recipients_max: usize, like: Option<&FoundMessage>) -> FoundMessage {
         let recipients = message.recipients.iter().take(recipients_max);
+        let shared = like.filter(|other| other.raw == message.raw).map(|other| other.raw.clone());
         FoundMessage {
             place,
             id: message.id,
-            raw: Bytes::copy_from_slice(message.raw),
+            raw: shared.unwrap_or_else(|| Bytes::copy_from_slice(message.raw)),
             checksum: message.checksum,
             accepted_at_ms: message.accepted_at_ms,
             recipients: recipients.map(|to| FoundRecipient { to, outcome: None }).collect(),

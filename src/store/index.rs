@@ -7,8 +7,6 @@ mod tail;
 
 pub use group::{Group, Postings};
 pub(super) use tail::topic_of;
-pub(super) use tail::topic_of;
-pub(super) use tail::topic_of;
 pub use tail::{GroupLimits, Tail};
 
 use crate::base::{AgentId, MessageId};
@@ -16,7 +14,7 @@ use siphasher::sip::SipHasher24;
 use std::hash::Hasher;
 
 /// A keyed hash of something messages can be found by. Two things may share one: whoever finds a record looks at it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Term(pub u64);
 
 /// Makes terms; one key per store.

@@ -13,6 +13,8 @@
 
 mod append;
 mod error;
+pub mod find;
+pub mod index;
 mod key;
 mod open;
 mod record;

@@ -17,6 +17,9 @@ const START_DIGITS: usize = 4;
 /// … and from this length on by all of it. Of shorter ones every tenth message or so fits: the newest are simply read.
 const WHOLE_DIGITS: usize = 8;
 
+/// Parts of one message: more than a daemon has shards.
+const PARTS_MAX: usize = 1_024;
+
 /// What an id, or the beginning of one, leads to.
 #[derive(Debug)]
 pub enum Found {
@@ -82,9 +85,14 @@ impl Matches {
                     self.ids.push(id);
                 }
                 match record {
-                    // Bodies are kept as long as it can be this one.
-                    RecordRef::Message(message) if self.ids.len() == 1 => {
-                        self.parts.push(FoundMessage::copy(place, message, usize::MAX));
+                    // As long as it can be this one. A sender may use an id again, much later: the newest is meant.
+                    RecordRef::Message(message) if self.ids.len() == 1 && self.parts.len() < PARTS_MAX => {
+                        let newest = self.parts.first();
+                        let apart_ms = newest.map_or(0, |part| part.accepted_at_ms.abs_diff(message.accepted_at_ms));
+                        if apart_ms <= PARTS_APART_MS {
+                            let part = FoundMessage::copy(place, message, usize::MAX, newest);
+                            self.parts.push(part);
+                        }
                     }
                     RecordRef::Refused { reason, at_ms, .. } => {
                         self.refused.get_or_insert((id, *reason, *at_ms));

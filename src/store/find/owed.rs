@@ -23,7 +23,10 @@ pub fn fetch(store: &Store, tail: &RwLock<Tail>, fetch: &Fetch) -> Result<(Fetch
     let begins_in_memory = match fetch.place == Place::default() {
         // The hint says that nothing that is wanted lies before it.
         false => fetch.place.segment >= walk.tail_first,
-        true => sequence_at(&mut walk, fetch.agent, &in_memory)?.is_some_and(|(_, first)| first <= fetch.after),
+        true => sequence_at(&mut walk, fetch.agent, &in_memory)?.is_some_and(|(_, first)| {
+            let next = Sequence { counter: fetch.after.counter.saturating_add(1), ..fetch.after };
+            first <= next
+        }),
     };
     let mut stopped = None;
     if !begins_in_memory {
@@ -61,9 +64,11 @@ fn start(walk: &mut Walk<'_>, fetch: &Fetch, wanted: &Wanted) -> Result<(Option<
     while let Some(key) = walk.group_before(segment)? {
         walk.breathe()?;
         let term = wanted.clauses[0][0];
+        let kept = walk.kept;
         let of_group = |group: &Group<'_>| {
-            let places = group.postings(term)?;
-            places.iter().map(|index| group.place(index).map(|(place, _)| place)).collect::<Result<Vec<_>, _>>()
+            let postings = group.postings(term)?;
+            let first = postings.below(group.seek(kept)?);
+            postings.iter().skip(first).map(|index| group.place(index).map(|(place, _)| place)).collect::<Result<Vec<_>, _>>()
         };
         let of_tail = |tail: &Tail| tail.candidates(wanted, Place::default(), PLACE_MAX);
         let places = walk.ask_group(key, of_group, of_tail)?.unwrap_or_default();

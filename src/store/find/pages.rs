@@ -93,18 +93,19 @@ impl Builder<'_> {
             while !rest.is_empty() {
                 walk.breathe()?;
                 let room = (self.limit - self.rows.len()).min(READ_AT_ONCE_MAX);
-                let (mut found, mut examined) = (Vec::with_capacity(room), 0);
+                let (mut found, mut last) = (Vec::with_capacity(room), None);
                 walk.read(rest.iter().copied(), |place, record| {
-                    examined = rest.iter().position(|known| *known == place).map_or(rest.len(), |index| index + 1);
+                    last = Some(place);
                     if let RecordRef::Message(message) = record
                         && self.filter.fits(message)
                     {
-                        found.push(FoundMessage::copy(place, message, PAGE_RECIPIENTS_MAX));
+                        found.push(FoundMessage::copy(place, message, PAGE_RECIPIENTS_MAX, None));
                     }
                     if found.len() < room { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
                 })?;
                 // Nothing was shown of what retention has taken, or cannot be read.
-                rest = if found.len() < room { &[] } else { &rest[examined..] };
+                let examined = rest.iter().position(|place| found.len() == room && Some(*place) == last);
+                rest = examined.map_or(&[], |index| &rest[index + 1..]);
                 for row in found {
                     if let ControlFlow::Break(place) = self.settle(walk, row)? {
                         return Ok(ControlFlow::Break(place));

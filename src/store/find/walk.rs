@@ -8,7 +8,7 @@ use crate::relay::Place;
 use crate::store::{MessageRef, RecordRef};
 use crate::store::error::Damage;
 use parking_lot::RwLock;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{HashMap};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,8 @@ pub(super) struct Walk<'s> {
     pub(super) tail_first: u64,
     /// Every record before this place is part of the walk.
     pub(super) end: Place,
+    /// Nothing before this place is kept any more.
+    pub(super) kept: Place,
     /// Whether the log went on behind `end` when the walk began.
     pub(super) is_cut: bool,
     pub(super) damaged: Option<Damage>,
@@ -71,10 +73,12 @@ impl<'s> Walk<'s> {
             fresh,
             tail_first,
             end: Place::default(),
+            kept: Place::default(),
             is_cut: false,
             damaged: None,
         };
         let last = walk.snapshot.last_segment()?;
+        walk.kept = Place { segment: walk.snapshot.first_segment()?, offset: 0 };
         let mut bytes = 0;
         for segment in walk.fresh.next_segment()..=last {
             if bytes >= FRESH_BYTES_MAX {
@@ -198,6 +202,7 @@ impl<'s> Walk<'s> {
         from: Place,
         before: Place,
     ) -> Result<Vec<Place>, StoreError> {
+        let from = from.max(self.kept);
         let of_group = |group: &Group<'_>| match spans(group.wall_ms()) {
             true => group.candidates(wanted, from, before),
             false => Ok(Vec::new()),
@@ -289,7 +294,7 @@ impl<'s> Walk<'s> {
                     && message.id == one.id
                     && message.accepted_at_ms.abs_diff(one.accepted_at_ms) <= PARTS_APART_MS
                 {
-                    parts.push((FoundMessage::copy(place, message, recipients_max), fits(message)));
+                    parts.push((FoundMessage::copy(place, message, recipients_max, Some(one)), fits(message)));
                 }
                 ControlFlow::Continue(())
             })?;
@@ -356,7 +361,7 @@ impl<'s> Walk<'s> {
 }
 
 /// Damage is noted, the first of it, and the walk goes on; anything else ends it.
-pub(super) fn note(damaged: &mut Option<Damage>, result: Result<(), StoreError>) -> Result<(), StoreError> {
+pub(in crate::store) fn note(damaged: &mut Option<Damage>, result: Result<(), StoreError>) -> Result<(), StoreError> {
     match result {
         Err(StoreError::Corrupt(damage)) => {
             damaged.get_or_insert(damage);

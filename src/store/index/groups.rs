@@ -163,7 +163,7 @@ impl Tail {
     }
 }
 
-fn numbered((key, value): (&[u8], &[u8])) -> Result<(u64, &[u8]), StoreError> {
+fn numbered<'a>((key, value): (&[u8], &'a [u8])) -> Result<(u64, &'a [u8]), StoreError> {
     let number = key.try_into().map(u64::from_be_bytes);
     let number = number.map_err(|_| StoreError::corrupt(Part::Index, 0, "a key in it has not 8 bytes"))?;
     Ok((number, value))

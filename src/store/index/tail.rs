@@ -8,7 +8,6 @@ use crate::base::AgentId;
 use crate::relay::Place;
 use crate::store::RecordRef;
 use crate::wire::Message;
-use std::collections::HashMap;
 
 /// When a group is large enough to be closed.
 #[derive(Clone, Copy, Debug)]
@@ -202,14 +201,21 @@ impl Tail {
     /// The indexes of each term, in the order of the terms; ascending.
     fn lists(&self, terms: &[Term]) -> Vec<Vec<u32>> {
         let mut lists = vec![Vec::new(); terms.len()];
-        if let [only] = terms {
-            lists[0].extend(self.pairs.iter().filter(|(term, _)| term == only).map(|(_, index)| *index));
-            return lists;
+        let mut sorted: Vec<(Term, usize)> = terms.iter().enumerate().map(|(number, term)| (*term, number)).collect();
+        sorted.sort_unstable();
+        // Nearly every pair is of another term: one bit tells.
+        let mut bits = vec![0u64; 1024];
+        let bit = |term: &Term| ((term.0 >> 54) as usize, term.0 >> 48 & 63);
+        for (term, _) in &sorted {
+            let (word, bit) = bit(term);
+            bits[word] |= 1 << bit;
         }
-        let numbers: HashMap<Term, usize> = terms.iter().enumerate().map(|(number, term)| (*term, number)).collect();
         for (term, index) in &self.pairs {
-            if let Some(number) = numbers.get(term) {
-                lists[*number].push(*index);
+            let (word, bit) = bit(term);
+            if bits[word] >> bit & 1 == 1
+                && let Ok(found) = sorted.binary_search_by_key(term, |(term, _)| *term)
+            {
+                lists[sorted[found].1].push(*index);
             }
         }
         lists
