@@ -3,8 +3,8 @@
 
 use super::group::{BLOCK_BYTES, FENCE_TERMS, HEADER_BYTES, PLACE_IS_MESSAGE, VERSION};
 use super::{Term, Terms, Wanted, intersection, union};
-use crate::base::{MessageId, name};
 use crate::base::AgentId;
+use crate::base::{MessageId, name};
 use crate::relay::Place;
 use crate::store::RecordRef;
 use crate::wire::Message;
