@@ -15,6 +15,8 @@ pub mod base;
 pub mod cli;
 pub mod client;
 pub mod daemon;
+pub mod history;
+pub mod keeper;
 pub mod mesh;
 pub mod relay;
 pub mod shard;

@@ -96,7 +96,7 @@ pub const FETCH_MESSAGES_MAX: u32 = 1024;
 /// … and their bytes.
 pub const FETCH_BYTES_MAX: u32 = 512 * 1024;
 /// Refused numbers remembered per native sender, so that a refused message may be sent again under its number.
-pub const REFUSED_REMEMBERED: usize = 1024;
+pub const REFUSED_REMEMBERED: usize = NUMBERS_REMEMBERED as usize;
 
 /// Mail from one shard to another that has not been taken yet.
 pub const LANE_MAILS_MAX: usize = 8192;
@@ -119,6 +119,10 @@ pub const HISTORY_BYTES: usize = 16 * 1024 * 1024;
 pub const HISTORY_BYTES_MAX: usize = 1024 * 1024 * 1024;
 /// Messages the writer keeps in memory.
 pub const HISTORY_MESSAGES_MAX: usize = 262_144;
+/// Requests for owed messages of one shard on their way to the keeper; what is more waits at the shard, one per agent.
+pub const FETCHES_MAX: usize = 1024;
+/// Answers of the keeper that a shard's queue has not taken; while there are so many, nothing more is fetched.
+pub const FETCHES_IN_HAND_MAX: usize = 64;
 /// Questions (status, agents, read) of one shard on their way.
 pub const QUESTIONS_MAX: usize = 1024;
 

@@ -9,6 +9,7 @@ pub mod notify;
 pub mod paths;
 mod presence;
 mod run;
+mod storage;
 pub mod settings;
 pub(crate) mod settings_file;
 pub mod settings_key;

@@ -94,6 +94,23 @@ impl StoreError {
         !matches!(self, StoreError::Corrupt(_) | StoreError::TooLong(_) | StoreError::NoEpoch)
     }
 
+    /// In one word, for logs and programs.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            StoreError::Full => "full",
+            StoreError::Quota => "quota",
+            StoreError::Io(_) => "io",
+            StoreError::ReadOnly => "read_only",
+            StoreError::Gone => "gone",
+            StoreError::Corrupt(_) => "corrupt",
+            StoreError::Readers => "readers",
+            StoreError::Map(_) => "map",
+            StoreError::TooLong(_) => "too_long",
+            StoreError::NoEpoch => "no_epoch",
+            StoreError::Library(_) => "library",
+        }
+    }
+
     pub(super) fn corrupt(part: Part, key: u64, what: &'static str) -> StoreError {
         StoreError::Corrupt(Damage { part, key, what })
     }

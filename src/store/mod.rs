@@ -14,6 +14,8 @@
 mod append;
 mod error;
 pub mod find;
+mod follow;
+mod stub;
 pub mod index;
 mod key;
 mod open;
@@ -24,6 +26,7 @@ mod segment;
 mod snapshot;
 
 pub use error::{Damage, OpenError, Part, StoreError};
+pub use follow::Follower;
 pub use key::{Key, KeyError};
 pub use record::{MessageRef, RecipientsRef, RecordRef};
 pub use segment::{Segment, SegmentHeader, SegmentView};
