@@ -298,6 +298,7 @@ mod tests {
     use super::*;
     use crate::store::Options;
     use crate::wire::Message;
+    use std::ops::ControlFlow;
 
     /// Written by the storage adapter of agent-relay 1.6.0 itself.
     const FIXTURE: &[u8] = include_bytes!("../../tests/cli/fixtures/messages-1.6.0.sqlite");
@@ -360,6 +361,35 @@ mod tests {
         assert_eq!(again, Count { known: 8, unusable: 1, ..Count::default() });
         assert_eq!(world.stored().len(), 8);
         assert_eq!(std::fs::read(&path).unwrap(), FIXTURE, "the file is as it was");
+    }
+
+    #[test]
+    fn imported_messages_are_found_by_both_sides_and_owed_to_nobody() {
+        use crate::store::{find, index::GroupLimits, replay};
+        let world = World::new();
+        world.import(&world.file(FIXTURE)).unwrap();
+        let tail = parking_lot::RwLock::new(world.store.tail(GroupLimits::default()).unwrap());
+        world.store.index(&tail, true).unwrap();
+        let count = |query: find::HistoryQuery| {
+            find::history(&world.store, &tail, &find::HistoryQuery { limit: 100, ..query }).unwrap().rows.len()
+        };
+        let some = |name: &str| Some(name.to_owned());
+        assert_eq!(count(find::HistoryQuery::default()), 8);
+        assert_eq!(count(find::HistoryQuery { to: some("Alice"), ..Default::default() }), 1);
+        assert_eq!(count(find::HistoryQuery { agent: some("Alice"), ..Default::default() }), 6);
+        assert_eq!(count(find::HistoryQuery { to: some("#general"), ..Default::default() }), 1);
+        let mut memory = crate::relay::Memory::default();
+        let snapshot = world.store.snapshot().unwrap();
+        for number in 1..=snapshot.last_segment().unwrap() {
+            let mut segment = snapshot.segment(number).unwrap().unwrap();
+            segment
+                .records(|_, record| {
+                    replay::apply(&mut memory, number, record);
+                    ControlFlow::Continue(())
+                })
+                .unwrap();
+        }
+        assert!(memory.is_empty());
     }
 
     #[test]

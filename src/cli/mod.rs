@@ -18,6 +18,7 @@ mod print;
 mod read;
 mod send;
 mod status;
+mod store_check;
 mod stored;
 mod talk;
 mod up;
