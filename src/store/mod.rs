@@ -17,7 +17,6 @@ pub mod copy;
 mod error;
 pub mod find;
 mod follow;
-mod stub;
 pub mod index;
 mod key;
 mod open;
