@@ -73,6 +73,7 @@ fn what_is_owed_survives_a_kill_and_comes_in_order_before_new_traffic() {
         assert!(heard.header.sequence.epoch > epoch, "a start of the daemon begins a new epoch");
         let mut jay = JsonPeer::bare(daemon.stream(), "Jay");
         jay.hello(Some(&token));
+        jay.welcome = jay.hear_kind("WELCOME");
         assert_eq!(jay.session(), session);
         for number in 1..=3 {
             assert_eq!(jay.body(), number.to_string());
