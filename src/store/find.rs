@@ -118,7 +118,12 @@ pub enum Outcome {
 
 impl FoundMessage {
     /// A copy of what lies in the store; another part of the same message shares the body.
-    fn copy(place: Place, message: &MessageRef<'_>, recipients_max: usize, like: Option<&FoundMessage>) -> FoundMessage {
+    fn copy(
+        place: Place,
+        message: &MessageRef<'_>,
+        recipients_max: usize,
+        like: Option<&FoundMessage>,
+    ) -> FoundMessage {
         let recipients = message.recipients.iter().take(recipients_max);
         let shared = like.filter(|other| other.raw == message.raw).map(|other| other.raw.clone());
         FoundMessage {

@@ -33,7 +33,13 @@ pub fn fetch(store: &Store, tail: &RwLock<Tail>, fetch: &Fetch) -> Result<(Fetch
         let (mut next, mut from) = match fetch.place == Place::default() {
             false => {
                 let home = walk.group_before(fetch.place.segment + 1)?.filter(|key| *key < walk.tail_first);
-                (match home { None => walk.group_behind(0)?, home => home }, fetch.place)
+                (
+                    match home {
+                        None => walk.group_behind(0)?,
+                        home => home,
+                    },
+                    fetch.place,
+                )
             }
             true => start(&mut walk, fetch, &wanted)?,
         };
@@ -68,7 +74,11 @@ fn start(walk: &mut Walk<'_>, fetch: &Fetch, wanted: &Wanted) -> Result<(Option<
         let of_group = |group: &Group<'_>| {
             let postings = group.postings(term)?;
             let first = postings.below(group.seek(kept)?);
-            postings.iter().skip(first).map(|index| group.place(index).map(|(place, _)| place)).collect::<Result<Vec<_>, _>>()
+            postings
+                .iter()
+                .skip(first)
+                .map(|index| group.place(index).map(|(place, _)| place))
+                .collect::<Result<Vec<_>, _>>()
         };
         let of_tail = |tail: &Tail| tail.candidates(wanted, Place::default(), PLACE_MAX);
         let places = walk.ask_group(key, of_group, of_tail)?.unwrap_or_default();

@@ -28,7 +28,8 @@ pub fn history(store: &Store, tail: &RwLock<Tail>, query: &HistoryQuery) -> Resu
         false => Vec::new(),
     })?;
     let limit = query.limit.clamp(1, PAGE_MESSAGES_MAX);
-    let mut page = Builder { filter: &filter, limit, before, newest_first: query.after.is_none(), bytes: 0, rows: vec![] };
+    let mut page =
+        Builder { filter: &filter, limit, before, newest_first: query.after.is_none(), bytes: 0, rows: vec![] };
     let done = if page.newest_first {
         let mut done = page.take(&mut walk, in_memory)?;
         let mut segment = walk.tail_first.min(before.segment.saturating_add(1));

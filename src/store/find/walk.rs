@@ -5,10 +5,10 @@ use super::super::{Snapshot, Store, StoreError};
 use super::{FoundMessage, OUTCOMES_MAX, Outcome, PARTS_APART_MS, PARTS_GROUPS_MAX};
 use crate::base::{AgentId, MessageId};
 use crate::relay::Place;
-use crate::store::{MessageRef, RecordRef};
 use crate::store::error::Damage;
+use crate::store::{MessageRef, RecordRef};
 use parking_lot::RwLock;
-use std::collections::{HashMap};
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -237,7 +237,8 @@ impl<'s> Walk<'s> {
 
     /// The same in one group.
     pub(super) fn fingerprints_in_group(&mut self, key: u64, low: u32, high: u32) -> Result<Vec<Place>, StoreError> {
-        let found = self.ask_group(key, |group| group.with_fingerprint(low, high), |tail| tail.with_fingerprint(low, high));
+        let found =
+            self.ask_group(key, |group| group.with_fingerprint(low, high), |tail| tail.with_fingerprint(low, high));
         Ok(found?.unwrap_or_default())
     }
 

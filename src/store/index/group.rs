@@ -237,7 +237,9 @@ impl<'a> Group<'a> {
         let range = self.seek(from)?..self.seek(before)?;
         if wanted.clauses.is_empty() {
             let places = range.map(|index| self.place(index));
-            return places.filter_map(|found| found.map(|(place, is_message)| is_message.then_some(place)).transpose()).collect();
+            return places
+                .filter_map(|found| found.map(|(place, is_message)| is_message.then_some(place)).transpose())
+                .collect();
         }
         let mut clauses = Vec::with_capacity(wanted.clauses.len());
         for clause in &wanted.clauses {
