@@ -39,7 +39,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("io_uring", &["uring"]),
     ("jiff", &["cli", "daemon", "writer"]),
     ("listenfd", &["daemon"]),
-    ("parking_lot", &["store"]),
+    ("parking_lot", &["cli", "store"]),
     ("ring", &["store"]),
     ("rkyv", &["wire"]),
     ("rusqlite", &["cli"]),

@@ -6,8 +6,10 @@ mod agents;
 mod arguments;
 mod bench;
 mod config;
+mod copies;
 mod doctor;
 mod down;
+mod export;
 mod filter;
 mod history;
 mod import;
@@ -64,6 +66,10 @@ enum Command {
     Bench(bench::Bench),
     Config(config::Config),
     Keygen(keygen::Keygen),
+    Rekey(copies::Rekey),
+    Backup(copies::Backup),
+    Restore(copies::Restore),
+    Export(export::Export),
     Import(import::Import),
 }
 
@@ -141,6 +147,10 @@ fn run(arguments: &[String]) -> Result<(), Failure> {
         Parsed::Command(Command::Bench(command)) => bench::run(&command),
         Parsed::Command(Command::Config(command)) => config::run(command),
         Parsed::Command(Command::Keygen(command)) => keygen::run(&command),
+        Parsed::Command(Command::Rekey(command)) => copies::rekey(&command),
+        Parsed::Command(Command::Backup(command)) => copies::backup(&command),
+        Parsed::Command(Command::Restore(command)) => copies::restore(&command),
+        Parsed::Command(Command::Export(command)) => export::run(&command),
         Parsed::Command(Command::Import(command)) => import::run(&command),
     }
 }

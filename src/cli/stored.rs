@@ -5,7 +5,13 @@ use crate::daemon::lock::Lock;
 use crate::daemon::paths::{self, Layout};
 use crate::daemon::settings::{Flags, Settings};
 use crate::daemon::settings_key::KeyText;
+use crate::history;
+use crate::relay::Memory;
+use crate::store::index::{GroupLimits, Tail};
 use crate::store::{Key, MessageRef, Options, RecordRef, Store};
+use crate::wire::QueryKind;
+use parking_lot::RwLock;
+use serde_json::Value;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -57,6 +63,34 @@ impl Place {
         let seconds = u32::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0);
         store.begin_epoch(seconds, 0).map_err(Failure::failed)?;
         Ok(store)
+    }
+}
+
+/// Answers what a daemon would be asked, from the store itself, as it was when this was opened.
+pub(super) struct Reader {
+    store: Store,
+    tail: RwLock<Tail>,
+    memory: RwLock<Memory>,
+}
+
+impl Reader {
+    pub(super) fn open(place: &Place) -> Result<Reader, Failure> {
+        let store = place.open_for_reading()?;
+        // What the daemon has not indexed yet: at most one group.
+        let tail = RwLock::new(store.tail(GroupLimits::default()).map_err(Failure::failed)?);
+        store.index(&tail, false).map_err(Failure::failed)?;
+        let memory = RwLock::new(store.recover(|_| {}).map_err(Failure::failed)?);
+        Ok(Reader { store, tail, memory })
+    }
+
+    /// The answer, a JSON value.
+    pub(super) fn ask(&self, kind: QueryKind, arguments: &Value) -> Result<Value, Failure> {
+        let (failed, answer) = history::answer(&self.store, &self.tail, &self.memory, kind, &arguments.to_string());
+        let value: Value = serde_json::from_slice(&answer).map_err(Failure::failed)?;
+        match (failed, value["error"].as_str()) {
+            (true, reason) => Err(Failure::Failed(reason.unwrap_or("the store could not answer").to_owned())),
+            (false, _) => Ok(value),
+        }
     }
 }
 

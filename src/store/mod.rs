@@ -15,7 +15,6 @@ mod append;
 mod error;
 pub mod find;
 mod follow;
-mod stub;
 pub mod index;
 mod key;
 mod open;
@@ -24,6 +23,7 @@ pub mod replay;
 mod seal;
 mod segment;
 mod snapshot;
+mod stub;
 
 pub use error::{Damage, OpenError, Part, StoreError};
 pub use follow::Follower;
