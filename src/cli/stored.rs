@@ -3,7 +3,7 @@
 use super::{Failure, up};
 use crate::daemon::lock::Lock;
 use crate::daemon::paths::{self, Layout};
-use crate::daemon::settings::{Flags, Settings};
+use crate::daemon::settings::Flags;
 use crate::daemon::settings_key::KeyText;
 use crate::history;
 use crate::relay::Memory;
@@ -24,7 +24,6 @@ const READ_BYTES: u64 = 4 * 1024 * 1024;
 /// The store of one place, and the key that was given for it.
 pub(super) struct Place {
     pub(super) layout: Layout,
-    pub(super) settings: Settings,
     key: Option<Key>,
 }
 
@@ -34,7 +33,7 @@ impl Place {
         let values = db_key.map(|path| ("persistence.db_key", path.display().to_string()));
         let settings = up::settings(&Flags { place, config: None, values: values.into_iter().collect() })?;
         let key = settings.db_key.as_ref().map(key_of).transpose()?;
-        Ok(Place { layout: settings.layout.clone(), settings, key })
+        Ok(Place { layout: settings.layout, key })
     }
 
     /// Its folder.
