@@ -193,9 +193,10 @@ impl Filter {
         clauses.extend(self.to.as_ref().map(|to| match to {
             To::Everyone => vec![terms.everyone()],
             To::Topic(topic) => vec![terms.topic(topic)],
-            To::Agent(agent) => vec![terms.recipient(*agent)],
+            To::Agent(agent) => vec![terms.recipient(*agent), terms.addressed(*agent)],
         }));
-        clauses.extend(self.agent.map(|agent| vec![terms.sender(agent), terms.recipient(agent)]));
+        let both = |agent| vec![terms.sender(agent), terms.recipient(agent), terms.addressed(agent)];
+        clauses.extend(self.agent.map(both));
         clauses.extend(self.thread.as_ref().map(|thread| vec![terms.thread(thread)]));
         clauses.extend(self.topic.as_ref().map(|topic| vec![terms.topic(topic)]));
         super::index::Wanted { clauses }
@@ -207,13 +208,11 @@ impl Filter {
     }
 
     fn fits(&self, message: &MessageRef<'_>) -> bool {
-        let is_recipient = |agent: AgentId| {
-            // Imported messages have a place in nobody's order: whom they were for stands in their text alone.
-            let is_imported_for = || {
-                let body = Message::check(message.raw, message.checksum);
-                message.recipients.is_empty() && body.is_some_and(|body| AgentId::of(body.to()) == agent)
-            };
-            message.recipients.iter().any(|to| to.agent == agent) || is_imported_for()
+        let is_recipient = |agent: AgentId| match message.recipients.is_empty() {
+            false => message.recipients.iter().any(|to| to.agent == agent),
+            // An imported one: all that is known is whom it says it is for.
+            true => Message::check(message.raw, message.checksum)
+                .is_some_and(|body| !is_fanout(body.to()) && AgentId::of(body.to()) == agent),
         };
         if !self.spans((message.accepted_at_ms, message.accepted_at_ms))
             || self.from.is_some_and(|agent| agent != message.id.sender)

@@ -34,6 +34,7 @@ enum TermKind {
     /// Not terms: the two halves of a fingerprint.
     IdStart = 7,
     IdMiddle = 8,
+    Addressed = 9,
 }
 
 impl Terms {
@@ -57,6 +58,11 @@ impl Terms {
     /// Messages that have this agent among their recipients.
     pub fn recipient(&self, agent: AgentId) -> Term {
         Term(self.hash(TermKind::Recipient, &agent.0.to_le_bytes()))
+    }
+
+    /// Messages addressed to this agent that have no recipients: imported ones, owed to nobody.
+    pub fn addressed(&self, agent: AgentId) -> Term {
+        Term(self.hash(TermKind::Addressed, &agent.0.to_le_bytes()))
     }
 
     /// Messages of this thread.

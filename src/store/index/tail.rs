@@ -3,8 +3,7 @@
 
 use super::group::{BLOCK_BYTES, FENCE_TERMS, HEADER_BYTES, PLACE_IS_MESSAGE, VERSION};
 use super::{Term, Terms, Wanted, intersection, union};
-use crate::base::AgentId;
-use crate::base::{MessageId, name};
+use crate::base::{AgentId, MessageId, name};
 use crate::relay::Place;
 use crate::store::RecordRef;
 use crate::wire::Message;
@@ -156,10 +155,6 @@ impl Tail {
                 // What no longer reads as a body can still be found by whom it is from and for.
                 let Some(body) = Message::check(message.raw, message.checksum) else { return };
                 let fields = body.fields();
-                if message.recipients.is_empty() {
-                    // Imported: whom it was for stands in its text alone.
-                    self.pairs.push((self.terms.recipient(AgentId::of(fields.to)), index));
-                }
                 let topic = topic_of(fields.to, fields.topic);
                 if !topic.is_empty() {
                     self.pairs.push((self.terms.topic(topic), index));
@@ -169,6 +164,8 @@ impl Tail {
                 }
                 if fields.to == b"*" {
                     self.pairs.push((self.terms.everyone(), index));
+                } else if message.recipients.is_empty() && !fields.to.starts_with(b"#") {
+                    self.pairs.push((self.terms.addressed(AgentId::of(fields.to)), index));
                 }
             }
             RecordRef::Refused { id, at_ms, .. } => {
