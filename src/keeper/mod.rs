@@ -6,7 +6,7 @@
 use crate::base::limits::FETCHES_IN_HAND_MAX;
 use crate::base::{AgentId, ShardId};
 use crate::mesh::{Mesh, Notice};
-use crate::relay::{Fetched, Remembered};
+use crate::relay::Fetched;
 use crate::store::{Follower, Store, StoreError};
 use crate::uring::Waker;
 use std::collections::VecDeque;
@@ -232,13 +232,13 @@ impl Keeper {
         while let Some(checkpoint) = &mut self.checkpoint {
             let started = Instant::now();
             let first = checkpoint.rows.len().saturating_sub(ROWS_AT_ONCE);
-            let rows: Vec<Remembered> = self.follower.stamped(&checkpoint.rows[first..]);
             let last = first == 0;
             let forgotten: &[AgentId] = if last { &checkpoint.forgotten } else { &[] };
-            // The mark rides on the last transaction: a crash before it replays a little more.
-            self.store.keep_rows(&rows, forgotten, last.then_some(checkpoint.through))?;
+            self.follower.keep_rows(&self.store, &checkpoint.rows[first..], forgotten)?;
             checkpoint.rows.truncate(first);
             if last {
+                // A crash before this mark replays a little more.
+                self.store.mark_applied(checkpoint.through)?;
                 self.gauges.applied.store(checkpoint.through, Ordering::Relaxed);
                 self.checkpoint = None;
             }

@@ -388,6 +388,18 @@ impl<'s> SegmentView<'s> {
         Ok(())
     }
 
+    /// The same records in the same pieces, to be sealed again.
+    pub(super) fn to_segment(&mut self) -> Result<Segment, StoreError> {
+        let SegmentHeader { records, messages, first_ms, last_ms, pieces, .. } = self.header;
+        let mut segment = Segment { records, messages, first_ms, last_ms, timed: true, ..Segment::default() };
+        for index in 0..pieces as usize {
+            segment.starts.push(segment.plain.len() as u32);
+            let piece = self.piece(index)?;
+            segment.plain.extend_from_slice(piece);
+        }
+        Ok(segment)
+    }
+
     /// The plaintext of one piece, checked.
     fn piece(&mut self, index: usize) -> Result<&[u8], StoreError> {
         let corrupt = |what| StoreError::corrupt(Part::Log, self.header.number, what);
