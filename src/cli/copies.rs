@@ -5,7 +5,7 @@ use super::Failure;
 use super::print::{self, Progress, bytes};
 use super::stored::{self, Place};
 use crate::daemon::settings_key::KeyText;
-use crate::store::copy::{self, Copied};
+use crate::store::copy::{self, Copied, CopyError};
 use argh::{ArgsInfo, FromArgs};
 use std::path::{Path, PathBuf};
 
@@ -155,7 +155,10 @@ pub(super) fn rekey(command: &Rekey) -> Result<(), Failure> {
     let encrypted = new.is_some();
     let mut progress = Progress::start();
     let each = |copied| show(&mut progress, copied);
-    let copied = copy::rekey(&place.folder(), place.key(), new, each).map_err(Failure::failed)?;
+    let copied = copy::rekey(&place.folder(), place.key(), new, each).map_err(|error| match error {
+        CopyError::SameKey if command.to_plain => Failure::Failed("the store is not encrypted".to_owned()),
+        error => Failure::failed(error),
+    })?;
     drop((progress, lock));
     if command.json {
         let mut value = as_json(copied, &place.folder());

@@ -94,7 +94,7 @@ pub(super) fn run(command: &Export) -> Result<(), Failure> {
             let count = export(&reader, &filter, &mut BufWriter::new(&file), &mut progress, &name)?;
             file.sync_all().map_err(failed)?;
             drop(progress);
-            print::out(&format!("{count} messages written to {}\n", print::clean(&name)))?;
+            print::out(&format!("{} written to {}\n", print::count(count, "message"), print::clean(&name)))?;
         }
     }
     Ok(())

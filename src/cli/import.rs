@@ -86,7 +86,7 @@ pub(super) fn run(command: &Import) -> Result<(), Failure> {
             "imported": count.imported, "known": count.known, "too_long": count.too_long, "unusable": count.unusable,
         }));
     }
-    let mut text = format!("{} messages imported\n", count.imported);
+    let mut text = format!("{} imported\n", print::count(count.imported, "message"));
     for (number, what) in [
         (count.known, "were in the store already"),
         (count.too_long, "are longer than a message may be (1 MiB) and were left out"),

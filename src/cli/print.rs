@@ -164,6 +164,11 @@ pub(super) fn bytes(count: u64) -> String {
     format!("{amount:.1} {}", UNITS[unit])
 }
 
+/// So many of something that has a plural in s.
+pub(super) fn count(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 /// Seconds for people: the two largest units.
 pub(super) fn span(seconds: u64) -> String {
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);

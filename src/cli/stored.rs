@@ -51,14 +51,19 @@ impl Place {
         Lock::take(&self.layout, jiff::Timestamp::now()).map_err(Failure::failed)
     }
 
+    /// How to open it.
+    pub(super) fn options(&self) -> Options {
+        Options::new(self.folder(), self.key())
+    }
+
     /// For reading, beside a running daemon or without one.
     pub(super) fn open_for_reading(&self) -> Result<Store, Failure> {
-        Store::open(Options::new(self.folder(), self.key()).reading()).map_err(Failure::failed)
+        Store::open(self.options().reading()).map_err(Failure::failed)
     }
 
     /// For writing, by whoever holds the lock.
     pub(super) fn open_for_writing(&self) -> Result<Store, Failure> {
-        let store = Store::open(Options::new(self.folder(), self.key())).map_err(Failure::failed)?;
+        let store = Store::open(self.options()).map_err(Failure::failed)?;
         let seconds = u32::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0);
         store.begin_epoch(seconds, 0).map_err(Failure::failed)?;
         Ok(store)

@@ -12,7 +12,10 @@ fn told(record: &RecordRef<'_>) -> String {
     match record {
         RecordRef::Message(message) => {
             let to: Vec<_> = message.recipients.iter().collect();
-            format!("{:?} {:?} {} {} {} {to:?}", message.id, message.raw, message.checksum, message.accepted_at_ms, message.ttl_ms)
+            format!(
+                "{:?} {:?} {} {} {} {to:?}",
+                message.id, message.raw, message.checksum, message.accepted_at_ms, message.ttl_ms
+            )
         }
         RecordRef::Session(session) => format!("{session:?} {:?}", session.resume.0),
         other => format!("{other:?}"),
@@ -207,7 +210,9 @@ fn recovery_is_rows_and_the_log_behind_them_whatever_was_kept_when() {
                 // Some rows are kept, at a moment of their own; the others, and `applied`, are not.
                 let mut changed = memory.clone();
                 for (index, agent) in memory.clone().take_dirty().into_iter().enumerate() {
-                    if index % 2 == 0 && let Some(row) = changed.stamp(agent, number) {
+                    if index % 2 == 0
+                        && let Some(row) = changed.stamp(agent, number)
+                    {
                         let labels_pushed = row.sent.labels_pushed;
                         store.keep_rows(&[RowChange { row, labels_pushed }], &[]).unwrap();
                     }
