@@ -63,6 +63,8 @@ pub(super) struct Export {
     global: bool,
 }
 
+/// The cursor before every message.
+const BEGINNING: &str = "0.0";
 /// Messages read at once; a page is bounded in bytes as well.
 const PAGE_MESSAGES: u32 = 500;
 
@@ -113,7 +115,7 @@ fn export(
     };
     let mut question = filter.as_json();
     question["limit"] = PAGE_MESSAGES.into();
-    question["after"] = crate::history::BEGINNING.into();
+    question["after"] = BEGINNING.into();
     let mut count = 0u64;
     loop {
         let mut answer = reader.ask(QueryKind::History, &question)?;
@@ -122,7 +124,12 @@ fn export(
             break;
         }
         for message in &messages {
-            writeln!(out, "{}", print::json_text(message)).map_err(failed)?;
+            // A very long one is cut on a page, and whole by itself.
+            let whole = match message["text_truncated"] == true {
+                true => Some(reader.ask(QueryKind::Message, &serde_json::json!({ "id": message["id"] }))?),
+                false => None,
+            };
+            writeln!(out, "{}", print::json_text(whole.as_ref().unwrap_or(message))).map_err(failed)?;
         }
         count += messages.len() as u64;
         progress.show(&format!("{count} messages exported …"));

@@ -262,10 +262,9 @@ fn a_full_map_grows_and_readers_go_on() {
     small.map_bytes = 256 * 1024;
     let store = Store::open(small).unwrap();
     store.begin_epoch(1, 0).unwrap();
+    let stop = &std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         let reader = store.clone();
-        let stop = std::sync::atomic::AtomicBool::new(false);
-        let stop = &stop;
         scope.spawn(move || {
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                 let last = reader.last_segment().unwrap();
