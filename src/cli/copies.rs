@@ -187,3 +187,61 @@ fn show(progress: &mut Progress, copied: Copied) {
     };
     progress.show(&format!("{} copied{of} …", bytes(copied.bytes)));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{AgentId, MessageId};
+    use crate::relay::{Recipients, Record};
+    use crate::store::index::GroupLimits;
+    use crate::store::{Key, Options, Segment, Store, check, find};
+    use crate::wire::{MessageFields, encode};
+    use parking_lot::RwLock;
+
+    #[test]
+    fn an_index_stays_good_through_backup_restore_and_new_keys() {
+        let directory = tempfile::tempdir().unwrap();
+        let folder = |name: &str| directory.path().join(name);
+        let options =
+            |name: &str, key: Option<&Key>| Options { map_bytes: 1 << 30, ..Options::new(folder(name), key.cloned()) };
+        let store = Store::open(options("store", None)).unwrap();
+        store.begin_epoch(1, 0).unwrap();
+        let limits = GroupLimits { messages: 2, ..GroupLimits::default() };
+        let tail = RwLock::new(store.tail(limits).unwrap());
+        for number in 1..=5 {
+            let id = MessageId { sender: AgentId::of(b"ann"), number };
+            let mut raw = Vec::new();
+            let fields = MessageFields { id, from: b"ann", to: b"bob", text: b"hello", ..MessageFields::default() };
+            let checksum = encode::message_body(&mut raw, &fields);
+            let recipients = Recipients::Many(Box::default());
+            let mut segment = Segment::new();
+            let raw = raw.into();
+            segment.push(&Record::Message { id, raw, checksum, accepted_at_ms: number, ttl_ms: 0, recipients });
+            store.append(&mut segment).unwrap();
+            store.index(&tail, true).unwrap();
+        }
+        store.backup(&folder("backup"), |_| {}).unwrap();
+        drop(store);
+        let (one, other) = (Key::generate().unwrap(), Key::generate().unwrap());
+        let sound = |name: &str, key: Option<&Key>| {
+            let report = check::check(&options(name, key).reading(), |_| {}).unwrap();
+            assert_eq!((report.damage_count, report.messages, report.groups), (0, 5, 2), "{:?}", report.damages);
+            let store = Store::open(options(name, key).reading()).unwrap();
+            let tail = RwLock::new(store.tail(limits).unwrap());
+            store.index(&tail, false).unwrap();
+            let query = find::HistoryQuery { to: Some("bob".to_owned()), limit: 10, ..Default::default() };
+            assert_eq!(find::history(&store, &tail, &query).unwrap().rows.len(), 5);
+        };
+        sound("store", None);
+        sound("backup", None);
+        let mut key: Option<&Key> = None;
+        for new in [Some(&one), Some(&other), None] {
+            copy::rekey(&folder("store"), key.cloned(), new.cloned(), |_| {}).unwrap();
+            key = new;
+            sound("store", key);
+        }
+        copy::restore(&folder("backup"), &folder("store"), None, true, 7, |_| {}).unwrap();
+        sound("store", None);
+        sound("store.replaced-7", None);
+    }
+}
