@@ -21,7 +21,7 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("keeper", &["base", "wire", "relay", "uring", "mesh", "store"]),
     ("history", &["base", "wire", "relay", "uring", "mesh", "store"]),
     ("daemon", &["base", "wire", "relay", "uring", "mesh", "store", "shard", "writer", "keeper", "history"]),
-    ("cli", &["base", "wire", "relay", "store", "uring", "client", "daemon"]),
+    ("cli", &["base", "wire", "relay", "store", "history", "uring", "client", "daemon"]),
     ("bin", &["cli"]),
 ];
 

@@ -110,7 +110,7 @@ fn stored(store: &Value) -> String {
     parts.push(if store["encrypted"] == true { "encrypted" } else { "not encrypted" }.to_owned());
     parts.push(format!("{} ({} used)", bytes(number(&store["file_bytes"])), bytes(number(&store["used_bytes"]))));
     if let Some(messages) = store["messages"].as_u64() {
-        parts.push(format!("{messages} messages"));
+        parts.push(print::count(messages, "message"));
     }
     if let Some(owed) = store["owed_messages"].as_u64() {
         parts.push(format!("{owed} owed ({})", bytes(number(&store["owed_bytes"]))));
