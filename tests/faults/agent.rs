@@ -9,7 +9,7 @@ use agent_relay::wire::{
     self, Ack, CAPABILITIES, FLAG_REDELIVERED, Frame, Hello, Kind, MessageFields, ReceiptState, Wants,
 };
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -35,6 +35,7 @@ pub(crate) enum Return {
 #[derive(Clone, Copy)]
 struct Pending {
     to: To,
+    kibibytes: usize,
 }
 
 pub(crate) struct Agent {
@@ -57,8 +58,9 @@ pub(crate) struct Agent {
     pending: BTreeMap<u64, Pending>,
     /// Bodies are derived from it.
     seed: u64,
-    /// Whether to say BUSY'd messages again: no, they are then refused for good.
+    /// Refusals: what was refused is not said again.
     pub busy: u64,
+    pub busy_reasons: BTreeSet<String>,
     /// Durable receipts that were news.
     pub receipts: u64,
 }
@@ -68,15 +70,16 @@ pub(crate) fn name_of(index: usize) -> String {
     format!("agent-{index:02}")
 }
 
-/// What a message says: who, which, for whom, and filling of a length that depends on the seed.
-pub(crate) fn body(seed: u64, letter: Letter, to: To) -> String {
+/// What a message says: who, which, for whom, and filling: of so many KiB, or (0) of a length that depends on the seed.
+pub(crate) fn body(seed: u64, letter: Letter, to: To, kibibytes: usize) -> String {
     let whom = match to {
         To::One(index) => index.to_string(),
         To::Everyone => "*".to_owned(),
     };
-    let mut text = format!("{seed:x} {} {} {whom} ", letter.sender, letter.number);
+    let mut text = format!("{seed:x} {} {} {whom} {kibibytes} ", letter.sender, letter.number);
     let word = mixed(seed ^ mixed(letter.number << 8 | letter.sender as u64));
     let length = match word % 64 {
+        _ if kibibytes > 0 => kibibytes as u64 * 1024,
         0 => 20_000 + word % 70_000,
         1..=4 => 1_000 + word % 5_000,
         _ => word % 256,
@@ -96,9 +99,13 @@ fn letter_of(text: &str) -> Option<Letter> {
     Some(Letter { sender, number: words.next()?.parse().ok()? })
 }
 
-fn to_of(text: &str) -> Option<To> {
-    let whom = text.split(' ').nth(3)?;
-    if whom == "*" { Some(To::Everyone) } else { whom.parse().ok().map(To::One) }
+/// What a message with this beginning says in full, if anybody wrote such a one.
+fn said(seed: u64, letter: Letter, text: &str) -> Option<String> {
+    let mut words = text.split(' ').skip(3);
+    let whom = words.next()?;
+    let to = if whom == "*" { To::Everyone } else { To::One(whom.parse().ok()?) };
+    let kibibytes = words.next()?.parse().ok().filter(|kibibytes| *kibibytes < 1024)?;
+    Some(body(seed, letter, to, kibibytes))
 }
 
 impl Agent {
@@ -121,6 +128,7 @@ impl Agent {
             pending: BTreeMap::new(),
             seed,
             busy: 0,
+            busy_reasons: BTreeSet::new(),
             receipts: 0,
         }
     }
@@ -195,16 +203,18 @@ impl Agent {
     }
 
     /// Says a new message.
-    pub(crate) fn say(&mut self, to: To, ledger: &mut Ledger, now: Micros) {
+    pub(crate) fn say(&mut self, to: To, kibibytes: usize, ledger: &mut Ledger, now: Micros) {
         self.number += 1;
-        self.pending.insert(self.number, Pending { to });
-        self.say_as(self.number, to, ledger, now);
+        let pending = Pending { to, kibibytes };
+        self.pending.insert(self.number, pending);
+        self.say_as(self.number, pending, ledger, now);
     }
 
-    fn say_as(&mut self, number: u64, to: To, ledger: &mut Ledger, now: Micros) {
+    fn say_as(&mut self, number: u64, pending: Pending, ledger: &mut Ledger, now: Micros) {
+        let Pending { to, kibibytes } = pending;
         let letter = Letter { sender: self.index, number };
         ledger.said(letter, to, now);
-        let text = body(self.seed, letter, to);
+        let text = body(self.seed, letter, to, kibibytes);
         let whom = match to {
             To::One(index) => name_of(index),
             To::Everyone => "*".to_owned(),
@@ -308,8 +318,8 @@ impl Agent {
                         }
                     }
                 }
-                Frame::Busy(busy) => self.refused(busy.number, ledger),
-                Frame::Error(error) if error.number != 0 => self.refused(error.number, ledger),
+                Frame::Busy(busy) => self.refused(busy.number, busy.reason.name(), ledger),
+                Frame::Error(error) if error.number != 0 => self.refused(error.number, error.code.name(), ledger),
                 // RESUME_TOO_OLD, which WELCOME says again; anything fatal is followed by the end of the connection.
                 Frame::Error(error) => {
                     assert!(!error.fatal, "{}: {}", self.name, error.message);
@@ -354,9 +364,12 @@ impl Agent {
                     self.queue_json(&json!({ "v": 1, "type": "ACK", "id": "ack", "ts": 1, "payload": ack }));
                 }
                 Some("ACK") => self.durable(number(&payload["ack_id"]).unwrap(), ledger),
-                Some("BUSY") => self.refused(number(&payload["replyTo"]).unwrap(), ledger),
+                Some("BUSY") => {
+                    let reason = payload["reason"].as_str().unwrap_or_default();
+                    self.refused(number(&payload["replyTo"]).unwrap(), reason, ledger);
+                }
                 Some("ERROR") => match number(&payload["replyTo"]) {
-                    Some(number) => self.refused(number, ledger),
+                    Some(number) => self.refused(number, payload["code"].as_str().unwrap_or_default(), ledger),
                     None => assert_eq!(payload["fatal"], false, "{}: {value}", self.name),
                 },
                 Some("PING") => self.queue_json(&json!({ "type": "PONG", "id": "pong", "payload": payload })),
@@ -385,9 +398,9 @@ impl Agent {
         self.welcome = true;
         ledger.arrived(self.index, arrival, now);
         // Whatever has no outcome is said again, in order and under the same numbers.
-        let again: Vec<(u64, To)> = self.pending.iter().map(|(number, pending)| (*number, pending.to)).collect();
-        for (number, to) in again {
-            self.say_as(number, to, ledger, now);
+        let again: Vec<(u64, Pending)> = self.pending.iter().map(|(number, pending)| (*number, *pending)).collect();
+        for (number, pending) in again {
+            self.say_as(number, pending, ledger, now);
         }
     }
 
@@ -402,8 +415,8 @@ impl Agent {
     ) {
         let unknown = Letter { sender: usize::MAX, number: u64::MAX };
         let letter = letter_of(text).unwrap_or(unknown);
-        let said = to_of(text).map(|to| body(self.seed, letter, to));
-        let genuine = said.as_deref() == Some(text) && from == name_of(letter.sender).as_bytes();
+        let genuine =
+            said(self.seed, letter, text).as_deref() == Some(text) && from == name_of(letter.sender).as_bytes();
         ledger.delivered(self.index, &Delivery { letter, sequence, redelivered, genuine }, now);
     }
 
@@ -414,8 +427,9 @@ impl Agent {
         }
     }
 
-    fn refused(&mut self, number: u64, ledger: &mut Ledger) {
+    fn refused(&mut self, number: u64, reason: &str, ledger: &mut Ledger) {
         self.busy += 1;
+        self.busy_reasons.insert(reason.to_owned());
         self.pending.remove(&number);
         ledger.refused(Letter { sender: self.index, number });
     }

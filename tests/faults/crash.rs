@@ -63,3 +63,23 @@ fn nothing_durable_is_lost_when_the_daemon_is_killed() {
     crashes("batch", total - total / 4, seed, &mut tally, total);
     tally.tell("kill -9, 16 native and 4 JSON agents, 2 shards");
 }
+
+#[test]
+fn a_daemon_that_is_left_alone_keeps_every_promise_to_agents_whose_connections_break() {
+    let seed = dice::seed("left alone");
+    let outside = tempfile::Builder::new().prefix("relay-alone").tempdir().unwrap();
+    let place = Place::new(&outside.path().join("data"), outside.path());
+    std::fs::create_dir(&place.data).unwrap();
+    let mut swarm = Swarm::new(16, 4, place.socket(), seed);
+    let daemon = place.start();
+    for round in 0..8 {
+        swarm.gather();
+        swarm.broadcasts = round > 0;
+        swarm.saturate(32, 1000);
+        swarm.shake();
+        swarm.pace(5);
+        swarm.calm();
+    }
+    daemon.kill();
+    assert!(swarm.ledger.durable >= 8000 && swarm.ledger.second_places == 0);
+}

@@ -104,6 +104,44 @@ impl Place {
         serde_json::from_slice(&out.stdout)
             .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&out.stderr)))
     }
+
+    /// What it says of the store's health: a word, or a sentence with what to do.
+    pub(crate) fn health(&self) -> String {
+        let status = self.status();
+        match &status["store"]["health"] {
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        }
+    }
+
+    /// Asks again and again until the store's health is described like this.
+    pub(crate) fn until_health(&self, what: &str, good: impl Fn(&str) -> bool) -> String {
+        let begun = Instant::now();
+        loop {
+            let health = self.health();
+            if good(&health) {
+                return health;
+            }
+            assert!(begun.elapsed() < PATIENCE, "the store's health is not {what}, but {health}");
+        }
+    }
+
+    /// The file with the messages.
+    pub(crate) fn store(&self) -> PathBuf {
+        let mut folders = vec![self.data.clone()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(&folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.ends_with("store/data.mdb") {
+                    return path;
+                }
+                if path.is_dir() {
+                    folders.push(path);
+                }
+            }
+        }
+        panic!("there is no store below {}", self.data.display());
+    }
 }
 
 /// A running daemon.

@@ -5,9 +5,12 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
 mod agent;
+mod broken_disk;
+mod corrupt;
 mod crash;
 mod daemon;
 mod dice;
+mod disk;
 mod ledger;
 mod ledger_tests;
 mod mount;

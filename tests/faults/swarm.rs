@@ -4,6 +4,7 @@ use crate::agent::{Agent, Dialect, Return};
 use crate::dice::Dice;
 use crate::ledger::{Ledger, Micros, To};
 use rustix::event::{PollFd, PollFlags, Timespec};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,8 @@ pub(crate) struct Swarm {
     begun: Instant,
     /// Messages to everybody may be among the load: everybody is known.
     pub broadcasts: bool,
+    /// Length of the bodies; 0: mixed.
+    pub kibibytes: usize,
 }
 
 impl Swarm {
@@ -31,6 +34,7 @@ impl Swarm {
             socket,
             begun: Instant::now(),
             broadcasts: false,
+            kibibytes: 0,
         }
     }
 
@@ -46,6 +50,21 @@ impl Swarm {
     /// Refusals so far.
     pub(crate) fn busy(&self) -> u64 {
         self.agents.iter().map(|agent| agent.busy).sum()
+    }
+
+    /// Why messages were refused.
+    pub(crate) fn busy_reasons(&self) -> BTreeSet<String> {
+        self.agents.iter().flat_map(|agent| agent.busy_reasons.iter().cloned()).collect()
+    }
+
+    /// Turns until nothing comes any more for a while, and says no more.
+    pub(crate) fn listen_out(&mut self) {
+        let mut silent = 0;
+        while silent < 10 {
+            let before = self.ledger.delivered + self.receipts() + self.busy();
+            self.turn(Duration::from_millis(5));
+            silent = if self.ledger.delivered + self.receipts() + self.busy() == before { silent + 1 } else { 0 };
+        }
     }
 
     fn pending(&self) -> usize {
@@ -125,7 +144,7 @@ impl Swarm {
             To::One((index + 1 + self.dice.below(others) as usize) % self.agents.len())
         };
         let now = self.now();
-        self.agents[index].say(to, &mut self.ledger, now);
+        self.agents[index].say(to, self.kibibytes, &mut self.ledger, now);
     }
 
     /// Keeps `window` messages of each agent on their way until so many more receipts have come.
