@@ -42,8 +42,8 @@ impl Tally {
     /// A cycle is over; long runs say so now and then.
     pub(crate) fn cycle(&mut self, what: &str, of: u64) {
         self.cycles += 1;
-        if self.cycles.is_multiple_of(20) || self.cycles == of {
-            eprintln!("{what}: {} of {of} cycles, {:.0} s", self.cycles, self.begun.elapsed().as_secs_f64());
+        if of <= 60 || self.cycles.is_multiple_of(20) || self.cycles == of {
+            eprintln!("{what}: cycle {} of {of}, {:.0} s", self.cycles, self.begun.elapsed().as_secs_f64());
         }
     }
 
