@@ -4,7 +4,7 @@
 //! floor 6  cli                                  one file a command
 //! floor 5  daemon                               settings, open, spawn, wait, drain
 //! floor 4  shard   writer                       a thread per core; one writer thread
-//! floor 3  uring   mesh   client                the kernel; queues between threads; a blocking client
+//! floor 3  uring   mesh   client   store        the kernel; queues between threads; a blocking client; the disk
 //! floor 2  relay                                the heart: events in, outbox out, nothing else
 //! floor 1  wire                                 bytes to Frame and back, both dialects
 //! floor 0  base                                 words every floor shares
@@ -15,9 +15,12 @@ pub mod base;
 pub mod cli;
 pub mod client;
 pub mod daemon;
+pub mod history;
+pub mod keeper;
 pub mod mesh;
 pub mod relay;
 pub mod shard;
+pub mod store;
 pub mod uring;
 pub mod wire;
 pub mod writer;

@@ -83,14 +83,20 @@ pub const LABELS_REMEMBERED: usize = 4096;
 pub const NUMBERS_REMEMBERED: u64 = 4096;
 /// Runs of messages acknowledged out of order that are told to the writer, per recipient.
 pub const SETTLED_RUNS_MAX: usize = 1024;
+/// Messages owed to one agent, in memory and in the store, when nothing else is said.
+pub const OWED_MESSAGES_MAX: usize = 100_000;
+/// The most of them that an operator may allow.
+pub const OWED_MESSAGES_ALLOWED_MAX: usize = 10_000_000;
 /// Bytes owed to one agent, in memory and in the store, when nothing else is said.
 pub const OWED_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// The most of them that an operator may allow: a quarter of the store's first map.
+pub const OWED_BYTES_ALLOWED_MAX: usize = 16 * 1024 * 1024 * 1024;
 /// Owed messages fetched from the store at once …
 pub const FETCH_MESSAGES_MAX: u32 = 1024;
 /// … and their bytes.
 pub const FETCH_BYTES_MAX: u32 = 512 * 1024;
 /// Refused numbers remembered per native sender, so that a refused message may be sent again under its number.
-pub const REFUSED_REMEMBERED: usize = 1024;
+pub const REFUSED_REMEMBERED: usize = NUMBERS_REMEMBERED as usize;
 
 /// Mail from one shard to another that has not been taken yet.
 pub const LANE_MAILS_MAX: usize = 8192;
@@ -113,6 +119,10 @@ pub const HISTORY_BYTES: usize = 16 * 1024 * 1024;
 pub const HISTORY_BYTES_MAX: usize = 1024 * 1024 * 1024;
 /// Messages the writer keeps in memory.
 pub const HISTORY_MESSAGES_MAX: usize = 262_144;
+/// Requests for owed messages of one shard on their way to the keeper; what is more waits at the shard, one per agent.
+pub const FETCHES_MAX: usize = 1024;
+/// Answers of the keeper that a shard's queue has not taken; while there are so many, nothing more is fetched.
+pub const FETCHES_IN_HAND_MAX: usize = 64;
 /// Questions (status, agents, read) of one shard on their way.
 pub const QUESTIONS_MAX: usize = 1024;
 

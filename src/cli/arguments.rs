@@ -12,11 +12,6 @@ const NOT_YET: &[(&str, &str)] = &[
     ("--tls-key", "there is no TLS yet; listen on the Unix socket or on loopback"),
     ("--tls-ca", "there is no TLS yet; listen on the Unix socket or on loopback"),
     ("--tls-mutual", "there is no TLS yet; listen on the Unix socket or on loopback"),
-    (
-        "--retention",
-        "there is no store yet; AGENT_RELAY_RETENTION_DAYS and retention.days in relay.toml shorten the 7 days for which messages are owed",
-    ),
-    ("--db-key", "there is no store yet, so nothing to encrypt"),
     ("--require-auth", "there is no authentication yet; the socket admits its owner alone"),
 ];
 

@@ -3,7 +3,7 @@
 use super::print::{self, Style};
 use super::{Failure, up};
 use crate::daemon::paths::Place;
-use crate::daemon::settings::{Flags, Resolved, Settings, Shape};
+use crate::daemon::settings::{DAYS_MAX, Flags, Resolved, Settings, Shape, UNLIMITED};
 use argh::{ArgsInfo, FromArgs};
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -62,6 +62,8 @@ fn row(setting: &Resolved) -> Vec<String> {
         Shape::Choice(words) => words.join("|"),
         Shape::Path => "a path".to_owned(),
         Shape::Addresses => "loopback".to_owned(),
+        Shape::Days => format!("1 to {DAYS_MAX}, or {UNLIMITED}"),
+        Shape::Key => "a key file".to_owned(),
     };
     vec![
         setting.record.key.to_owned(),
@@ -81,6 +83,8 @@ fn as_json(settings: &Settings) -> Value {
             let record = setting.record;
             let typed = |text: &str| match record.shape {
                 Shape::Number { .. } => text.parse::<u64>().map_or(Value::Null, Value::from),
+                // A number, or the word for no end.
+                Shape::Days => text.parse::<u64>().map_or_else(|_| Value::from(text), Value::from),
                 _ => Value::from(text),
             };
             let value = match record.shape {
@@ -98,8 +102,12 @@ fn as_json(settings: &Settings) -> Value {
                     entry["minimum"] = json!(min);
                     entry["maximum"] = json!(max);
                 }
+                Shape::Days => {
+                    entry["minimum"] = json!(1);
+                    entry["maximum"] = json!(DAYS_MAX);
+                }
                 Shape::Choice(words) => entry["choices"] = json!(words),
-                Shape::Path | Shape::Addresses => {}
+                Shape::Path | Shape::Addresses | Shape::Key => {}
             }
             entry
         })

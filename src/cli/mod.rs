@@ -8,12 +8,18 @@ mod bench;
 mod config;
 mod doctor;
 mod down;
+mod filter;
+mod history;
+mod import;
+mod keygen;
 mod launch;
 mod listen;
 mod print;
 mod read;
 mod send;
 mod status;
+mod store_check;
+mod stored;
 mod talk;
 mod up;
 
@@ -53,9 +59,12 @@ enum Command {
     Send(send::Send),
     Listen(listen::Listen),
     Read(read::Read),
+    History(history::History),
     Doctor(doctor::Doctor),
     Bench(bench::Bench),
     Config(config::Config),
+    Keygen(keygen::Keygen),
+    Import(import::Import),
 }
 
 /// Why a command ends other than well.
@@ -127,9 +136,12 @@ fn run(arguments: &[String]) -> Result<(), Failure> {
         Parsed::Command(Command::Send(command)) => send::run(&command),
         Parsed::Command(Command::Listen(command)) => listen::run(&command),
         Parsed::Command(Command::Read(command)) => read::run(&command),
+        Parsed::Command(Command::History(command)) => history::run(&command),
         Parsed::Command(Command::Doctor(command)) => doctor::run(&command),
         Parsed::Command(Command::Bench(command)) => bench::run(&command),
         Parsed::Command(Command::Config(command)) => config::run(command),
+        Parsed::Command(Command::Keygen(command)) => keygen::run(&command),
+        Parsed::Command(Command::Import(command)) => import::run(&command),
     }
 }
 

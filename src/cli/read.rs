@@ -17,7 +17,7 @@ use std::time::Duration;
     help_triggers("-h", "--help"),
     example = "relay read 4f1c
 relay read 4f1c2b9a --json",
-    note = "This version remembers messages in memory only: the oldest leave first, and none outlives the daemon."
+    note = "Messages are kept as long as the retention time says; `relay history` lists them."
 )]
 pub(super) struct Read {
     /// the message's id, or the beginning of it as long as no other message has the same

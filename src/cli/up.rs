@@ -51,9 +51,15 @@ pub(super) struct Up {
     /// how shards wait: auto, uring, epoll
     #[argh(option, arg_name = "driver")]
     backend: Option<String>,
-    /// batch, strict or relaxed; this version keeps messages in memory, so it only says so
+    /// when messages are on disk: batch, strict or relaxed
     #[argh(option, arg_name = "mode")]
     durability: Option<String>,
+    /// how long messages are kept and owed to absent agents: 30d, 4w, unlimited (default: 7 days)
+    #[argh(option, arg_name = "time")]
+    retention: Option<String>,
+    /// file with the key that encrypts the store; `relay keygen` makes one
+    #[argh(option, arg_name = "file")]
+    db_key: Option<PathBuf>,
     /// accepted for the sake of scripts: there is no dashboard yet
     #[argh(switch, hidden_help)]
     #[expect(dead_code, reason = "there is nothing to switch off yet")]
@@ -74,8 +80,10 @@ impl Up {
             ("log.format", &self.log_format),
             ("backend", &self.backend),
             ("persistence.durability", &self.durability),
+            ("retention.days", &self.retention),
         ];
         values.extend(single.into_iter().filter_map(|(key, value)| Some((key, value.clone()?))));
+        values.extend(self.db_key.iter().map(|path| ("persistence.db_key", path.display().to_string())));
         Flags { place, config: self.config.clone(), values }
     }
 }
@@ -95,15 +103,23 @@ pub(super) fn run(command: Up) -> Result<(), Failure> {
         // A session of its own: the terminal that started it may close. Fails only where that is so already.
         let _ = rustix::process::setsid();
     }
+    let store = store_line(&settings);
     crate::daemon::run(settings, |ready| {
         // Whoever started it may have gone away since: that is no reason to stop.
-        let _ = print::out(&greeting(ready));
+        let _ = print::out(&greeting(ready, &store));
     })
     .map_err(Failure::failed)
 }
 
+/// Where messages are kept, and which failure they survive.
+fn store_line(settings: &Settings) -> String {
+    let (path, durability) = (settings.layout.store_folder(), settings.durability);
+    let encrypted = if settings.db_key.is_some() { ", encrypted" } else { "" };
+    format!("  store   {}{encrypted}\n          {}: {}\n", path.display(), durability.name(), durability.survives())
+}
+
 /// What the operator reads when every listener is open.
-fn greeting(ready: &Ready) -> String {
+fn greeting(ready: &Ready, store: &str) -> String {
     let mut text = format!("relay {} is up, pid {}\n", env!("CARGO_PKG_VERSION"), std::process::id());
     text += &format!("  socket  {}\n", ready.socket.display());
     for address in &ready.listen {
@@ -119,7 +135,7 @@ fn greeting(ready: &Ready) -> String {
             text += &format!("          {fallback}\n");
         }
     }
-    text += "  store   memory: messages outlive slow and absent readers, not this process\n";
+    text += store;
     for note in &ready.notes {
         text += &format!("  note    {note}\n");
     }

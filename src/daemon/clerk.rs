@@ -2,14 +2,16 @@
 //! between signals. It asks one shard at a time for one part of its list, so no shard's turn grows with the fleet.
 
 use super::presence::{Presence, time_of};
-use super::settings::Settings;
+use super::settings::{Durability, Settings};
+use super::storage::StorageGauges;
+use crate::store::Store;
+use crate::base::tier::Entitlement;
 use crate::base::name::is_internal;
 use crate::base::{CloseReason, RefuseReason, SessionId, ShardId};
 use crate::mesh::{Answered, ClerkPost, Mesh, Notice, ShardGauges};
 use crate::relay::{AgentRow, CensusPart, CensusTicket, Gauges, Question};
 use crate::shard::Bells;
 use crate::wire::QueryKind;
-use crate::writer;
 use serde_json::{Map, Value, json};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -30,7 +32,8 @@ pub(super) struct Facts {
     pub(super) listen: Vec<String>,
     pub(super) cpus: Vec<usize>,
     pub(super) reports: Vec<crate::uring::Report>,
-    pub(super) writer: Arc<writer::Gauges>,
+    pub(super) store: Store,
+    pub(super) storage: StorageGauges,
 }
 
 pub(super) struct Clerk {
@@ -248,10 +251,10 @@ impl Clerk {
             "uptime_s": uptime.as_secs(),
             "socket": self.settings.layout.socket,
             "listen": self.facts.listen,
-            "store": "memory",
+            "store": self.store_status(),
             "durability": {
-                "mode": self.settings.durability,
-                "survives": "slow readers, absent readers and lost connections; not the end of this process",
+                "mode": self.settings.durability.name(),
+                "survives": survives(self.settings.durability),
             },
             "tier": "unlimited",
             "agents": { "connected": sum(|heart| u64::from(heart.live)), "known": sum(|heart| u64::from(heart.known)), "max": null },
@@ -272,13 +275,54 @@ impl Clerk {
             "shards": shards,
             "writer": {
                 "queued": (0..self.mesh.shards()).map(|shard| self.mesh.batches_waiting(ShardId(shard))).sum::<usize>(),
-                "committed": self.facts.writer.committed.load(Ordering::Relaxed),
-                "history_messages": self.facts.writer.history_messages.load(Ordering::Relaxed),
-                "history_bytes": self.facts.writer.history_bytes.load(Ordering::Relaxed),
+                "committed": self.facts.storage.writer.committed.load(Ordering::Relaxed),
+                "messages": self.facts.storage.writer.messages.load(Ordering::Relaxed),
+                "commits": self.facts.storage.writer.commits.load(Ordering::Relaxed),
+                "pending": self.facts.storage.writer.pending.load(Ordering::Relaxed),
             },
             "closes": closes,
             "refusals": refusals,
             "clock_warning": self.clock_warning(uptime),
+        })
+    }
+
+    /// The store, its health, and how far its threads have got.
+    fn store_status(&self) -> Value {
+        let (writer, keeper) = (&self.facts.storage.writer, &self.facts.storage.keeper);
+        let trouble = writer.trouble.lock().clone();
+        let health = match &trouble {
+            None => json!({ "ok": true, "problem": null, "since_ms": null, "sentence": null }),
+            Some(trouble) => json!({
+                "ok": false,
+                "problem": trouble.kind,
+                "since_ms": trouble.since_ms,
+                "sentence": trouble.sentence,
+            }),
+        };
+        let (file_bytes, used_bytes) = self.facts.store.file_bytes().unwrap_or_default();
+        let (first, last) = (self.facts.store.first_segment().ok(), self.facts.store.last_segment().ok());
+        let applied = keeper.applied.load(Ordering::Relaxed);
+        let swept_at_ms = keeper.swept_at_ms.load(Ordering::Relaxed);
+        let entitlement = Entitlement::UNLIMITED;
+        json!({
+            "path": self.facts.store.folder(),
+            "durability": self.settings.durability.name(),
+            "encrypted": self.facts.store.is_encrypted(),
+            "file_bytes": file_bytes,
+            "used_bytes": used_bytes,
+            "first_segment": first,
+            "last_segment": last,
+            "unindexed_segments": keeper.unindexed_segments.load(Ordering::Relaxed),
+            "checkpoint_lag_segments": last.map(|last| last.saturating_sub(applied)),
+            "health": health,
+            "pending_records": writer.pending.load(Ordering::Relaxed),
+            "fetched_messages": keeper.fetched_messages.load(Ordering::Relaxed),
+            "upkeep_failures": keeper.failures.load(Ordering::Relaxed),
+            "retention_days": self.settings.retention_days,
+            "retention_max_days": entitlement.retention_days_max,
+            "tier": entitlement.tier,
+            "swept_messages": keeper.swept_messages.load(Ordering::Relaxed),
+            "last_sweep_ms": (swept_at_ms > 0).then_some(swept_at_ms),
         })
     }
 
@@ -299,6 +343,7 @@ impl Clerk {
             "bytes_out": shard.bytes_out,
             "waiting_messages": heart.waiting_messages,
             "waiting_bytes": heart.waiting_bytes,
+            "resident_bytes": heart.resident_bytes,
             "topics": heart.topics,
             "grace": heart.grace,
             "lane_hold": shard.lane_hold,
@@ -312,6 +357,21 @@ impl Clerk {
         let expected = self.facts.started_at_ms as i128 + uptime.as_millis() as i128;
         let drift_s = (i128::from(wall_ms()) - expected) / 1_000;
         (drift_s.abs() > 60).then(|| format!("the wall clock has jumped by {drift_s} s since the start"))
+    }
+}
+
+/// Which failure what has a durable receipt survives, and what has none.
+fn survives(durability: Durability) -> &'static str {
+    match durability {
+        Durability::Relaxed => {
+            "a durable receipt survives a kill and a power loss, and comes up to a second late; what has none yet \
+             (at most the last second) is lost with the process"
+        }
+        Durability::Batch => {
+            "a durable receipt survives a kill and a power loss; what has none yet (at most the last 50 ms) is lost with \
+             the process"
+        }
+        Durability::Strict => "whatever was delivered, and whatever has a durable receipt, survives a kill and a power loss",
     }
 }
 

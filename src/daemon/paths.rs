@@ -176,6 +176,11 @@ impl Layout {
         self.folder.join("logs").join("relay.log")
     }
 
+    /// The store's folder.
+    pub fn store_folder(&self) -> PathBuf {
+        self.folder.join("store")
+    }
+
     /// Settings of this project.
     pub fn settings_file(&self) -> PathBuf {
         self.folder.join("relay.toml")

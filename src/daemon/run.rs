@@ -2,7 +2,8 @@
 
 use super::clerk::{Clerk, Facts, wall_ms};
 use super::logs::Logs;
-use super::settings::{Backend, Settings};
+use super::settings::{Backend, Durability, Settings};
+use super::storage::{Storage, StorageBells, StorageError, StorageGauges, StorageThreads};
 use super::{cpus, lock, notify, paths};
 use crate::base::limits::KNOWN_AGENTS_MAX;
 use crate::base::tier::Entitlement;
@@ -11,15 +12,13 @@ use crate::mesh::Mesh;
 use crate::relay::{self, Bounds};
 use crate::shard::{self, Bells, Shard};
 use crate::uring::{self, Driver, Report, Waker};
-use crate::writer::{self, Writer};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
@@ -55,6 +54,9 @@ pub enum DaemonError {
         /// What the kernel said.
         error: io::Error,
     },
+    /// The store cannot be used.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
     /// The kernel refused something else.
     #[error("cannot {act}: {error}")]
     System {
@@ -92,6 +94,7 @@ pub fn run(settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), DaemonE
     settings.layout.write_project_file(jiff::Timestamp::now()).map_err(cannot("write .project"))?;
     let colour = rustix::termios::isatty(io::stderr());
     let logs = Logs::start(&settings.log_level, settings.log_format, colour);
+    let mut storage = Storage::open(&settings, (wall_ms() / 1_000) as u32)?;
     let socket_file = if inherited.unix.is_empty() { Some(lock.bind(&settings.layout.socket)?) } else { None };
     let mut tcp = inherited.tcp;
     for address in &settings.listen {
@@ -113,25 +116,16 @@ pub fn run(settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), DaemonE
     let mesh = Arc::new(Mesh::new(shards));
     let choice = cpus::choose(usize::from(shards));
     let lone = || Waker::lone().map_err(cannot("make an eventfd"));
-    let (writer_bell, clerk_bell) = (lone()?, lone()?);
+    let clerk_bell = lone()?;
+    let storage_bells = StorageBells::new().map_err(cannot("make an eventfd"))?;
     let signals = Arc::new(AtomicU32::new(0));
     watch_signals(signals.clone(), clerk_bell.clone())?;
 
-    let started = Shards::start(&settings, &mesh, &choice.cpus, &listeners, &writer_bell, &clerk_bell)?;
+    let started = Shards::start(&settings, &mut storage, &mesh, &choice.cpus, &listeners, &storage_bells, &clerk_bell)?;
     drop(listeners);
-    let writer_stop = Arc::new(AtomicBool::new(false));
-    let writer_gauges = Arc::new(writer::Gauges::default());
-    let writer = Writer::new(
-        &writer::Options { history_bytes_max: settings.limits.history_bytes },
-        mesh.clone(),
-        writer_bell.clone(),
-        started.bells.shards.clone(),
-        writer_gauges.clone(),
-        writer_stop.clone(),
-    );
-    let writer =
-        Builder::new().name("relay-writer".into()).spawn(|| writer.run()).map_err(cannot("start the writer"))?;
-
+    let gauges = StorageGauges::default();
+    let shard_bells = started.bells.shards.clone();
+    let threads = StorageThreads::start(&storage, &settings, &mesh, storage_bells, shard_bells, &gauges)?;
     let mut notes = settings.warnings.clone();
     notes.extend(choice.note);
     let facts = Facts {
@@ -140,7 +134,8 @@ pub fn run(settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), DaemonE
         listen: listen.clone(),
         cpus: choice.cpus.clone(),
         reports: started.reports.clone(),
-        writer: writer_gauges,
+        store: storage.store.clone(),
+        storage: gauges,
     };
     let socket = settings.layout.socket.clone();
     let clerk = Clerk::new(mesh.clone(), started.bells.clone(), settings, facts);
@@ -155,10 +150,8 @@ pub fn run(settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), DaemonE
                 tracing::error!("a shard ended by panic");
             }
         }
-        writer_stop.store(true, Ordering::Release);
-        writer_bell.wake();
-        let _ = writer.join();
     }
+    threads.stop();
     let dropped = logs.dropped();
     if dropped > 0 {
         tracing::warn!(dropped, "log lines were dropped because standard error was slow");
@@ -222,21 +215,22 @@ impl Shards {
     /// Starts one thread a shard. Drivers are made on their own threads; nobody turns before all are there.
     fn start(
         settings: &Settings,
+        storage: &mut Storage,
         mesh: &Arc<Mesh>,
         cpus: &[usize],
         listeners: &[OwnedFd],
-        writer_bell: &Waker,
+        storage_bells: &StorageBells,
         clerk_bell: &Waker,
     ) -> Result<Shards, DaemonError> {
         let seeds = Seeds::draw()?;
-        let epoch = next_epoch(&settings.layout.folder.join("epoch"), (wall_ms() / 1_000) as u32)
-            .map_err(cannot("write down the epoch of this start"))?;
+        let mut rows = storage.take_rows(seeds.names, settings.cores).into_iter();
         let (mut threads, mut bells_out, mut wakers, mut reports) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for index in 0..settings.cores {
             let failed = |error| DaemonError::Shard { shard: index, error };
             let own: Vec<OwnedFd> =
                 listeners.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>().map_err(failed)?;
-            let options = shard_options(settings, index, epoch, &seeds);
+            let options = shard_options(settings, index, storage.epoch, &seeds);
+            let rows = rows.next().unwrap_or_default();
             let driver_options = driver_options(settings);
             let (mesh, cpu) = (mesh.clone(), cpus.get(usize::from(index)).copied());
             let (made_in, made) = mpsc::sync_channel::<io::Result<(Waker, Report)>>(1);
@@ -254,7 +248,7 @@ impl Shards {
                 let _ = made_in.send(Ok((driver.waker(), driver.report().clone())));
                 // No bells: another shard failed, and so the daemon does not start.
                 let Ok(bells) = bells.recv() else { return };
-                if let Err(error) = Shard::new(options, driver, mesh, bells, own).run() {
+                if let Err(error) = Shard::new(options, rows, driver, mesh, bells, own).run() {
                     tracing::error!(shard = index, %error, "a shard's driver failed; the daemon cannot go on");
                     std::process::abort();
                 }
@@ -267,7 +261,12 @@ impl Shards {
             reports.push(report);
             bells_out.push(bells_in);
         }
-        let bells = Bells { shards: wakers, writer: writer_bell.clone(), clerk: clerk_bell.clone() };
+        let bells = Bells {
+            shards: wakers,
+            writer: storage_bells.writer.clone(),
+            clerk: clerk_bell.clone(),
+            keeper: storage_bells.keeper.clone(),
+        };
         for sender in bells_out {
             let _ = sender.send(bells.clone());
         }
@@ -275,27 +274,14 @@ impl Shards {
     }
 }
 
-/// A number greater than that of every earlier start, on disk before any listener is served: sequences of two starts
-/// must never be mistaken for each other. It is the time, unless starts come faster than seconds or the clock went back.
-fn next_epoch(path: &Path, seconds: u32) -> io::Result<u32> {
-    let last = std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u32>().ok()).unwrap_or(0);
-    let epoch = seconds.max(last.saturating_add(1));
-    paths::replace_file(path, format!("{epoch}\n").as_bytes())?;
-    std::fs::File::open(path)?.sync_all()?;
-    if let Some(folder) = path.parent() {
-        std::fs::File::open(folder)?.sync_all()?;
-    }
-    Ok(epoch)
-}
-
-/// A shard that breaks a law takes the process with it: going on without it would lose messages quietly.
-fn abort_on_panic(body: impl FnOnce() + Send + 'static) -> impl FnOnce() + Send + 'static {
-    move || {
+/// A thread that breaks a law takes the process with it: going on without it would lose messages quietly.
+pub(super) fn abort_on_panic(body: impl FnOnce() + Send + 'static) -> Box<dyn FnOnce() + Send> {
+    Box::new(move || {
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err() {
-            tracing::error!("a shard broke one of its own laws; the daemon stops");
+            tracing::error!("a thread broke one of its own laws; the daemon stops");
             std::process::abort();
         }
-    }
+    })
 }
 
 /// Random numbers of this run.
@@ -332,7 +318,8 @@ fn shard_options(settings: &Settings, index: u16, epoch: u32, seeds: &Seeds) -> 
         in_flight_max: limits.in_flight,
         in_flight_bytes_max: limits.in_flight_bytes,
         waiting_bytes_max: limits.waiting_bytes,
-        waiting_messages_max: limits.waiting_messages,
+        waiting_messages_max: limits.owed_messages,
+        owed_bytes_max: limits.owed_bytes,
         retention: Mono::ms(u64::from(settings.retention_days) * 24 * 3_600_000),
         messages_per_second: limits.messages_per_second_per_connection,
         burst: limits.burst_per_connection,
@@ -346,6 +333,7 @@ fn shard_options(settings: &Settings, index: u16, epoch: u32, seeds: &Seeds) -> 
             name_seed: seeds.names,
             token_seed: seeds.tokens_of(index),
             bounds,
+            strict: settings.durability == Durability::Strict,
             entitlement: Entitlement::UNLIMITED,
         },
         owner_uid: rustix::process::getuid().as_raw(),
@@ -363,21 +351,5 @@ fn driver_options(settings: &Settings) -> uring::Options {
             Backend::Epoll => uring::Backend::Epoll,
         },
         ..uring::Options::default()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_start_has_a_greater_epoch_whatever_the_clock_says() {
-        let folder = tempfile::tempdir().expect("a temporary directory");
-        let path = folder.path().join("epoch");
-        let epochs: Vec<u32> =
-            [100, 100, 50, 200, 0].iter().map(|seconds| next_epoch(&path, *seconds).expect("writable")).collect();
-        assert_eq!(epochs, [100, 101, 102, 200, 201]);
-        std::fs::write(&path, "not a number").expect("writable");
-        assert_eq!(next_epoch(&path, 300).expect("writable"), 300);
     }
 }

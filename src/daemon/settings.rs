@@ -3,8 +3,10 @@
 
 use super::paths::{Environment, Layout, PathError, Place};
 use super::settings_file::{self, FileValue};
-pub use super::settings_records::{CORES_MAX, LISTEN_MAX, RECORDS, Record, Shape};
+use super::settings_key::KeyText;
+pub use super::settings_records::{CORES_MAX, DAYS_MAX, LISTEN_MAX, RECORDS, Record, Shape, UNLIMITED, days_of};
 use super::{cpus, paths};
+use crate::base::tier::Entitlement;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -127,6 +129,16 @@ pub enum SettingsError {
         /// What it asks for.
         what: &'static str,
     },
+    /// The storage key cannot be had.
+    #[error("cannot read the storage key {path} (from {origin}): {reason}")]
+    Key {
+        /// The file.
+        path: String,
+        /// Where it was named.
+        origin: Source,
+        /// Why not, and what to do.
+        reason: String,
+    },
     /// A place cannot be used.
     #[error(transparent)]
     Place(#[from] PathError),
@@ -169,14 +181,16 @@ pub struct Settings {
     pub log_level: String,
     /// How log lines look.
     pub log_format: LogFormat,
-    /// `batch`, `strict` or `relaxed`; shown, since nothing is on disk in this version.
-    pub durability: String,
+    /// What a receipt and a delivery wait for.
+    pub durability: Durability,
     /// The writer's clock.
     pub flush_interval_ms: u64,
     /// The writer's trigger.
     pub max_batch_size: usize,
-    /// How long messages are owed.
+    /// How long messages are kept and owed; what was asked for, until [`Settings::keep_within`].
     pub retention_days: u32,
+    /// What encrypts the store; none: it is plain.
+    pub db_key: Option<KeyText>,
     /// Bounds.
     pub limits: Limits,
     /// Every setting with its provenance, in the order of [`RECORDS`].
@@ -185,6 +199,48 @@ pub struct Settings {
     pub file: Option<PathBuf>,
     /// What the operator should be told at start.
     pub warnings: Vec<String>,
+}
+
+/// When what was accepted is on disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Durability {
+    /// A durable receipt follows the commit, which is synced; delivery does not wait for it.
+    Batch,
+    /// Delivery waits for the commit too.
+    Strict,
+    /// Commits are synced once a second.
+    Relaxed,
+}
+
+impl Durability {
+    /// The one of this name.
+    pub fn of(name: &str) -> Option<Durability> {
+        [Durability::Batch, Durability::Strict, Durability::Relaxed].into_iter().find(|known| known.name() == name)
+    }
+
+    /// Its name, as it is set.
+    pub fn name(self) -> &'static str {
+        match self {
+            Durability::Batch => "batch",
+            Durability::Strict => "strict",
+            Durability::Relaxed => "relaxed",
+        }
+    }
+
+    /// Which failure it survives, in one sentence.
+    pub fn survives(self) -> &'static str {
+        match self {
+            Durability::Batch => {
+                "what has a durable receipt survives kill and power loss; delivery does not wait for the disk"
+            }
+            Durability::Strict => {
+                "what was delivered or has a durable receipt survives kill and power loss; delivery waits for the disk"
+            }
+            Durability::Relaxed => {
+                "a kill or a power cut loses at most the last second; delivery does not wait for the disk"
+            }
+        }
+    }
 }
 
 /// How a shard waits for its sockets.
@@ -216,10 +272,10 @@ pub struct Limits {
     pub in_flight: u32,
     pub in_flight_bytes: usize,
     pub waiting_bytes: usize,
-    pub waiting_messages: usize,
+    pub owed_messages: usize,
+    pub owed_bytes: usize,
     pub subscriptions: usize,
     pub known_agents: usize,
-    pub history_bytes: usize,
     /// 0: off.
     pub messages_per_second_per_connection: u32,
     pub burst_per_connection: u32,
@@ -232,7 +288,6 @@ const NOT_YET_VARIABLES: &[(&str, &str)] = &[
     ("AGENT_RELAY_TLS_KEY", "TLS"),
     ("AGENT_RELAY_TLS_CA", "TLS"),
     ("AGENT_RELAY_TLS_MUTUAL", "TLS"),
-    ("AGENT_RELAY_DB_KEY", "encryption of stored messages"),
 ];
 
 impl Settings {
@@ -256,14 +311,53 @@ impl Settings {
             let place = Place { socket: Some(layout.folder.join(path)), ..flags.place.clone() };
             layout = Layout::of(&place, environment)?;
         }
+        let mut warnings = Vec::new();
+        let key = find(&resolved, "persistence.db_key");
+        let db_key = match (&key.source, key.values.first()) {
+            (_, None) => None,
+            (Source::Environment(_), Some(text)) => Some(KeyText::new(text)),
+            (source, Some(path)) => {
+                // One named in the file is seen from the file's project folder.
+                let from_file = matches!(source, Source::File { .. });
+                let path = if from_file { layout.folder.join(path) } else { PathBuf::from(path) };
+                let refused = |error: std::io::Error| SettingsError::Key {
+                    path: path.display().to_string(),
+                    origin: source.clone(),
+                    reason: error.to_string(),
+                };
+                let (key, open_to_others) = KeyText::read(&path).map_err(refused)?;
+                if open_to_others {
+                    warnings.push(format!("the storage key {0} can be read by others; chmod 600 {0}", path.display()));
+                }
+                Some(key)
+            }
+        };
         for entry in &mut resolved {
             match entry.record.key {
+                // Neither the key nor where it lies is anybody's business.
+                "persistence.db_key" if !entry.values.is_empty() => entry.values = vec!["set".to_owned()],
                 "data_dir" => entry.values = vec![layout.base.display().to_string()],
                 "socket" => entry.values = vec![layout.socket.display().to_string()],
                 _ => {}
             }
         }
-        Settings::assemble(layout, resolved, file)
+        let settings = Settings::assemble(layout, resolved, file)?;
+        Ok(Settings { db_key, warnings, ..settings })
+    }
+
+    /// Lowers the retention to what `entitlement` allows, and says so among the warnings if more was asked for.
+    pub fn keep_within(&mut self, entitlement: &Entitlement) {
+        let days = entitlement.retention_days(self.retention_days);
+        if days < self.retention_days {
+            let asked = find(&self.resolved, "retention.days");
+            let value = asked.values.first().map_or(UNLIMITED, String::as_str);
+            let unit = if value == UNLIMITED { "" } else { " days" };
+            self.warnings.push(format!(
+                "retention of {value}{unit} (from {}) is lowered to {days} days, the most that the {} tier allows",
+                asked.source, entitlement.tier
+            ));
+            self.retention_days = days;
+        }
     }
 
     fn assemble(layout: Layout, resolved: Vec<Resolved>, file: Option<PathBuf>) -> Result<Settings, SettingsError> {
@@ -279,24 +373,16 @@ impl Settings {
             }
             addresses.push(address);
         }
-        let mut warnings = Vec::new();
-        let durability = find(&resolved, "persistence.durability");
-        if durability.source != Source::Default {
-            warnings.push(format!(
-                "durability = {} (from {}) changes nothing yet: this version keeps messages in memory, and none outlives the daemon",
-                durability.values[0], durability.source
-            ));
-        }
         let limits = Limits {
             connections: size("limits.connections"),
             half_open: size("limits.half_open"),
             in_flight: number("limits.in_flight") as u32,
             in_flight_bytes: size("limits.in_flight_bytes"),
             waiting_bytes: size("limits.waiting_bytes"),
-            waiting_messages: size("limits.waiting_messages"),
+            owed_messages: size("limits.owed_messages"),
+            owed_bytes: size("limits.owed_bytes"),
             subscriptions: size("limits.subscriptions"),
             known_agents: size("limits.known_agents"),
-            history_bytes: size("limits.history_bytes"),
             messages_per_second_per_connection: number("limits.messages_per_second_per_connection") as u32,
             burst_per_connection: number("limits.burst_per_connection") as u32,
         };
@@ -311,14 +397,15 @@ impl Settings {
             },
             log_level: text("log.level"),
             log_format: if text("log.format") == "json" { LogFormat::Json } else { LogFormat::Text },
-            durability: text("persistence.durability"),
+            durability: Durability::of(&text("persistence.durability")).expect("resolve() let only its names through"),
             flush_interval_ms: number("persistence.flush_interval_ms"),
             max_batch_size: size("persistence.max_batch_size"),
-            retention_days: number("retention.days") as u32,
+            retention_days: days_of(&text("retention.days")).expect("resolve() let only such times through"),
+            db_key: None,
             limits,
             resolved,
             file,
-            warnings,
+            warnings: Vec::new(),
         })
     }
 }
@@ -354,7 +441,7 @@ fn resolve(
         "socket" => given.extend(flags.place.socket.iter().map(|path| path.display().to_string())),
         _ => {}
     }
-    let (source, values) = if let (Some(flag), false) = (record.flag, given.is_empty()) {
+    let (source, mut values) = if let (Some(flag), false) = (record.flag, given.is_empty()) {
         (Source::Flag(flag), given)
     } else if let Some((variable, value)) =
         record.environment.and_then(|variable| Some((variable, environment.value(variable)?)))
@@ -369,6 +456,12 @@ fn resolve(
     for value in &values {
         check(record, value, &source)?;
     }
+    if matches!(record.shape, Shape::Days) {
+        // 30d, 4w and 720h are one value: so many days.
+        for value in values.iter_mut().filter(|value| *value != UNLIMITED) {
+            *value = days_of(value).map_or_else(String::new, |days| days.to_string());
+        }
+    }
     if values.len() > LISTEN_MAX {
         let expected = format!("a list of at most {LISTEN_MAX}");
         return Err(SettingsError::Value { key: record.key, found: values.join(", "), origin: source, expected });
@@ -380,7 +473,8 @@ fn check(record: &'static Record, value: &str, source: &Source) -> Result<(), Se
     let good = match record.shape {
         Shape::Number { min, max } => value.parse::<u64>().is_ok_and(|number| (min..=max).contains(&number)),
         Shape::Choice(words) => words.contains(&value),
-        Shape::Path => !value.is_empty(),
+        Shape::Path | Shape::Key => !value.is_empty(),
+        Shape::Days => days_of(value).is_some(),
         Shape::Addresses => value.parse::<SocketAddr>().is_ok(),
     };
     if good {
@@ -430,10 +524,11 @@ mod tests {
         assert_eq!(settings.limits.in_flight, limits::IN_FLIGHT_MAX);
         assert_eq!(settings.limits.in_flight_bytes, limits::IN_FLIGHT_BYTES_MAX);
         assert_eq!(settings.limits.waiting_bytes, limits::WAITING_BYTES_MAX);
-        assert_eq!(settings.limits.waiting_messages, limits::WAITING_MESSAGES_MAX);
+        assert_eq!(settings.limits.owed_messages, limits::OWED_MESSAGES_MAX);
+        assert_eq!(settings.limits.owed_bytes, limits::OWED_BYTES_MAX);
         assert_eq!(settings.limits.subscriptions, limits::SUBSCRIPTIONS_MAX);
         assert_eq!(settings.limits.known_agents, limits::KNOWN_AGENTS_MAX);
-        assert_eq!(settings.limits.history_bytes, limits::HISTORY_BYTES);
+        assert!(settings.db_key.is_none() && settings.durability == Durability::Batch);
         assert_eq!(settings.flush_interval_ms * 1_000_000, limits::WRITER_FLUSH);
         assert_eq!(settings.max_batch_size, limits::WRITER_TRIGGER_RECORDS);
         assert_eq!(u64::from(settings.retention_days) * 24 * 3_600_000_000_000, limits::RETENTION);
@@ -496,9 +591,82 @@ mod tests {
     }
 
     #[test]
-    fn an_asked_for_durability_is_answered_with_the_truth() {
-        let settings = read(&[("persistence.durability", "strict")], &Environment::default(), "").unwrap();
-        assert!(settings.warnings[0].contains("none outlives the daemon"), "{:?}", settings.warnings);
+    fn retention_is_asked_for_in_days_weeks_or_hours_and_lowered_to_the_tier() {
+        let days = |text: &str| read(&[("retention.days", text)], &Environment::default(), "").unwrap().retention_days;
+        assert_eq!(["30", "30d", "4w", "36h", "P2D"].map(days), [30, 30, 28, 2, 2]);
+        assert_eq!(days("unlimited"), DAYS_MAX);
+        for text in ["0", "0d", "-3d", "1y", "40000", "soon", "", "99999999999999w"] {
+            let refused = refusal(&[("retention.days", text)], "");
+            assert!(refused.contains("from 1 to 36500 days"), "{text}: {refused}");
+        }
+        let [community, pro, ..] = Entitlement::TIERS;
+        let mut settings = read(&[("retention.days", "120d")], &Environment::default(), "").unwrap();
+        settings.keep_within(&Entitlement::UNLIMITED);
+        assert_eq!((settings.retention_days, settings.warnings.len()), (120, 0));
+        settings.keep_within(&pro);
+        assert_eq!(settings.retention_days, 90);
+        assert_eq!(
+            settings.warnings,
+            ["retention of 120 days (from --retention) is lowered to 90 days, the most that the pro tier allows"]
+        );
+        let mut settings = read(&[], &Environment::default(), "").unwrap();
+        settings.keep_within(&community);
+        assert_eq!((settings.retention_days, settings.warnings.len()), (7, 0));
+    }
+
+    #[test]
+    fn the_storage_key_is_a_file_or_a_text_and_is_never_shown() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("relay.key");
+        std::fs::write(
+            &path,
+            "the secret
+",
+        )
+        .unwrap();
+        let flag = [("persistence.db_key", path.to_str().unwrap())];
+        let file = format!(
+            "[persistence]
+db_key = \"{}\"
+",
+            path.display()
+        );
+        let environment = Environment::of([("AGENT_RELAY_DB_KEY", "another secret")]);
+        let cases = [
+            (read(&flag, &environment, ""), "the secret", "--db-key"),
+            (read(&[], &environment, &file), "another secret", "AGENT_RELAY_DB_KEY"),
+            (read(&[], &Environment::default(), &file), "the secret", "relay.toml:2"),
+        ];
+        for (settings, text, source) in cases {
+            let settings = settings.unwrap();
+            assert_eq!(settings.db_key.as_ref().unwrap().reveal(), text);
+            assert!(!format!("{settings:?}").contains("secret"));
+            let shown = find(&settings.resolved, "persistence.db_key");
+            assert_eq!(shown.values, ["set"]);
+            assert!(shown.source.to_string().ends_with(source));
+        }
+        let text = refusal(&[("persistence.db_key", "/nowhere/key")], "");
+        assert!(text.contains("/nowhere/key") && text.contains("--db-key"), "{text}");
+    }
+
+    #[test]
+    fn a_setting_that_has_gone_says_what_became_of_it() {
+        let text = refusal(
+            &[],
+            "[limits]
+waiting_messages = 3
+",
+        );
+        assert!(text.contains("relay.toml:2:") && text.contains("limits.owed_messages"), "{text}");
+        assert!(
+            refusal(
+                &[],
+                "[limits]
+history_bytes = 0
+"
+            )
+            .contains("retention.days")
+        );
     }
 
     #[test]

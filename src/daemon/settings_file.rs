@@ -15,7 +15,13 @@ pub(super) struct FileValue {
 }
 
 /// Keys of later versions: told apart from typing errors.
-const NOT_YET: &[&str] = &["tls", "licence", "http", "persistence.db_key"];
+const NOT_YET: &[&str] = &["tls", "licence", "http"];
+
+/// Keys of earlier versions, and what became of them.
+const GONE: &[(&str, &str)] = &[
+    ("limits.waiting_messages", "it is called limits.owed_messages now"),
+    ("limits.history_bytes", "past messages are kept in the store now, as long as retention.days says"),
+];
 
 /// Reads the whole file; the first unknown key ends it.
 pub(super) fn parse(path: &Path, text: &str) -> Result<Vec<FileValue>, SettingsError> {
@@ -47,6 +53,9 @@ fn collect(
         if NOT_YET.contains(&key.as_str()) {
             let reason = "it is not in this version".to_owned();
             return Err(SettingsError::Misplaced { path: path(), line, key, reason });
+        }
+        if let Some((_, reason)) = GONE.iter().find(|(gone, _)| *gone == key) {
+            return Err(SettingsError::Misplaced { path: path(), line, key, reason: (*reason).to_owned() });
         }
         let record = RECORDS.iter().find(|record| record.key == key);
         // Tables are one deep, so this recursion is as well.

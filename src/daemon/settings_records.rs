@@ -40,7 +40,32 @@ pub enum Shape {
     Path,
     /// TCP addresses.
     Addresses,
+    /// A time in whole days, written as a number or as a duration, or `unlimited`.
+    Days,
+    /// A storage key: a file that holds one, or (from the environment) the key itself. Never shown.
+    Key,
 }
+
+/// The longest time that can be asked for in days; `unlimited` is this long.
+pub const DAYS_MAX: u32 = 36_500;
+
+/// A time in days: `30`, `30d`, `4w`, `36h` (begun days count), `P30D`, or `unlimited`. None: it is no such time, or too long.
+pub fn days_of(text: &str) -> Option<u32> {
+    let within = |days: u32| (1..=DAYS_MAX).contains(&days).then_some(days);
+    if text == UNLIMITED {
+        return Some(DAYS_MAX);
+    }
+    if let Ok(days) = text.parse::<u32>() {
+        return within(days);
+    }
+    let span: jiff::Span = text.parse().ok()?;
+    let hours = span.total((jiff::Unit::Hour, jiff::SpanRelativeTo::days_are_24_hours())).ok()?;
+    let days = (hours / 24.0).ceil();
+    if days.is_finite() && days >= 1.0 && days <= f64::from(DAYS_MAX) { within(days as u32) } else { None }
+}
+
+/// The word for a time without end.
+pub const UNLIMITED: &str = "unlimited";
 
 impl fmt::Display for Shape {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -49,6 +74,8 @@ impl fmt::Display for Shape {
             Shape::Choice(words) => write!(out, "one of {}", words.join(", ")),
             Shape::Path => out.write_str("a path"),
             Shape::Addresses => out.write_str("an address with a port, such as 127.0.0.1:7070"),
+            Shape::Days => write!(out, "a time from 1 to {DAYS_MAX} days, such as 30d, 4w or 36h, or {UNLIMITED}"),
+            Shape::Key => out.write_str("a file that `relay keygen` made"),
         }
     }
 }
@@ -131,13 +158,13 @@ pub const RECORDS: &[Record] = &[
     choice("log.format", "How log lines are written.", &["text", "json"], "--log-format"),
     choice(
         "persistence.durability",
-        "What a receipt waits for. Messages are kept in memory in this version: none outlives the daemon, whatever is set.",
+        "When what was accepted is on disk: before its durable receipt (batch), before its delivery too (strict), within a second (relaxed).",
         &["batch", "strict", "relaxed"],
         "--durability",
     ),
     number(
         "persistence.flush_interval_ms",
-        "The writer is woken when the oldest record has waited this long.",
+        "The writer commits when the oldest record has waited this long; at once when somebody waits for a receipt.",
         "ms",
         "50",
         1,
@@ -145,7 +172,7 @@ pub const RECORDS: &[Record] = &[
     ),
     number(
         "persistence.max_batch_size",
-        "The writer is woken when this many records wait; a trigger, not a cap.",
+        "The writer commits when this many records wait; a trigger, not a cap.",
         "messages",
         "100",
         1,
@@ -153,7 +180,25 @@ pub const RECORDS: &[Record] = &[
     ),
     Record {
         environment: Some("AGENT_RELAY_RETENTION_DAYS"),
-        ..number("retention.days", "How long a message is owed to an agent who is away.", "days", "7", 1, 7)
+        flag: Some("--retention"),
+        shape: Shape::Days,
+        ..number(
+            "retention.days",
+            "How long messages are kept, and owed to agents who are away; the tier has a maximum.",
+            "days",
+            "7",
+            1,
+            DAYS_MAX as u64,
+        )
+    },
+    Record {
+        environment: Some("AGENT_RELAY_DB_KEY"),
+        shape: Shape::Key,
+        ..path(
+            "persistence.db_key",
+            "The key that encrypts the store: a file here and as a flag, the key's text in the environment.",
+            "--db-key",
+        )
     },
     number(
         "limits.connections",
@@ -191,19 +236,28 @@ pub const RECORDS: &[Record] = &[
     // At least the largest frame; at most what a whole shard may hold.
     number(
         "limits.waiting_bytes",
-        "Bytes waiting in memory for one agent; beyond it senders hear BUSY.",
+        "Bytes waiting in memory for one agent; the rest of what is owed to it waits in the store.",
         "bytes",
         "1048576",
         limits::FRAME_BYTES_MAX as u64,
         limits::SHARD_WAITING_BYTES_MAX as u64,
     ),
     number(
-        "limits.waiting_messages",
-        "Messages waiting for one agent; beyond it senders hear BUSY.",
+        "limits.owed_messages",
+        "Messages owed to one agent, in memory and in the store; beyond it senders hear BUSY.",
         "messages",
         "100000",
         1,
-        limits::WAITING_MESSAGES_MAX as u64,
+        limits::OWED_MESSAGES_ALLOWED_MAX as u64,
+    ),
+    // At least the largest frame.
+    number(
+        "limits.owed_bytes",
+        "The same in bytes.",
+        "bytes",
+        "268435456",
+        limits::FRAME_BYTES_MAX as u64,
+        limits::OWED_BYTES_ALLOWED_MAX as u64,
     ),
     number(
         "limits.subscriptions",
@@ -220,14 +274,6 @@ pub const RECORDS: &[Record] = &[
         "100000",
         1,
         limits::KNOWN_AGENTS_MAX as u64,
-    ),
-    number(
-        "limits.history_bytes",
-        "Bytes of past messages kept in memory for `relay read`; 0 keeps none.",
-        "bytes",
-        "16777216",
-        0,
-        limits::HISTORY_BYTES_MAX as u64,
     ),
     number(
         "limits.messages_per_second_per_connection",

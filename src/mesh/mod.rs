@@ -4,14 +4,16 @@
 //! shard ──mail──► shard        one lane per ordered pair; Send, Fanout, connections that move
 //! shard ──outcomes──► shard    the reverse lane: always drained, so two full shards never wait for each other
 //! shard ──batches──► writer    one per shard; writer ──committed through n──► shard, one number
-//! shard ──questions──► clerk   clerk, writer ──answers──► shard
+//! shard ──questions──► clerk   clerk, historian ──answers──► shard
+//! shard ──fetches──► keeper    keeper ──owed messages──► shard
+//! shard ──questions──► writer ──questions──► historian: behind the records that the asker has seen
 //! ```
 //! Who pushes asks [`Sleeper::rouse`] once per turn whether the other end sleeps, and rings its bell only then.
 #![forbid(unsafe_code)]
 
-use crate::base::limits::{LANE_MAILS_MAX, QUESTIONS_MAX, WRITER_BATCHES_MAX};
+use crate::base::limits::{FETCHES_MAX, LANE_MAILS_MAX, QUESTIONS_MAX, WRITER_BATCHES_MAX};
 use crate::base::{SessionId, ShardId};
-use crate::relay::{CensusPart, CensusTicket, Mail, Peer, Question, Record};
+use crate::relay::{CensusPart, CensusTicket, Fetch, Fetched, Mail, Peer, Question, Record};
 use crate::wire::{Dialect, Hello};
 use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
@@ -61,6 +63,8 @@ pub struct Answered {
 pub enum Notice {
     /// An answer.
     Answered(Answered),
+    /// Owed messages from the store.
+    Fetched(Box<Fetched>),
     /// The clerk wants a part of the list of agents.
     Census(CensusTicket),
     /// The daemon stops.
@@ -143,6 +147,8 @@ struct ShardPort {
     batches: ArrayQueue<WriterPost>,
     /// Emptied batches on their way back, to be filled again.
     spare: ArrayQueue<Vec<Record>>,
+    /// To the keeper.
+    fetches: ArrayQueue<Fetch>,
 }
 
 /// All queues of a daemon; shared by all its threads.
@@ -151,6 +157,10 @@ pub struct Mesh {
     writer_sleeper: Sleeper,
     clerk: ArrayQueue<ClerkPost>,
     clerk_sleeper: Sleeper,
+    keeper_sleeper: Sleeper,
+    keeper_rest: Sleeper,
+    historian: ArrayQueue<(ShardId, Question)>,
+    historian_sleeper: Sleeper,
 }
 
 impl Mesh {
@@ -170,12 +180,17 @@ impl Mesh {
             sleeper: Sleeper::default(),
             batches: ArrayQueue::new(WRITER_BATCHES_MAX),
             spare: ArrayQueue::new(WRITER_BATCHES_MAX),
+            fetches: ArrayQueue::new(FETCHES_MAX),
         };
         Mesh {
             shards: (0..count).map(port).collect(),
             writer_sleeper: Sleeper::default(),
             clerk: ArrayQueue::new(QUESTIONS_MAX + 4 * count),
             clerk_sleeper: Sleeper::default(),
+            keeper_sleeper: Sleeper::default(),
+            keeper_rest: Sleeper::default(),
+            historian: ArrayQueue::new(QUESTIONS_MAX),
+            historian_sleeper: Sleeper::default(),
         }
     }
 
@@ -288,6 +303,51 @@ impl Mesh {
     /// The next thing for the clerk.
     pub fn pop_clerk(&self) -> Option<ClerkPost> {
         self.clerk.pop()
+    }
+
+    /// Asks the keeper for owed messages; gives the request back when its queue is full.
+    pub fn push_fetch(&self, from: ShardId, fetch: Fetch) -> Result<(), Fetch> {
+        self.port(from).fetches.push(fetch)
+    }
+
+    /// The next request of a shard.
+    pub fn pop_fetch(&self, from: ShardId) -> Option<Fetch> {
+        self.port(from).fetches.pop()
+    }
+
+    /// Whether there is a request for the keeper.
+    pub fn anything_for_keeper(&self) -> bool {
+        self.shards.iter().any(|port| !port.fetches.is_empty())
+    }
+
+    /// The keeper's sleep, as shards see it: they ring for requests.
+    pub fn keeper_sleeper(&self) -> &Sleeper {
+        &self.keeper_sleeper
+    }
+
+    /// The keeper's rest, as the writer sees it: nothing was committed for a while, and the next commit rings.
+    pub fn keeper_rest(&self) -> &Sleeper {
+        &self.keeper_rest
+    }
+
+    /// Hands a question about stored messages to the historian; gives it back when its queue is full.
+    pub fn push_historian(&self, asker: ShardId, question: Question) -> Result<(), (ShardId, Question)> {
+        self.historian.push((asker, question))
+    }
+
+    /// The next question about stored messages.
+    pub fn pop_historian(&self) -> Option<(ShardId, Question)> {
+        self.historian.pop()
+    }
+
+    /// Whether there is a question about stored messages.
+    pub fn anything_for_historian(&self) -> bool {
+        !self.historian.is_empty()
+    }
+
+    /// The historian's sleep.
+    pub fn historian_sleeper(&self) -> &Sleeper {
+        &self.historian_sleeper
     }
 
     /// A shard's sleep.

@@ -46,6 +46,8 @@ pub struct Gauges {
     pub waiting_messages: u64,
     /// Their bytes.
     pub waiting_bytes: u64,
+    /// Of those, bytes in memory.
+    pub resident_bytes: u64,
     /// SENDs waiting for unknown names.
     pub grace: u32,
     /// Topics with subscribers.

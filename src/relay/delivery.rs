@@ -2,14 +2,20 @@
 //! Order here is the order on the wire. Never reads a socket or the clock.
 //!
 //! ```text
-//!  base                      base + sent                    base + len
-//!   | in flight, or resting, or settled | waiting for the window |
+//!  front                            sent                     hot end                         end
+//!   | in flight, or resting, or settled | waiting for the window | cold: in the store alone |
 //! ```
 
+mod cold;
+
+use cold::Cold;
+pub use cold::Return;
+
 use super::event::{Origin, What};
+use super::memory::Owed;
 use super::outbox::{Delivery, Outbox, Output};
 use crate::base::limits::{ATTEMPTS_MAX, IN_FLIGHT_MAX, RETRY_AFTER, WAITING_OVERHEAD_BYTES};
-use crate::base::{Bytes, MessageId, Mono, RefuseReason, Sequence, SessionId};
+use crate::base::{Bytes, MessageId, Mono, Now, RefuseReason, Sequence, SessionId};
 use crate::wire::{FLAG_CHANNEL, FLAG_REDELIVERED, Parcel, Wants};
 use std::collections::VecDeque;
 
@@ -20,19 +26,26 @@ const LOOK_BACK: usize = 4 * IN_FLIGHT_MAX as usize;
 
 /// What waits for one recipient, in its order, until it is acknowledged.
 ///
-/// Law: counters are contiguous: entry `i` has counter `base + i`. The first `sent` entries have been handed to the
-/// current session; `in_flight` of them are neither settled nor resting. `bytes` is the sum of all entries' weights.
+/// Law: sequences ascend; entries of this epoch are contiguous unless they came back from the store. The first `sent`
+/// entries have been handed to the current session; `in_flight` of them are neither settled nor resting. `bytes` is the
+/// sum of all entries' weights. While anything is cold, whatever comes new is cold as well.
 #[derive(Debug)]
 pub struct Queue {
     entries: VecDeque<Entry>,
     epoch: u32,
-    base: u64,
+    /// The counter that the next message will get, in this epoch.
+    next: u64,
+    /// Everything up to here is settled.
+    through: Sequence,
+    /// Entries that are settled and still there, behind one that is not.
+    settled_inside: usize,
+    cold: Option<Box<Cold>>,
     sent: usize,
     in_flight: u32,
     in_flight_bytes: usize,
     bytes: usize,
     /// Everything up to here has been written to the current session's socket.
-    written: u64,
+    written: Sequence,
     /// Entries that mean something when they have been written: somebody asked, or they are channel messages.
     awaited: u32,
     /// The earliest time to live that ends; `Mono(u64::MAX)` when none does.
@@ -42,6 +55,9 @@ pub struct Queue {
 
 #[derive(Debug)]
 struct Entry {
+    sequence: Sequence,
+    /// Number of the record that holds it.
+    record: u64,
     raw: Bytes,
     checksum: u32,
     id: MessageId,
@@ -92,6 +108,43 @@ pub struct News {
     pub raw: Option<Bytes>,
 }
 
+/// How a message takes its place.
+#[derive(Debug)]
+pub struct Offer {
+    /// When its time to live, or the retention time, ends.
+    pub expires_at: Mono,
+    /// Whether it is a channel's message, which is settled by being written.
+    pub channel: bool,
+    /// Who wants to hear of it.
+    pub ask: Option<Box<Ask>>,
+    /// Number of the record that will hold it.
+    pub record: u64,
+    /// Memory is full: it waits in the store.
+    pub spill: bool,
+}
+
+/// How much waits for one recipient.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Load {
+    /// Messages.
+    pub messages: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Of those, bytes in memory.
+    pub resident: u64,
+}
+
+impl Load {
+    /// A sum of which one part has changed.
+    pub fn changed(self, before: Load, after: Load) -> Load {
+        Load {
+            messages: self.messages - before.messages + after.messages,
+            bytes: self.bytes - before.bytes + after.bytes,
+            resident: self.resident - before.resident + after.resident,
+        }
+    }
+}
+
 /// The bounds of one recipient's window.
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
@@ -107,36 +160,45 @@ impl Queue {
         Queue {
             entries: VecDeque::new(),
             epoch,
-            base: first,
+            next: first,
+            through: Sequence { epoch, counter: first - 1 },
+            settled_inside: 0,
+            cold: None,
             sent: 0,
             in_flight: 0,
             in_flight_bytes: 0,
             bytes: 0,
-            written: 0,
+            written: Sequence::default(),
             awaited: 0,
             next_expiry: Mono(u64::MAX),
             rate: DrainRate::default(),
         }
     }
 
-    /// Messages that wait, in flight included.
+    /// Messages that wait, in flight and cold included.
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.entries.len() + self.cold.as_ref().map_or(0, |cold| cold.messages as usize)
     }
 
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.entries.is_empty() && self.cold.is_none()
     }
 
-    /// Bytes that wait, in flight included.
-    pub fn bytes(&self) -> usize {
-        self.bytes
+    /// What waits: messages, their bytes, and those of them that are in memory.
+    pub fn load(&self) -> Load {
+        let cold = self.cold.as_ref().map_or(0, |cold| cold.bytes);
+        Load { messages: self.len() as u64, bytes: self.bytes as u64 + cold, resident: self.bytes as u64 }
     }
 
-    /// Bytes that wait behind what is in flight.
+    /// Bytes that wait in memory behind what is in flight.
     pub fn waiting_bytes(&self) -> usize {
         self.bytes - self.in_flight_bytes
+    }
+
+    /// Whether something waits in the store alone.
+    pub fn is_cold(&self) -> bool {
+        self.cold.is_some()
     }
 
     /// Messages sent and not acknowledged.
@@ -152,22 +214,78 @@ impl Queue {
 
     /// The sequence that the next message will get.
     pub fn next_sequence(&self) -> Sequence {
-        Sequence { epoch: self.epoch, counter: self.base + self.entries.len() as u64 }
+        Sequence { epoch: self.epoch, counter: self.next }
     }
 
     /// Everything up to here is acknowledged or has failed.
     pub fn settled_through(&self) -> Sequence {
-        Sequence { epoch: self.epoch, counter: self.base - 1 }
+        self.through
     }
 
     /// Everything up to here has been written to a socket.
     pub fn written_through(&self) -> Sequence {
-        Sequence { epoch: self.epoch, counter: self.written.max(self.base - 1) }
+        self.written.max(self.through)
     }
 
     /// The earliest time to live that ends.
     pub fn next_expiry(&self) -> Mono {
-        self.next_expiry
+        self.next_expiry.min(self.cold.as_ref().map_or(Mono(u64::MAX), |cold| cold.next_expiry()))
+    }
+
+    /// What is owed, for the row that outlives the process.
+    pub fn owed(&self, now: Now) -> Owed {
+        let next_expiry_ms = match self.next_expiry() {
+            Mono(u64::MAX) => u64::MAX,
+            at => now.wall_ms + at.since(now.mono) / Mono::ms(1),
+        };
+        let load = self.load();
+        Owed { messages: load.messages - self.settled_inside as u64, bytes: load.bytes, next_expiry_ms }
+    }
+
+    /// What is settled behind `settled_through`: first and last of each run, at most `runs_max`.
+    pub fn settled_runs(&self, runs_max: usize) -> Box<[(Sequence, Sequence)]> {
+        let mut runs: Vec<(Sequence, Sequence)> = Vec::new();
+        if self.settled_inside > 0 {
+            let mut open = true;
+            for entry in &self.entries {
+                let settled = entry.state == State::Settled;
+                if settled && open {
+                    if runs.len() == runs_max {
+                        break;
+                    }
+                    runs.push((entry.sequence, entry.sequence));
+                } else if settled && let Some((_, last)) = runs.last_mut() {
+                    *last = entry.sequence;
+                }
+                open = !settled;
+            }
+        }
+        if let Some(cold) = &self.cold {
+            runs.extend(cold.skipped().take(runs_max.saturating_sub(runs.len())));
+        }
+        runs.into_boxed_slice()
+    }
+
+    /// Entries whose sequence is at most `through`.
+    fn count_through(&self, through: Sequence) -> usize {
+        let (Some(front), Some(back)) = (self.entries.front(), self.entries.back()) else { return 0 };
+        let (first, last) = (front.sequence, back.sequence);
+        if through < first {
+            0
+        } else if last <= through {
+            self.entries.len()
+        } else if first.epoch == last.epoch && last.counter - first.counter + 1 == self.entries.len() as u64 {
+            // Without a gap, which is the usual case, the place is the difference.
+            (through.counter - first.counter + 1) as usize
+        } else {
+            self.entries.partition_point(|entry| entry.sequence <= through)
+        }
+    }
+
+    /// The entry with this sequence.
+    fn index_of(&self, sequence: Sequence) -> Option<usize> {
+        let index = self.count_through(sequence).checked_sub(1)?;
+        (self.entries[index].sequence == sequence).then_some(index)
     }
 
     /// What a message of `length` bytes is counted as.
@@ -176,12 +294,23 @@ impl Queue {
     }
 
     /// Puts a message at the end of the order; gives its place there. The caller has checked the bounds.
-    pub fn offer(&mut self, parcel: &Parcel, expires_at: Mono, channel: bool, ask: Option<Box<Ask>>) -> Sequence {
+    pub fn offer(&mut self, parcel: &Parcel, offer: Offer) -> Sequence {
         let sequence = self.next_sequence();
+        self.next += 1;
+        let Offer { expires_at, channel, ask, record, spill } = offer;
+        if spill || self.cold.is_some() {
+            // Where the hot part ends, the cold one begins.
+            let after = self.entries.back().map_or(self.through, |last| last.sequence);
+            let cold = self.cold.get_or_insert_with(|| Box::new(Cold::new(after)));
+            cold.offer(sequence, Queue::weight(parcel.raw.len()) as u64, record, expires_at, ask);
+            return sequence;
+        }
         self.bytes += Queue::weight(parcel.raw.len());
         self.next_expiry = self.next_expiry.min(expires_at);
         self.awaited += u32::from(channel || ask.is_some());
         self.entries.push_back(Entry {
+            sequence,
+            record,
             raw: parcel.raw.clone(),
             checksum: parcel.checksum,
             id: parcel.id,
@@ -197,23 +326,29 @@ impl Queue {
         sequence
     }
 
-    /// Hands out what the window allows.
-    pub fn pump(&mut self, now: Mono, session: SessionId, window: Window, outbox: &mut Outbox) -> Pumped {
+    /// Hands out what the window allows, as far as record `committed`.
+    pub fn pump(
+        &mut self,
+        now: Mono,
+        session: SessionId,
+        window: Window,
+        committed: u64,
+        outbox: &mut Outbox,
+    ) -> Pumped {
         let mut pumped = Pumped::default();
         while self.sent < self.entries.len() {
             let entry = &mut self.entries[self.sent];
             if entry.state == State::Open {
                 let weight = Queue::weight(entry.raw.len());
                 let full = self.in_flight >= window.messages_max || self.in_flight_bytes + weight > window.bytes_max;
-                if full && self.in_flight > 0 {
+                if (full && self.in_flight > 0) || entry.record > committed {
                     break;
                 }
                 self.in_flight += 1;
                 self.in_flight_bytes += weight;
-                let sequence = Sequence { epoch: self.epoch, counter: self.base + self.sent as u64 };
                 pumped.redelivered += u64::from(entry.attempts > 0);
                 pumped.messages += 1;
-                entry.hand_out(now, session, sequence, outbox);
+                entry.hand_out(now, session, outbox);
             }
             self.sent += 1;
         }
@@ -231,10 +366,10 @@ impl Queue {
 
     /// The recipient has handled everything up to `through`. Unsent messages are not acknowledged by it.
     pub fn acknowledge_through(&mut self, now: Mono, through: Sequence, news: &mut Vec<News>) -> u64 {
-        if through.epoch != self.epoch || through.counter < self.base {
+        let count = self.count_through(through).min(self.sent);
+        if count == 0 {
             return 0;
         }
-        let count = (through.counter - self.base + 1).min(self.sent as u64) as usize;
         let mut acknowledged = 0;
         for index in 0..count {
             acknowledged += u64::from(self.settle(index, What::Acknowledged, news));
@@ -245,27 +380,24 @@ impl Queue {
 
     /// The recipient presents the last sequence it handled in a session that is over: nothing is `sent` yet in the new one.
     pub fn acknowledge_resumed(&mut self, now: Mono, through: Sequence, news: &mut Vec<News>) {
-        if through.epoch == self.epoch && through.counter >= self.base {
-            let count = (through.counter - self.base + 1).min(self.entries.len() as u64) as usize;
-            for index in 0..count {
-                // Never sent means never handled: a recipient that claims otherwise is not believed.
-                if self.entries[index].attempts > 0 {
-                    self.settle(index, What::Acknowledged, news);
-                }
+        for index in 0..self.count_through(through) {
+            // Never sent means never handled: a recipient that claims otherwise is not believed.
+            if self.entries[index].attempts > 0 {
+                self.settle(index, What::Acknowledged, news);
             }
-            self.trim(now);
         }
+        if let Some(cold) = &mut self.cold
+            && through.epoch < self.epoch
+        {
+            // Whether it was sent, the epoch that sent it knew; this one believes the recipient.
+            cold.handled_through(through);
+        }
+        self.trim(now);
     }
 
     /// The recipient has handled this one message.
     pub fn acknowledge_one(&mut self, now: Mono, sequence: Sequence, news: &mut Vec<News>) -> u64 {
-        if sequence.epoch != self.epoch || sequence.counter < self.base {
-            return 0;
-        }
-        let index = (sequence.counter - self.base) as usize;
-        if index >= self.sent {
-            return 0;
-        }
+        let Some(index) = self.index_of(sequence).filter(|index| *index < self.sent) else { return 0 };
         let acknowledged = u64::from(self.settle(index, What::Acknowledged, news));
         self.trim(now);
         acknowledged
@@ -279,20 +411,19 @@ impl Queue {
         let newest = (first.max(self.sent.saturating_sub(LOOK_BACK))..self.sent).rev();
         let open = |index: &usize| self.entries[*index].id == id && self.entries[*index].state != State::Settled;
         let index = (0..first).chain(newest).find(open)?;
-        Some(Sequence { epoch: self.epoch, counter: self.base + index as u64 })
+        Some(self.entries[index].sequence)
     }
 
     /// Everything up to `through` has been written to the session's socket. Channel messages are settled by that.
     pub fn mark_written(&mut self, now: Mono, through: Sequence, news: &mut Vec<News>) {
-        if through.epoch != self.epoch || through.counter <= self.written {
+        if through <= self.written {
             return;
         }
-        let first = (self.written.max(self.base - 1) + 1 - self.base) as usize;
-        let last = ((through.counter + 1).saturating_sub(self.base) as usize).min(self.sent);
-        self.written = through.counter;
+        let before = std::mem::replace(&mut self.written, through);
         if self.awaited == 0 {
             return;
         }
+        let (first, last) = (self.count_through(before), self.count_through(through).min(self.sent));
         for index in first..last {
             let entry = &mut self.entries[index];
             if let Some(ask) = &mut entry.ask
@@ -318,9 +449,8 @@ impl Queue {
             if entry.state != State::Open {
                 continue;
             }
-            let counter = self.base + index as u64;
             if entry.sent_at + RETRY_AFTER <= now {
-                if counter > self.written {
+                if entry.sequence > self.written {
                     // Still in our own send buffer: another copy would only make that longer.
                     entry.sent_at = now;
                 } else if entry.attempts >= ATTEMPTS_MAX {
@@ -331,7 +461,7 @@ impl Queue {
                     continue;
                 } else {
                     entry.detach();
-                    entry.hand_out(now, session, Sequence { epoch: self.epoch, counter }, outbox);
+                    entry.hand_out(now, session, outbox);
                     pumped.messages += 1;
                     pumped.redelivered += 1;
                 }
@@ -347,7 +477,7 @@ impl Queue {
         self.sent = 0;
         self.in_flight = 0;
         self.in_flight_bytes = 0;
-        self.written = 0;
+        self.written = Sequence::default();
         for entry in &mut self.entries {
             if entry.state == State::Resting {
                 entry.state = State::Open;
@@ -370,7 +500,7 @@ impl Queue {
                 continue;
             }
             if entry.expires_at <= now {
-                let reason = if entry.mortal { RefuseReason::Expired } else { RefuseReason::Retention };
+                let reason = entry.why_expired();
                 self.settle(index, What::Failed(reason), news);
             } else {
                 self.next_expiry = self.next_expiry.min(entry.expires_at);
@@ -381,7 +511,7 @@ impl Queue {
 
     /// How long a sender should wait until about a quarter of the queue has drained, from how fast it drains now.
     pub fn retry_after_ms(&self, now: Mono) -> u32 {
-        self.rate.time_for(now, self.bytes / 4)
+        self.rate.time_for(now, self.load().bytes as usize / 4)
     }
 
     /// Settles entry `index`; says whether it was open until now.
@@ -396,6 +526,7 @@ impl Queue {
             self.in_flight_bytes -= weight;
         }
         entry.state = State::Settled;
+        self.settled_inside += 1;
         self.awaited -= u32::from(entry.channel || entry.ask.is_some());
         self.bytes -= weight;
         self.rate.bytes += weight as u64;
@@ -421,8 +552,10 @@ impl Queue {
     fn trim(&mut self, now: Mono) {
         self.rate.measure(now);
         while self.entries.front().is_some_and(|entry| entry.state == State::Settled) {
-            self.entries.pop_front();
-            self.base += 1;
+            if let Some(entry) = self.entries.pop_front() {
+                self.through = entry.sequence;
+            }
+            self.settled_inside -= 1;
             self.sent = self.sent.saturating_sub(1);
         }
         if self.entries.is_empty() {
@@ -437,8 +570,8 @@ impl Queue {
 }
 
 impl Entry {
-    fn hand_out(&mut self, now: Mono, session: SessionId, sequence: Sequence, outbox: &mut Outbox) {
-        let mut flags = 0;
+    fn hand_out(&mut self, now: Mono, session: SessionId, outbox: &mut Outbox) {
+        let (sequence, mut flags) = (self.sequence, 0);
         if self.attempts > 0 {
             flags |= FLAG_REDELIVERED;
         }
@@ -450,6 +583,11 @@ impl Entry {
         let (checksum, raw) = (self.checksum, self.raw.clone());
         let awaited = self.channel || self.ask.as_ref().is_some_and(|ask| ask.wants.contains(Wants::DELIVERED));
         outbox.outputs.push(Output::Deliver(Delivery { session, sequence, flags, awaited, checksum, raw }));
+    }
+
+    /// Its own time is over, or the time that everything is kept.
+    fn why_expired(&self) -> RefuseReason {
+        if self.mortal { RefuseReason::Expired } else { RefuseReason::Retention }
     }
 
     /// Leaves the shared chunk for memory of its own size.
@@ -502,170 +640,4 @@ impl DrainRate {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::AgentId;
-    use crate::wire::Message;
-
-    const SESSION: SessionId = SessionId { slot: 0, generation: 0 };
-    const WINDOW: Window = Window { messages_max: 4, bytes_max: 4096 };
-
-    fn parcel(number: u64) -> Parcel {
-        let mut raw = Vec::new();
-        let fields = crate::wire::MessageFields {
-            id: MessageId { sender: AgentId(1), number },
-            from: b"a",
-            to: b"b",
-            text: b"x",
-            ..Default::default()
-        };
-        let checksum = crate::wire::encode::message_body(&mut raw, &fields);
-        Message::check(&raw, checksum).expect("valid").parcel(Bytes::copy_from_slice(&raw))
-    }
-
-    fn filled(count: u64) -> Queue {
-        let mut queue = Queue::new(9, 1);
-        for number in 1..=count {
-            queue.offer(&parcel(number), Mono(u64::MAX), false, None);
-        }
-        queue
-    }
-
-    fn sent(outbox: &mut Outbox) -> Vec<(u64, bool)> {
-        outbox
-            .outputs
-            .drain(..)
-            .map(|output| match output {
-                Output::Deliver(delivery) => (delivery.sequence.counter, delivery.flags & FLAG_REDELIVERED != 0),
-                other => panic!("only deliveries here: {other:?}"),
-            })
-            .collect()
-    }
-
-    fn at(counter: u64) -> Sequence {
-        Sequence { epoch: 9, counter }
-    }
-
-    #[test]
-    fn the_window_bounds_what_is_in_flight_and_acknowledgements_move_it() {
-        let (mut queue, mut outbox, mut news) = (filled(10), Outbox::default(), Vec::new());
-        queue.pump(Mono(0), SESSION, WINDOW, &mut outbox);
-        assert_eq!(sent(&mut outbox), [(1, false), (2, false), (3, false), (4, false)]);
-        assert_eq!(queue.acknowledge_through(Mono(0), at(2), &mut news), 2);
-        queue.pump(Mono(0), SESSION, WINDOW, &mut outbox);
-        assert_eq!(sent(&mut outbox), [(5, false), (6, false)]);
-        assert_eq!((queue.in_flight(), queue.len()), (4, 8));
-    }
-
-    #[test]
-    fn nobody_acknowledges_what_was_never_sent() {
-        let (mut queue, mut outbox, mut news) = (filled(10), Outbox::default(), Vec::new());
-        queue.pump(Mono(0), SESSION, WINDOW, &mut outbox);
-        queue.acknowledge_through(Mono(0), at(u64::MAX), &mut news);
-        assert_eq!((queue.len(), queue.settled_through()), (6, at(4)));
-        assert_eq!(queue.acknowledge_one(Mono(0), at(9), &mut news), 0);
-        assert_eq!(queue.acknowledge_through(Mono(0), Sequence { epoch: 8, counter: 99 }, &mut news), 0);
-    }
-
-    #[test]
-    fn single_acknowledgements_leave_no_hole_in_the_order() {
-        let (mut queue, mut outbox, mut news) = (filled(4), Outbox::default(), Vec::new());
-        queue.pump(Mono(0), SESSION, WINDOW, &mut outbox);
-        assert_eq!(queue.acknowledge_one(Mono(0), at(2), &mut news), 1);
-        assert_eq!(queue.acknowledge_one(Mono(0), at(2), &mut news), 0);
-        assert_eq!((queue.len(), queue.in_flight()), (4, 3));
-        queue.acknowledge_one(Mono(0), at(1), &mut news);
-        assert_eq!((queue.len(), queue.settled_through()), (2, at(2)));
-    }
-
-    #[test]
-    fn an_unacknowledged_message_is_sent_five_times_and_then_rests_still_owed() {
-        let (mut queue, mut outbox, mut news) = (filled(1), Outbox::default(), Vec::new());
-        let mut now = Mono(1);
-        queue.pump(now, SESSION, WINDOW, &mut outbox);
-        queue.mark_written(now, at(1), &mut news);
-        for attempt in 2..=5 {
-            now = now + RETRY_AFTER;
-            let (next, _) = queue.retry(now, SESSION, &mut outbox);
-            assert_eq!(next, Some(now + RETRY_AFTER), "attempt {attempt}");
-        }
-        assert_eq!(sent(&mut outbox), [(1, false), (1, true), (1, true), (1, true), (1, true)]);
-        assert_eq!(queue.retry(now + RETRY_AFTER, SESSION, &mut outbox).0, None);
-        assert_eq!((queue.in_flight(), queue.len()), (0, 1));
-        queue.rewind();
-        queue.pump(now, SESSION, WINDOW, &mut outbox);
-        assert_eq!(sent(&mut outbox), [(1, true)]);
-    }
-
-    #[test]
-    fn what_is_still_in_our_send_buffer_is_not_sent_again() {
-        let (mut queue, mut outbox) = (filled(1), Outbox::default());
-        queue.pump(Mono(0), SESSION, WINDOW, &mut outbox);
-        sent(&mut outbox);
-        queue.retry(Mono(0) + RETRY_AFTER, SESSION, &mut outbox);
-        assert_eq!(sent(&mut outbox), []);
-    }
-
-    #[test]
-    fn a_message_that_outlived_its_time_fails_and_the_rest_goes_on() {
-        let (mut queue, mut outbox, mut news) = (Queue::new(9, 1), Outbox::default(), Vec::new());
-        let mut mortal = parcel(1);
-        mortal.ttl_ms = 1;
-        queue.offer(&mortal, Mono(100), false, None);
-        queue.offer(&parcel(2), Mono(u64::MAX), false, None);
-        queue.offer(&parcel(3), Mono(100), false, None);
-        queue.expire(Mono(99), &mut news);
-        assert!(news.is_empty());
-        queue.expire(Mono(100), &mut news);
-        let whats: Vec<_> = news.iter().map(|news| (news.id.number, &news.what)).collect();
-        let (expired, kept) = (What::Failed(RefuseReason::Expired), What::Failed(RefuseReason::Retention));
-        assert_eq!(whats, [(1, &expired), (3, &kept)], "its own time, or the time that everything is kept");
-        queue.pump(Mono(101), SESSION, WINDOW, &mut outbox);
-        assert_eq!(sent(&mut outbox), [(2, false)]);
-        assert_eq!(queue.next_expiry(), Mono(u64::MAX));
-    }
-
-    #[test]
-    fn one_message_larger_than_the_window_still_goes_out() {
-        let (mut queue, mut outbox) = (filled(2), Outbox::default());
-        queue.pump(Mono(0), SESSION, Window { messages_max: 4, bytes_max: 1 }, &mut outbox);
-        assert_eq!(sent(&mut outbox), [(1, false)]);
-    }
-
-    #[test]
-    fn the_retry_time_follows_the_measured_drain() {
-        let (mut queue, mut outbox, mut news) = (filled(8), Outbox::default(), Vec::new());
-        assert_eq!(queue.retry_after_ms(Mono(0)), 5_000, "nothing drains");
-        queue.pump(Mono::default() + Mono::ms(1), SESSION, WINDOW, &mut outbox);
-        queue.acknowledge_through(Mono(Mono::ms(1_000)), at(4), &mut news);
-        let wait = queue.retry_after_ms(Mono(Mono::ms(1_000)));
-        assert!((200..300).contains(&wait), "a quarter of four messages at four a second: {wait}");
-    }
-
-    #[test]
-    fn what_is_acknowledged_before_it_is_known_to_be_written_was_delivered_all_the_same() {
-        let (mut queue, mut outbox, mut news) = (Queue::new(9, 1), Outbox::default(), Vec::new());
-        let origin = Origin { shard: crate::base::ShardId(0), session: SESSION, ordinal: 1 };
-        let ask = Ask { origin, wants: Wants::DELIVERED, label: Bytes::new() };
-        queue.offer(&parcel(1), Mono(u64::MAX), false, Some(Box::new(ask)));
-        queue.pump(Mono(0), SESSION, WINDOW, &mut outbox);
-        queue.acknowledge_through(Mono(0), at(1), &mut news);
-        queue.mark_written(Mono(0), at(1), &mut news);
-        let whats: Vec<_> = news.iter().map(|news| news.what.clone()).collect();
-        assert_eq!(whats, [What::Delivered]);
-    }
-
-    #[test]
-    fn only_who_asked_hears_of_acknowledgements() {
-        let (mut queue, mut outbox, mut news) = (Queue::new(9, 1), Outbox::default(), Vec::new());
-        let origin = Origin { shard: crate::base::ShardId(0), session: SESSION, ordinal: 1 };
-        let wants = Wants::DELIVERED | Wants::ACKNOWLEDGED;
-        queue.offer(&parcel(1), Mono(u64::MAX), false, Some(Box::new(Ask { origin, wants, label: Bytes::new() })));
-        queue.offer(&parcel(2), Mono(u64::MAX), false, None);
-        queue.pump(Mono(0), SESSION, WINDOW, &mut outbox);
-        queue.mark_written(Mono(0), at(2), &mut news);
-        queue.acknowledge_through(Mono(0), at(2), &mut news);
-        let whats: Vec<_> = news.iter().map(|news| (news.id.number, news.what.clone())).collect();
-        assert_eq!(whats, [(1, What::Delivered), (1, What::Acknowledged)]);
-    }
-}
+mod tests;

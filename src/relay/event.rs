@@ -145,6 +145,9 @@ pub struct Origin {
     pub ordinal: u64,
 }
 
+/// No connection at all: whoever it is about is found by name.
+pub(super) const NOBODY: SessionId = SessionId { slot: u32::MAX, generation: u32::MAX };
+
 /// What became of one message, for one recipient or for all of one shard.
 #[derive(Clone, Debug)]
 pub struct Outcome {

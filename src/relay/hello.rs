@@ -2,6 +2,7 @@
 
 use super::delivery::Queue;
 use super::home::{Agent, AgentSlot, Presence};
+use super::memory::SessionRecord;
 use super::outbox::{Outbox, Output, Profile, Record};
 use super::session::{Session, State};
 use super::timers::Timer;
@@ -103,7 +104,7 @@ impl Relay {
         outbox
             .reply(holder, error(ErrorCode::DuplicateConnection, "Another connection has taken this agent name", true));
         outbox.reply(holder, Frame::Bye);
-        self.leave(now, holder, CloseReason::DuplicateConnection);
+        self.leave(now, holder, CloseReason::DuplicateConnection, outbox);
         self.close(holder, CloseReason::DuplicateConnection, outbox);
         true
     }
@@ -149,7 +150,7 @@ impl Relay {
         let (name, number, session_token, agent_id) =
             (agent.name.clone(), agent.numbers.high, agent.session_token, agent.id);
         if resumed {
-            let before = (agent.queue.len(), agent.queue.bytes());
+            let before = agent.queue.load();
             let mut news = std::mem::take(&mut self.news);
             agent.queue.acknowledge_resumed(now.mono, hello.handled, &mut news);
             self.after_settling(slot, before, &mut news, outbox);
@@ -167,9 +168,21 @@ impl Relay {
         self.live += 1;
         self.presence_generation += 1;
         self.counters.welcomed += 1;
+        let agent = &self.agents[slot];
+        let record = SessionRecord {
+            agent: agent.id,
+            at_ms: now.wall_ms,
+            dialect,
+            session: agent.session_token,
+            resume: agent.resume,
+            resume_before: agent.resume_before,
+            profile: agent.profile.clone(),
+        };
+        self.push_note(Record::Session(Box::new(record)), outbox);
+        outbox.records_urgent = true;
         if dialect == Dialect::Json {
             // A refusal here only means that the agent has all the subscriptions it may have.
-            let _ = self.subscribe(slot, GENERAL, true);
+            let _ = self.subscribe(slot, GENERAL, true, outbox);
         }
         outbox.outputs.push(Output::Settle { session: id, name, agent: agent_id, token: session_token });
         let welcome = Welcome {

@@ -2,6 +2,7 @@
 //! it (session, order, window, subscriptions, whether the name is free) is owned by that one thread.
 
 use super::delivery::Queue;
+use super::memory::{Remembered, SentMarks};
 use super::outbox::Profile;
 use super::route::TopicSlot;
 use crate::base::ids::Token;
@@ -40,7 +41,7 @@ pub(super) struct Agent {
     /// The expiry that a timer is running for.
     pub(super) expiry_armed: Mono,
     /// What the writer was last told of its progress.
-    pub(super) progress_told: (Sequence, Sequence),
+    pub(super) progress_told: (Sequence, Sequence, u64),
     /// Whether it is in the list of agents whose progress is to be told.
     pub(super) progress_due: bool,
     pub(super) first_seen_ms: u64,
@@ -79,13 +80,31 @@ impl Agent {
             numbers: Numbers::default(),
             retry_armed: false,
             expiry_armed: Mono(u64::MAX),
-            progress_told: (Sequence::default(), Sequence::default()),
+            progress_told: (Sequence::default(), Sequence::default(), 0),
             progress_due: false,
             first_seen_ms: now.wall_ms,
             last_seen: now,
             messages_sent: 0,
             messages_received: 0,
         }
+    }
+
+    /// What an earlier process knew of it. Whoever was connected when that ended was lost.
+    pub(super) fn restore(&mut self, now: Now, row: &Remembered) {
+        let at = |wall_ms: u64| now.mono - Mono::ms(now.wall_ms.saturating_sub(wall_ms));
+        let seen_ms = if row.live { now.wall_ms } else { row.last_seen_ms.min(now.wall_ms) };
+        self.presence = if row.left { Presence::Left(at(seen_ms)) } else { Presence::Lost(at(seen_ms)) };
+        self.last_seen = Now { mono: at(seen_ms), wall_ms: seen_ms };
+        self.first_seen_ms = row.first_seen_ms;
+        self.dialect = row.dialect;
+        self.profile = row.profile.clone();
+        self.session_token = row.session;
+        self.resume = row.resume;
+        self.resume_before = row.resume_before;
+        self.numbers = Numbers::restored(&row.sent);
+        self.messages_sent = row.messages_sent;
+        self.messages_received = row.messages_received;
+        self.progress_told = (row.delivered, row.acknowledged, row.owed.messages);
     }
 
     pub(super) fn session(&self) -> Option<SessionId> {
@@ -141,6 +160,15 @@ impl Numbers {
         labels.order.push_back(number);
         labels.set.insert_unique(number, number, |known| *known);
         true
+    }
+
+    /// As an earlier process left them: numbers whose messages the disk did not keep may be sent again.
+    pub(super) fn restored(marks: &SentMarks) -> Numbers {
+        let mut numbers = Numbers { high: marks.high, refused: marks.missing().collect(), labels: None };
+        for label in &marks.labels {
+            numbers.take_label(*label);
+        }
+        numbers
     }
 
     /// Whether it was taken, refused, and has not come again.

@@ -251,6 +251,16 @@ impl Memory {
         self.rows.into_values().map(|kept| kept.row)
     }
 
+    /// Whether anything has changed since `take_dirty`.
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty() || !self.forgotten.is_empty()
+    }
+
+    /// Lets go of senders that nobody has met.
+    pub fn forget_nameless(&mut self) {
+        self.rows.retain(|_, kept| kept.row.name.is_some());
+    }
+
     /// Agents known by name, or by messages alone.
     pub fn len(&self) -> usize {
         self.rows.len()

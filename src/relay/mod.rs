@@ -38,7 +38,7 @@ use crate::base::{
 use crate::wire::{
     Ack, Corrupt, Dialect, ErrorCode, ErrorFrame, Frame, Query, QueryKind, Receipt, ReceiptState, Topic,
 };
-use delivery::{News, Window};
+use delivery::{Load, News, Queue, Return, Window};
 use grace::Grace;
 use home::{AgentSlot, Agents, Presence};
 use refused::RefusedLately;
@@ -61,6 +61,8 @@ pub struct Options {
     pub name_seed: u64,
     /// Seed of session ids and resume tokens: different per shard, secret to everyone.
     pub token_seed: [u8; 32],
+    /// Whether a message is handed to its recipient only when the record that holds it is committed.
+    pub strict: bool,
     /// Bounds.
     pub bounds: Bounds,
     /// What the licence grants.
@@ -78,6 +80,7 @@ pub struct Bounds {
     pub in_flight_bytes_max: usize,
     pub waiting_bytes_max: usize,
     pub waiting_messages_max: usize,
+    pub owed_bytes_max: usize,
     pub shard_waiting_bytes_max: usize,
     /// Nanoseconds that owed messages and silent agents are kept.
     pub retention: u64,
@@ -97,6 +100,7 @@ impl Default for Bounds {
             in_flight_bytes_max: limits::IN_FLIGHT_BYTES_MAX,
             waiting_bytes_max: limits::WAITING_BYTES_MAX,
             waiting_messages_max: limits::WAITING_MESSAGES_MAX,
+            owed_bytes_max: limits::OWED_BYTES_MAX,
             shard_waiting_bytes_max: limits::SHARD_WAITING_BYTES_MAX,
             retention: limits::RETENTION,
             messages_per_second: 0,
@@ -125,14 +129,17 @@ pub struct Relay {
     timers: Timers,
     counters: Counters,
     /// Sum over all queues.
-    waiting_messages: u64,
-    waiting_bytes: usize,
+    waiting: Load,
     /// Number of the last record pushed.
     records: u64,
     /// Number of the last record committed.
     committed: u64,
     /// Messages whose sender waits for their commit, in record order.
     uncommitted: VecDeque<(u64, Outcome)>,
+    /// Agents with messages that are handed out when the record of this number is committed; in strict mode alone.
+    held: VecDeque<(u64, AgentSlot)>,
+    /// Agents whose cold mail was not committed yet when it was asked for.
+    hungry: Vec<AgentSlot>,
     /// Agents whose progress the writer has not been told.
     progress: Vec<AgentSlot>,
     writer_full: bool,
@@ -163,11 +170,12 @@ impl Relay {
             refused_lately: RefusedLately::default(),
             timers: Timers::default(),
             counters: Counters::default(),
-            waiting_messages: 0,
-            waiting_bytes: 0,
+            waiting: Load::default(),
             records: 0,
             committed: 0,
             uncommitted: VecDeque::new(),
+            held: VecDeque::new(),
+            hungry: Vec::new(),
             progress: Vec::new(),
             writer_full: false,
             notes: 0,
@@ -191,10 +199,10 @@ impl Relay {
                 self.on_hello(now, session, dialect, *hello, outbox);
             }
             Event::Corrupt { session, dialect, corrupt } => self.on_corrupt(session, dialect, &corrupt, outbox),
-            Event::Closed { session, reason } => self.on_closed(now, session, reason),
+            Event::Closed { session, reason } => self.on_closed(now, session, reason, outbox),
             Event::Mail { from: _, mail } => self.on_mail(now, mail, outbox),
-            Event::Committed { through } => self.on_committed(through, outbox),
-            Event::Fetched(_) => {}
+            Event::Committed { through } => self.on_committed(now, through, outbox),
+            Event::Fetched(fetched) => self.on_fetched(now, *fetched, outbox),
             Event::WriterFull(full) => self.writer_full = full,
             Event::Answered { session, number, failed, json } => {
                 self.on_answered(now, session, number, failed, json, outbox)
@@ -222,22 +230,21 @@ impl Relay {
                 Timer::Retry(agent) => self.retry(now, agent, outbox),
                 Timer::Expiry(agent) => self.expire_owed(now, agent, outbox),
                 Timer::Grace => self.expire_grace(now, outbox),
-                Timer::Forget => self.forget_agents(now),
+                Timer::Forget => self.forget_agents(now, outbox),
             }
         }
     }
 
     /// Tells the writer how far recipients have got since it was last told.
-    pub fn tell_progress(&mut self, outbox: &mut Outbox) {
+    pub fn tell_progress(&mut self, now: Now, outbox: &mut Outbox) {
         while let Some(slot) = self.progress.pop() {
             let Some(agent) = self.agents.peek_mut(slot) else { continue };
             agent.progress_due = false;
             let (delivered, acknowledged) = (agent.queue.written_through(), agent.queue.settled_through());
-            if agent.progress_told != (delivered, acknowledged) {
-                agent.progress_told = (delivered, acknowledged);
-                let owed =
-                    Owed { messages: agent.queue.len() as u64, bytes: agent.queue.bytes() as u64, ..Owed::default() };
-                let settled = Box::default();
+            let owed = agent.queue.owed(now);
+            if agent.progress_told != (delivered, acknowledged, owed.messages) {
+                agent.progress_told = (delivered, acknowledged, owed.messages);
+                let settled = agent.queue.settled_runs(limits::SETTLED_RUNS_MAX);
                 let record = ProgressRecord { agent: agent.id, delivered, acknowledged, settled, owed };
                 self.push_record(Record::Progress(Box::new(record)), outbox);
             }
@@ -256,7 +263,7 @@ impl Relay {
 
     /// Whether somebody waits for a commit.
     pub fn awaits_commit(&self) -> bool {
-        !self.uncommitted.is_empty()
+        !self.uncommitted.is_empty() || !self.held.is_empty() || !self.hungry.is_empty()
     }
 
     /// Every connection has been told BYE and is gone.
@@ -272,8 +279,9 @@ impl Relay {
             half_open: self.half_open as u32,
             live: self.live as u32,
             known: self.agents.len() as u32,
-            waiting_messages: self.waiting_messages,
-            waiting_bytes: self.waiting_bytes as u64,
+            waiting_messages: self.waiting.messages,
+            waiting_bytes: self.waiting.bytes,
+            resident_bytes: self.waiting.resident,
             grace: self.grace.len() as u32,
             topics: self.topics.len() as u32,
         }
@@ -308,12 +316,12 @@ impl Relay {
             (Frame::Ack(ack), Some(slot)) => self.on_ack(now, id, slot, ack, outbox),
             (Frame::Receipt(receipts), Some(slot)) => self.on_receipts(slot, &receipts, outbox),
             (Frame::Subscribe(topic), Some(slot)) => self.on_subscribe(id, slot, &topic, outbox),
-            (Frame::Unsubscribe(topic), Some(slot)) => self.on_unsubscribe(slot, &topic),
+            (Frame::Unsubscribe(topic), Some(slot)) => self.on_unsubscribe(slot, &topic, outbox),
             (Frame::Hello(hello), None) => self.on_hello(now, id, dialect, *hello, outbox),
             (Frame::Hello(_), Some(_)) => self.complain(id, "Unexpected HELLO", outbox),
             (Frame::Ping(nonce), Some(_)) => outbox.reply(id, Frame::Pong(Cow::Owned(nonce.into_owned()))),
             (Frame::Submit(message), None) => self.on_submit(now, id, message, outbox),
-            (Frame::Query(query), _) => self.on_query(id, &query, outbox),
+            (Frame::Query(query), _) => self.on_query(now, id, &query, outbox),
             (Frame::Bye, _) => self.say_bye(now, id, outbox),
             (Frame::Malformed { label, number, problem }, _) => {
                 self.counters.refusals[RefuseReason::Malformed as usize] += 1;
@@ -396,14 +404,14 @@ impl Relay {
 
     fn say_bye(&mut self, now: Now, id: SessionId, outbox: &mut Outbox) {
         outbox.reply(id, Frame::Bye);
-        self.leave(now, id, CloseReason::Bye);
+        self.leave(now, id, CloseReason::Bye, outbox);
         self.close(id, CloseReason::Bye, outbox);
     }
 
     /// The connection is gone without our doing.
-    fn on_closed(&mut self, now: Now, id: SessionId, reason: CloseReason) {
+    fn on_closed(&mut self, now: Now, id: SessionId, reason: CloseReason, outbox: &mut Outbox) {
         if self.sessions.find(id).is_some() {
-            self.leave(now, id, reason);
+            self.leave(now, id, reason, outbox);
             self.counters.closes[reason as usize] += 1;
             self.drop_session(id);
         }
@@ -428,7 +436,7 @@ impl Relay {
     }
 
     /// The agent on this connection is no longer here; what it is owed stays.
-    fn leave(&mut self, now: Now, id: SessionId, reason: CloseReason) {
+    fn leave(&mut self, now: Now, id: SessionId, reason: CloseReason, outbox: &mut Outbox) {
         let Some(session) = self.sessions.find(id) else { return };
         let Some(slot) = session.agent() else { return };
         let agent = &mut self.agents[slot];
@@ -444,6 +452,8 @@ impl Relay {
             _ => Presence::Lost(now.mono),
         };
         agent.queue.rewind();
+        let record = Record::Gone { agent: agent.id, at_ms: now.wall_ms, bye: reason == CloseReason::Bye };
+        self.push_note(record, outbox);
     }
 
     fn on_stop(&mut self, now: Now, outbox: &mut Outbox) {
@@ -451,7 +461,7 @@ impl Relay {
         for id in self.sessions.ids() {
             outbox.reply(id, Frame::Bye);
             // Mail may still come for its agent: that is owed, and not for a connection that is closed.
-            self.leave(now, id, CloseReason::Shutdown);
+            self.leave(now, id, CloseReason::Shutdown, outbox);
             self.close(id, CloseReason::Shutdown, outbox);
         }
     }
@@ -468,7 +478,7 @@ impl Relay {
 
     fn on_ack(&mut self, now: Now, id: SessionId, slot: AgentSlot, ack: Ack, outbox: &mut Outbox) {
         let agent = &mut self.agents[slot];
-        let before = (agent.queue.len(), agent.queue.bytes());
+        let before = agent.queue.load();
         let mut news = std::mem::take(&mut self.news);
         let acknowledged = match ack {
             Ack::Through(through) => agent.queue.acknowledge_through(now.mono, through, &mut news),
@@ -490,10 +500,10 @@ impl Relay {
     fn on_written(&mut self, now: Now, id: SessionId, through: Sequence, outbox: &mut Outbox) {
         let Some(slot) = self.sessions.find(id).and_then(Session::agent) else { return };
         let agent = &mut self.agents[slot];
-        let before = (agent.queue.len(), agent.queue.bytes());
+        let before = agent.queue.load();
         let mut news = std::mem::take(&mut self.news);
         agent.queue.mark_written(now.mono, through, &mut news);
-        let settled = agent.queue.len() != before.0;
+        let settled = agent.queue.load() != before;
         self.after_settling(slot, before, &mut news, outbox);
         self.news = news;
         if settled {
@@ -502,10 +512,9 @@ impl Relay {
     }
 
     /// Keeps the sums, remembers that there is progress to tell, and passes news on to the senders.
-    fn after_settling(&mut self, slot: AgentSlot, before: (usize, usize), news: &mut Vec<News>, outbox: &mut Outbox) {
+    fn after_settling(&mut self, slot: AgentSlot, before: Load, news: &mut Vec<News>, outbox: &mut Outbox) {
         let agent = &mut self.agents[slot];
-        self.waiting_messages -= (before.0 - agent.queue.len()) as u64;
-        self.waiting_bytes -= before.1 - agent.queue.bytes();
+        self.waiting = self.waiting.changed(before, agent.queue.load());
         if !agent.progress_due {
             agent.progress_due = true;
             self.progress.push(slot);
@@ -518,11 +527,95 @@ impl Relay {
         }
     }
 
+    /// Owed messages are back from the store.
+    fn on_fetched(&mut self, now: Now, fetched: Fetched, outbox: &mut Outbox) {
+        let Some(slot) = self.agents.find_id(fetched.fetch.agent) else { return };
+        let mut news = std::mem::take(&mut self.news);
+        let (hasher, shards) = (&self.hasher, self.options.shards);
+        let home_of = |name: &[u8]| hasher.hash(name).home(shards);
+        let how = Return { now, retention: self.options.bounds.retention, home_of: &home_of };
+        let agent = &mut self.agents[slot];
+        let before = agent.queue.load();
+        let (more, hungry) = agent.queue.take_fetched(fetched, &how, &mut news);
+        let session = agent.session();
+        self.after_settling(slot, before, &mut news, outbox);
+        self.news = news;
+        outbox.fetches.extend(more);
+        if hungry {
+            self.hungry.push(slot);
+        }
+        self.arm_expiry(slot);
+        if let Some(id) = session {
+            self.pump(now, slot, id, outbox);
+        }
+    }
+
+    /// Makes sure that somebody looks when the first of an agent's messages expires.
+    fn arm_expiry(&mut self, slot: AgentSlot) {
+        let agent = &mut self.agents[slot];
+        if agent.expiry_armed > agent.queue.next_expiry() {
+            agent.expiry_armed = agent.queue.next_expiry();
+            self.timers.set(agent.expiry_armed, Timer::Expiry(slot));
+        }
+    }
+
+    /// What waited for a commit goes on: messages in strict mode, fetches that came too early.
+    fn after_commit(&mut self, now: Now, outbox: &mut Outbox) {
+        while let Some((_, slot)) = self.held.pop_front_if(|(record, _)| *record <= self.committed) {
+            self.pump_if_live(now, slot, outbox);
+        }
+        for slot in std::mem::take(&mut self.hungry) {
+            if self.agents.peek_mut(slot).is_some_and(|agent| agent.queue.is_hungry()) {
+                self.pump_if_live(now, slot, outbox);
+            }
+        }
+    }
+
+    fn pump_if_live(&mut self, now: Now, slot: AgentSlot, outbox: &mut Outbox) {
+        if let Some(id) = self.agents.peek(slot).and_then(home::Agent::session) {
+            self.pump(now, slot, id, outbox);
+        }
+    }
+
+    /// Takes up what an earlier process knew of the agents whose home is here. Before the first event.
+    pub fn restore(&mut self, now: Now, rows: Vec<Remembered>) {
+        // An answer that is merely due is not urgent: a hundred thousand of them are spread over a quarter of an hour.
+        const LOOK_AFTER: u64 = Mono::ms(30_000);
+        const SPREAD: u64 = Mono::ms(10);
+        for (index, row) in rows.into_iter().enumerate() {
+            let Some(name) = row.name.clone() else { continue };
+            let hash = self.hasher.hash(name.as_bytes());
+            debug_assert_eq!(hash.home(self.options.shards), self.options.shard);
+            let mortal = now.mono + Mono::ms(row.owed.next_expiry_ms.saturating_sub(now.wall_ms));
+            let look_at = mortal.min(now.mono + LOOK_AFTER + SPREAD * index as u64);
+            let queue = Queue::restored(self.options.epoch, &row, look_at);
+            let load = queue.load();
+            let mut agent = home::Agent::new(name, hash, row.agent, queue, now);
+            agent.restore(now, &row);
+            let slot = self.agents.insert(agent);
+            for (topic, channel) in &row.subscriptions {
+                // A refusal only means that there are as many as there may be.
+                let _ = self.subscribe_quietly(slot, topic, *channel);
+            }
+            self.waiting = self.waiting.changed(Load::default(), load);
+            self.arm_expiry(slot);
+        }
+        if self.agents.len() > 0 {
+            self.timers.set(now.mono + FORGET_EVERY, Timer::Forget);
+        }
+    }
+
     /// Hands out what the agent's window allows, and makes sure that somebody looks after it in time.
     fn pump(&mut self, now: Now, slot: AgentSlot, id: SessionId, outbox: &mut Outbox) {
         let agent = &mut self.agents[slot];
         let window = Window { messages_max: agent.in_flight_max, bytes_max: self.options.bounds.in_flight_bytes_max };
-        let pumped = agent.queue.pump(now.mono, id, window, outbox);
+        let committed = if self.options.strict { self.committed } else { u64::MAX };
+        let pumped = agent.queue.pump(now.mono, id, window, committed, outbox);
+        if agent.queue.is_cold()
+            && let Some(fetch) = agent.queue.refill(agent.id, now, self.options.bounds.retention, self.committed)
+        {
+            outbox.fetches.push(fetch);
+        }
         if pumped.messages > 0 {
             agent.messages_received += pumped.messages - pumped.redelivered;
             self.counters.messages_out += pumped.messages;
@@ -552,9 +645,12 @@ impl Relay {
     fn expire_owed(&mut self, now: Now, slot: AgentSlot, outbox: &mut Outbox) {
         let Some(agent) = self.agents.peek_mut(slot) else { return };
         agent.expiry_armed = Mono(u64::MAX);
-        let before = (agent.queue.len(), agent.queue.bytes());
+        let before = agent.queue.load();
         let mut news = std::mem::take(&mut self.news);
         agent.queue.expire(now.mono, &mut news);
+        if let Some(fetch) = agent.queue.sweep(agent.id, now, self.options.bounds.retention, self.committed) {
+            outbox.fetches.push(fetch);
+        }
         let next = agent.queue.next_expiry();
         if next < Mono(u64::MAX) {
             agent.expiry_armed = next;
@@ -582,7 +678,7 @@ impl Relay {
         }
         let silent = now.mono.since(session.last_heard);
         if silent >= limits::DEAD_AFTER {
-            self.leave(now, id, CloseReason::Silent);
+            self.leave(now, id, CloseReason::Silent, outbox);
             self.close(id, CloseReason::Silent, outbox);
             return;
         }
@@ -600,7 +696,7 @@ impl Relay {
     }
 
     /// Agents that nobody has seen within the retention time, and that are owed nothing, are forgotten.
-    fn forget_agents(&mut self, now: Now) {
+    fn forget_agents(&mut self, now: Now, outbox: &mut Outbox) {
         for index in 0..self.agents.slots() {
             let slot = AgentSlot(index);
             let Some(agent) = self.agents.peek(slot) else { continue };
@@ -610,7 +706,9 @@ impl Relay {
                 for (topic, _) in agent.subscriptions.clone() {
                     self.topics.unsubscribe(topic, slot);
                 }
-                self.agents.forget(slot);
+                if let Some(agent) = self.agents.forget(slot) {
+                    self.push_note(Record::Forgotten { agent: agent.id }, outbox);
+                }
             }
         }
         if self.agents.len() > 0 {
@@ -624,21 +722,37 @@ impl Relay {
             Ok(text) => text,
             Err(error) => return self.complain(id, &format!("Not a topic: {error}"), outbox),
         };
-        if let Err(problem) = self.subscribe(slot, text, topic.channel) {
+        if let Err(problem) = self.subscribe(slot, text, topic.channel, outbox) {
             self.complain(id, problem, outbox);
         }
     }
 
-    fn subscribe(&mut self, slot: AgentSlot, text: &str, channel: bool) -> Result<(), &'static str> {
+    fn subscribe(
+        &mut self,
+        slot: AgentSlot,
+        text: &str,
+        channel: bool,
+        outbox: &mut Outbox,
+    ) -> Result<(), &'static str> {
+        if self.subscribe_quietly(slot, text, channel)? {
+            let agent = self.agents[slot].id;
+            self.push_note(Record::Subscribed { agent, topic: text.into(), channel }, outbox);
+        }
+        Ok(())
+    }
+
+    /// Subscribes without a word to the writer; says whether anything has changed.
+    fn subscribe_quietly(&mut self, slot: AgentSlot, text: &str, channel: bool) -> Result<bool, &'static str> {
         let hash = self.hasher.hash(text.as_bytes());
         if let Some(known) = self.topics.find(hash, text.as_bytes())
             && let Some(mine) = self.agents[slot].subscriptions.iter_mut().find(|(topic, _)| *topic == known)
         {
-            if mine.1 != channel {
+            let changed = mine.1 != channel;
+            if changed {
                 mine.1 = channel;
                 self.topics.set_channel(known, slot, channel);
             }
-            return Ok(());
+            return Ok(changed);
         }
         if self.agents[slot].subscriptions.len() >= self.options.bounds.subscriptions_max {
             return Err("This agent has as many subscriptions as one may have; unsubscribe from one first");
@@ -646,28 +760,32 @@ impl Relay {
         let topic =
             self.topics.subscribe(hash, text, slot, channel).ok_or("The relay has as many topics as it can hold")?;
         self.agents[slot].subscriptions.push((topic, channel));
-        Ok(())
+        Ok(true)
     }
 
-    fn on_unsubscribe(&mut self, slot: AgentSlot, topic: &Topic<'_>) {
+    fn on_unsubscribe(&mut self, slot: AgentSlot, topic: &Topic<'_>, outbox: &mut Outbox) {
         let text = name::topic_of(&topic.name);
         let Some(topic) = self.topics.find(self.hasher.hash(text), text) else { return };
-        let subscriptions = &mut self.agents[slot].subscriptions;
-        if let Some(index) = subscriptions.iter().position(|(mine, _)| *mine == topic) {
-            subscriptions.remove(index);
+        let agent = &mut self.agents[slot];
+        if let Some(index) = agent.subscriptions.iter().position(|(mine, _)| *mine == topic)
+            && let Some(name) = self.topics.name(topic).cloned()
+        {
+            agent.subscriptions.remove(index);
+            let record = Record::Unsubscribed { agent: agent.id, topic: name };
             self.topics.unsubscribe(topic, slot);
+            self.push_note(record, outbox);
         }
     }
 
-    fn on_query(&mut self, id: SessionId, query: &Query<'_>, outbox: &mut Outbox) {
+    fn on_query(&mut self, now: Now, id: SessionId, query: &Query<'_>, outbox: &mut Outbox) {
         let Some(session) = self.sessions.find(id) else { return };
         if !session.peer.owner {
             let text = "Questions are answered on the Unix socket, for the daemon's own user";
             return self.fatal(id, ErrorCode::Forbidden, text, CloseReason::Forbidden, outbox);
         }
-        if query.kind == QueryKind::Message {
+        if matches!(query.kind, QueryKind::Message | QueryKind::History) {
             // What the writer knows of progress may lag by one flush; the question travels behind this.
-            self.tell_progress(outbox);
+            self.tell_progress(now, outbox);
         }
         outbox.questions.push(Question {
             session: id,
@@ -715,7 +833,7 @@ impl Relay {
                 messages_sent: agent.messages_sent,
                 messages_received: agent.messages_received,
                 waiting_messages: agent.queue.len() as u32,
-                waiting_bytes: agent.queue.bytes() as u32,
+                waiting_bytes: agent.queue.load().bytes.min(u64::from(u32::MAX)) as u32,
                 in_flight: agent.queue.in_flight(),
                 oldest_unacknowledged_ms: agent.queue.oldest_sent_at().map(|at| now.mono.since(at) / 1_000_000),
                 topics: agent.subscriptions.iter().filter_map(|(topic, _)| self.topics.name(*topic).cloned()).collect(),
@@ -756,7 +874,7 @@ impl Relay {
             && self.agents[slot].presence == Presence::Live(id)
         {
             let seen = self.agents[slot].last_seen;
-            self.leave(seen, id, reason);
+            self.leave(seen, id, reason, outbox);
         }
         self.close(id, reason, outbox);
     }

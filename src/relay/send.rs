@@ -1,7 +1,7 @@
 //! One message on its way in: is it legal, whose is it, where does its recipient live, may it be accepted there?
 //! The recipient's home accepts: it gives the place in the order, keeps the record, and hands out what the window allows.
 
-use super::delivery::{Ask, Queue};
+use super::delivery::{Ask, Offer, Queue};
 use super::event::{Mail, Origin, Outcome, What};
 use super::home::{AgentSlot, Presence};
 use super::outbox::{Addressee, Outbox, Recipients, Record};
@@ -264,14 +264,15 @@ impl Relay {
         if self.writer_full {
             return Err(RefuseReason::WriterFull);
         }
-        let crowded =
-            agent.queue.waiting_bytes() > 0 && agent.queue.waiting_bytes() + weight > bounds.waiting_bytes_max;
-        if crowded || agent.queue.len() >= bounds.waiting_messages_max {
+        let load = agent.queue.load();
+        let owed_too_much = load.bytes > 0 && load.bytes + weight as u64 > bounds.owed_bytes_max as u64;
+        if owed_too_much || agent.queue.len() >= bounds.waiting_messages_max {
             return Err(RefuseReason::RecipientFull);
         }
-        if self.waiting_bytes + weight > bounds.shard_waiting_bytes_max {
-            return Err(RefuseReason::ShardFull);
-        }
+        // Memory holds so much for one slow reader, and so much for all of them; the rest waits in the store.
+        let waiting = agent.queue.waiting_bytes();
+        let spill = (waiting > 0 && waiting + weight > bounds.waiting_bytes_max)
+            || self.waiting.resident as usize + weight > bounds.shard_waiting_bytes_max;
         if agent.dialect == Dialect::Json && parcel.raw.len() > SURELY_FITS_JSON {
             let message = Message::check(&parcel.raw, parcel.checksum);
             if message.is_none_or(|message| json::deliver_length(&message, &agent.name) > FRAME_BYTES_MAX) {
@@ -287,13 +288,14 @@ impl Relay {
         };
         let expires_at = now.mono + kept;
         let channel = channel || (agent.dialect == Dialect::Json && parcel.topic().starts_with(b"dm:"));
-        let sequence = agent.queue.offer(parcel, expires_at, channel, ask);
-        if agent.expiry_armed > agent.queue.next_expiry() {
-            agent.expiry_armed = agent.queue.next_expiry();
-            self.timers.set(agent.expiry_armed, Timer::Expiry(slot));
+        // The next record pushed is the one that holds it.
+        let record = self.records + 1;
+        let sequence = agent.queue.offer(parcel, Offer { expires_at, channel, ask, record, spill });
+        self.waiting = self.waiting.changed(load, agent.queue.load());
+        if self.options.strict {
+            self.held.push_back((record, slot));
         }
-        self.waiting_messages += 1;
-        self.waiting_bytes += weight;
+        self.arm_expiry(slot);
         self.counters.accepted += 1;
         Ok((sequence, channel))
     }
@@ -370,7 +372,7 @@ pub(super) fn outcome(parcel: &Parcel, origin: Origin, recipient: AgentId, what:
 
 fn retry_after_ms(reason: RefuseReason, queue: &Queue, now: Now) -> u32 {
     match reason {
-        RefuseReason::RecipientFull | RefuseReason::ShardFull => queue.retry_after_ms(now.mono),
+        RefuseReason::RecipientFull => queue.retry_after_ms(now.mono),
         RefuseReason::TooLong => 0,
         // The writer empties its queue at least this often.
         _ => 50,

@@ -1,13 +1,13 @@
 //! What became of a message, told to whoever sent it: on its own shard, in the words of its dialect.
 
 use super::delivery::News;
-use super::event::{Mail, Origin, Outcome, What};
+use super::event::{Mail, NOBODY, Origin, Outcome, What};
 use super::home::AgentSlot;
 use super::outbox::{Outbox, Output, Record};
 use super::send::{is_fanout, outcome};
 use super::session::{Session, State};
 use super::{Relay, text_of};
-use crate::base::{AgentId, Bytes, MessageId, RefuseReason, SessionId, ShardId};
+use crate::base::{AgentId, Bytes, MessageId, Now, RefuseReason, SessionId, ShardId};
 use crate::wire::{Busy, Dialect, ErrorCode, ErrorFrame, Frame, Message, Parcel, Receipt, ReceiptState, Wants};
 
 impl Relay {
@@ -91,9 +91,10 @@ impl Relay {
         self.tell_committed(outbox);
     }
 
-    pub(super) fn on_committed(&mut self, through: u64, outbox: &mut Outbox) {
+    pub(super) fn on_committed(&mut self, now: Now, through: u64, outbox: &mut Outbox) {
         self.committed = self.committed.max(through);
         self.tell_committed(outbox);
+        self.after_commit(now, outbox);
     }
 
     fn tell_committed(&mut self, outbox: &mut Outbox) {
@@ -238,9 +239,6 @@ impl Relay {
         outbox.outputs.push(Output::Receipt { session: id, receipt });
     }
 }
-
-/// No connection at all: the sender is found by its name.
-const NOBODY: SessionId = SessionId { slot: u32::MAX, generation: u32::MAX };
 
 /// JSON clients hear of durability if they asked for it, and of failures and refusals.
 fn tell_json(id: SessionId, outcome: &Outcome, outbox: &mut Outbox) {

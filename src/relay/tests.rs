@@ -30,6 +30,7 @@ impl Pair {
                 epoch: 3,
                 name_seed: 1,
                 token_seed: [shard as u8; 32],
+                strict: false,
                 bounds: bounds.clone(),
                 entitlement: Entitlement::UNLIMITED,
             })

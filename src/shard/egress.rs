@@ -12,6 +12,9 @@ use crate::wire::{self, Dialect, FLAG_REDELIVERED, Frame, Message, QueryKind};
 /// Bodies above this size are not copied into the send buffer: they leave by vectored send.
 const COPIED_BODY_BYTES_MAX: usize = 4096;
 
+/// Batches that may lie before the writer without another one being cut: while it commits the first, one more is ready,
+/// and the next grows.
+const WRITER_AHEAD: usize = 2;
 /// The writer is rung at most this often for batches that are not large …
 const RING_INTERVAL: u64 = Mono::ms(2);
 /// … and a batch of this many records is.
@@ -64,6 +67,7 @@ impl Inner {
         }
         self.outbox.mails = mails;
         self.keep_records();
+        self.fetch_hold.extend(self.outbox.fetches.drain(..));
         for question in std::mem::take(&mut self.outbox.questions) {
             self.ask(question);
         }
@@ -266,6 +270,7 @@ impl Inner {
     }
 
     fn keep_records(&mut self) {
+        self.urgent |= std::mem::take(&mut self.outbox.records_urgent);
         self.batch.append(&mut self.outbox.records);
         self.batch_bytes += std::mem::take(&mut self.outbox.records_weight);
         while self.batch.len() > WRITER_BATCH_RECORDS_MAX {
@@ -287,19 +292,29 @@ impl Inner {
 
     /// Hands records to the writer when it is time: enough of them, old enough, or somebody waits for the commit.
     pub(super) fn flush_records(&mut self, at_once: bool) {
-        if self.batch.is_empty() && !self.relay.progress_is_due() {
+        self.push_writer_hold();
+        self.behind = false;
+        if !self.writer_hold.is_empty() {
+            // The writer does not keep up, or its disk is in trouble: what waits here is bounded by what the heart still
+            // accepts, and progress stays where each agent has one place for it.
+        } else if self.batch.is_empty() && !self.relay.progress_is_due() {
             self.records_since = None;
         } else {
             let since = *self.records_since.get_or_insert(self.now.mono);
             let due = since + self.options.flush_interval <= self.now.mono;
             // A writer that has not taken the last batch gains nothing from a smaller one behind it, nor does one that was
             // rung a moment ago: under load a ring costs as much as some hundred records.
-            let idle = self.mesh.batches_waiting(self.shard) == 0;
+            let waiting = self.mesh.batches_waiting(self.shard);
+            let idle = waiting == 0;
             let rested = self.now.mono.since(self.rang_writer_at) >= RING_INTERVAL;
             let enough = self.batch.len() >= self.options.batch_trigger && (rested || self.batch.len() >= LARGE_BATCH);
             let triggered = idle && enough;
-            if at_once || due || triggered || self.relay.awaits_commit() {
-                self.relay.tell_progress(&mut self.outbox);
+            // Somebody waits: at once, unless the writer has enough to do. It rings after its commit, and finds the rest.
+            let awaited = (self.urgent || self.relay.awaits_commit()) && waiting < WRITER_AHEAD;
+            self.behind = waiting >= WRITER_AHEAD;
+            if at_once || (due && !self.behind) || triggered || awaited {
+                self.urgent = false;
+                self.relay.tell_progress(self.now, &mut self.outbox);
                 self.keep_records();
                 self.records_since = None;
                 self.rang_writer_at = self.now.mono;
@@ -309,16 +324,7 @@ impl Inner {
                 }
             }
         }
-        while let Some(post) = self.writer_hold.pop_front() {
-            match self.mesh.push_batch(self.shard, post) {
-                Ok(()) => self.writer_pushed = true,
-                Err(post) => {
-                    self.writer_hold.push_front(post);
-                    self.writer_pushed = true;
-                    break;
-                }
-            }
-        }
+        self.push_writer_hold();
         let full = !self.writer_hold.is_empty();
         if full != self.writer_was_full {
             self.writer_was_full = full;
@@ -326,10 +332,31 @@ impl Inner {
         }
     }
 
+    fn push_writer_hold(&mut self) {
+        while let Some(post) = self.writer_hold.pop_front() {
+            self.writer_pushed = true;
+            if let Err(post) = self.mesh.push_batch(self.shard, post) {
+                self.writer_hold.push_front(post);
+                break;
+            }
+        }
+    }
+
+    /// Passes requests for owed messages to the keeper, as far as its queue takes them.
+    pub(super) fn push_fetches(&mut self) {
+        while let Some(fetch) = self.fetch_hold.pop_front() {
+            self.keeper_pushed = true;
+            if let Err(fetch) = self.mesh.push_fetch(self.shard, fetch) {
+                self.fetch_hold.push_front(fetch);
+                break;
+            }
+        }
+    }
+
     fn ask(&mut self, question: Question) {
         let (session, number) = (question.session, question.number);
         let taken = match question.kind {
-            QueryKind::Message => {
+            QueryKind::Message | QueryKind::History => {
                 // Behind everything this shard has told the writer so far.
                 self.flush_records(true);
                 self.writer_hold.push_back(WriterPost::Question(self.shard, question));
@@ -357,6 +384,9 @@ impl Inner {
         }
         if std::mem::take(&mut self.writer_pushed) && self.mesh.writer_sleeper().rouse() {
             driver.wake(&self.bells.writer);
+        }
+        if std::mem::take(&mut self.keeper_pushed) && self.mesh.keeper_sleeper().rouse() {
+            driver.wake(&self.bells.keeper);
         }
         if std::mem::take(&mut self.clerk_pushed) && self.mesh.clerk_sleeper().rouse() {
             driver.wake(&self.bells.clerk);

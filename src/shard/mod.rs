@@ -8,7 +8,7 @@ mod ingress;
 
 use crate::base::{Mono, Name, Now, SessionId, ShardId};
 use crate::mesh::{ClerkPost, Mesh, Notice, Post, ShardGauges, WriterPost};
-use crate::relay::{self, Event, Mail, Outbox, Peer, Record, Relay};
+use crate::relay::{self, Event, Fetch, Mail, Outbox, Peer, Record, Relay, Remembered};
 use crate::uring::{Driver, ListenerId, ReceiveMode, SendBuffer, Waker};
 use crate::wire::json::Scratch;
 use connections::{Connection, Connections, Stage};
@@ -58,6 +58,8 @@ pub struct Bells {
     pub writer: Waker,
     /// The clerk's.
     pub clerk: Waker,
+    /// The keeper's.
+    pub keeper: Waker,
 }
 
 /// A shard, on its own thread.
@@ -95,6 +97,13 @@ struct Inner {
     pushed: Vec<bool>,
     writer_pushed: bool,
     clerk_pushed: bool,
+    keeper_pushed: bool,
+    /// Requests that the keeper's queue did not take: at most one per agent.
+    fetch_hold: VecDeque<Fetch>,
+    /// Whether records wait here because the writer has enough to do: its next commit ends the wait.
+    behind: bool,
+    /// Whether a record of the batch is to be committed without delay.
+    urgent: bool,
     batch: Vec<Record>,
     batch_bytes: usize,
     /// Since when records, or progress, wait to be told to the writer.
@@ -129,18 +138,28 @@ struct Spares {
 
 impl Shard {
     /// A shard that is ready to run on this thread.
-    pub fn new(options: Options, mut driver: Driver, mesh: Arc<Mesh>, bells: Bells, listeners: Vec<OwnedFd>) -> Shard {
+    pub fn new(
+        options: Options,
+        rows: Vec<Remembered>,
+        mut driver: Driver,
+        mesh: Arc<Mesh>,
+        bells: Bells,
+        listeners: Vec<OwnedFd>,
+    ) -> Shard {
+        let now = clock();
+        let mut relay = Relay::new(options.relay.clone());
+        relay.restore(now, rows);
         let listeners = listeners.into_iter().map(|listener| driver.listen(listener)).collect();
         let count = usize::from(options.relay.shards);
         let inner = Inner {
             shard: options.relay.shard,
-            relay: Relay::new(options.relay.clone()),
+            relay,
             options,
             outbox: Outbox::default(),
             mesh,
             bells,
             connections: Connections::default(),
-            now: clock(),
+            now,
             fresh: false,
             rearm: Vec::new(),
             due: Vec::new(),
@@ -153,6 +172,10 @@ impl Shard {
             pushed: vec![false; count],
             writer_pushed: false,
             clerk_pushed: false,
+            keeper_pushed: false,
+            fetch_hold: VecDeque::new(),
+            urgent: false,
+            behind: false,
             batch: Vec::new(),
             batch_bytes: 0,
             records_since: None,
@@ -199,6 +222,7 @@ impl Shard {
         inner.flush_records(false);
         inner.perform(driver);
         inner.push_holds();
+        inner.push_fetches();
         inner.flush(driver);
         inner.end_lingering(driver);
         inner.listen_again(driver);
@@ -236,7 +260,9 @@ impl Inner {
         let now = self.now.mono;
         let mut deadline = self.relay.next_deadline();
         let mut sooner = |at: Mono| deadline = Some(deadline.map_or(at, |deadline: Mono| deadline.min(at)));
-        if let Some(since) = self.records_since {
+        if let Some(since) = self.records_since
+            && !self.behind
+        {
             sooner(since + self.options.flush_interval);
         }
         if let Some((until, _)) = self.lingering.front() {
@@ -246,10 +272,10 @@ impl Inner {
             sooner(*until);
         }
         let timeout = deadline.map(|deadline| Duration::from_nanos(deadline.since(now)));
-        if !self.receiving || !self.writer_hold.is_empty() {
+        if !self.receiving || !self.writer_hold.is_empty() || !self.fetch_hold.is_empty() {
             return Some(timeout.map_or(HELD_WAIT, |timeout| timeout.min(HELD_WAIT)));
         }
-        let awaits = self.relay.awaits_commit();
+        let awaits = self.relay.awaits_commit() || self.behind;
         self.mesh.await_commit(self.shard, awaits);
         self.mesh.shard_sleeper(self.shard).doze();
         let busy = !self.due.is_empty() || !self.doomed.is_empty();
@@ -351,6 +377,7 @@ impl Inner {
                     failed: answer.failed,
                     json: answer.json,
                 },
+                Notice::Fetched(fetched) => Event::Fetched(fetched),
                 Notice::Census(ticket) => Event::Census(ticket),
                 Notice::Stop => {
                     self.stopping = true;
@@ -403,10 +430,12 @@ impl Inner {
 
 /// Both clocks, now.
 fn clock() -> Now {
+    // CLOCK_MONOTONIC counts from the boot; what an earlier process saw may lie before that.
+    const BEFORE_BOOT: u64 = 1 << 62;
     let mono = clock_gettime(ClockId::Monotonic);
     let wall = clock_gettime(ClockId::Realtime);
     Now {
-        mono: Mono(mono.tv_sec as u64 * 1_000_000_000 + mono.tv_nsec as u64),
+        mono: Mono(BEFORE_BOOT + mono.tv_sec as u64 * 1_000_000_000 + mono.tv_nsec as u64),
         wall_ms: wall.tv_sec as u64 * 1_000 + wall.tv_nsec as u64 / 1_000_000,
     }
 }

@@ -102,6 +102,11 @@ impl<'a> Message<'a> {
         self.body.label.as_slice()
     }
 
+    /// Its time to live in milliseconds; 0: as long as retention.
+    pub fn ttl_ms(&self) -> u32 {
+        self.body.ttl_ms.to_native()
+    }
+
     /// Receipts the sender asks for.
     pub fn wants(&self) -> Wants {
         Wants(self.body.wants)

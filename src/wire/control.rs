@@ -336,6 +336,7 @@ fn query(body: &ArchivedQuery) -> Checked<'_> {
         2 => QueryKind::Agents,
         3 => QueryKind::Message,
         4 => QueryKind::Stop,
+        5 => QueryKind::History,
         _ => return Err(malformed(number, "this relay does not know that kind of QUERY")),
     };
     if body.arguments.len() > QUERY_ARGUMENT_BYTES_MAX {

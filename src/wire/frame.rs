@@ -404,6 +404,8 @@ pub enum QueryKind {
     Message = 3,
     /// Stop: what `relay down` asks for. Only the owner's uid.
     Stop = 4,
+    /// Stored messages, in pages. `{from, to, agent, thread, topic, since_ms, until_ms, limit, before, after}`, each optional.
+    History = 5,
 }
 
 /// An answer, or a part of one.

@@ -1,21 +1,39 @@
-//! The writer: one thread that keeps what was accepted, in order, and tells each shard how far it has got. In this version
-//! it keeps messages in memory, in a ring bounded by bytes and by number; the oldest leave first. Nothing here survives
-//! the process, and `relay status` says so.
+//! The writer: one thread that puts what was accepted on disk, in order, and tells each shard how far it has got. Its
+//! commit is one value appended to the store's log; nothing else is done on this thread.
+//!
+//! ```text
+//! batches of all shards ─► segment ─► append + two flushes ─► committed through n, to each shard
+//!                             ▲                 │ the disk refuses: kept, tried again, `status` says why
+//!                             └─────────────────┘
+//! ```
 #![forbid(unsafe_code)]
 
-mod history;
-
 use crate::base::ShardId;
-use crate::mesh::{Answered, Mesh, Notice, WriterPost};
+use crate::base::limits::{WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX, WRITER_BATCHES_MAX};
+use crate::mesh::{Mesh, WriterPost};
+use crate::relay::{Question, Record};
+use crate::store::{Segment, Store, StoreError};
 use crate::uring::Waker;
-use history::History;
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+/// How long a commit waits for more in the mode that syncs once a second.
+const RELAXED_INTERVAL: Duration = Duration::from_secs(1);
+/// A segment of that mode is committed early at this size: it is what a crash may cost, and memory.
+const RELAXED_BYTES_MAX: usize = 8 * WRITER_BATCH_BYTES_MAX;
+/// After a refusal of the disk the first try comes this soon …
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+/// … and later ones at most this far apart.
+const RETRY_MAX: Duration = Duration::from_secs(1);
+/// How long the disk may refuse after the daemon was told to stop.
+const STOP_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What the writer is told once.
 pub struct Options {
-    /// Bytes of messages it keeps.
-    pub history_bytes_max: usize,
+    /// Whether commits wait up to a second, so that there are few of them.
+    pub relaxed: bool,
 }
 
 /// What `status` shows of the writer; written by its thread alone.
@@ -23,98 +41,256 @@ pub struct Options {
 pub struct Gauges {
     /// Records committed, over all shards.
     pub committed: AtomicU64,
-    /// Messages kept.
-    pub history_messages: AtomicU64,
-    /// Their bytes.
-    pub history_bytes: AtomicU64,
+    /// Messages among them.
+    pub messages: AtomicU64,
+    /// Commits.
+    pub commits: AtomicU64,
+    /// Records taken from the shards and not committed yet.
+    pub pending: AtomicU64,
+    /// What is wrong with the disk, if anything is.
+    pub trouble: Mutex<Option<Trouble>>,
+}
+
+/// The disk refuses.
+#[derive(Clone, Debug)]
+pub struct Trouble {
+    /// In one word: `full`, `quota`, `io`, …
+    pub kind: &'static str,
+    /// In a sentence that says what to do.
+    pub sentence: String,
+    /// Since when, milliseconds since 1970.
+    pub since_ms: u64,
+}
+
+/// How to end the sleep of those who wait for commits.
+pub struct Bells {
+    /// The writer's own.
+    pub own: Waker,
+    /// Each shard's.
+    pub shards: Vec<Waker>,
+    /// The keeper's.
+    pub keeper: Waker,
+    /// The historian's.
+    pub historian: Waker,
 }
 
 /// The writer, on its own thread.
 pub struct Writer {
+    options: Options,
     mesh: Arc<Mesh>,
-    bell: Waker,
-    shards: Vec<Waker>,
+    store: Store,
+    bells: Bells,
     gauges: Arc<Gauges>,
     stop: Arc<AtomicBool>,
-    history: History,
+    segment: Segment,
+    /// Records taken and committed, per shard.
+    taken: Vec<u64>,
     committed: Vec<u64>,
+    /// Questions that wait for the commit of what was taken before them.
+    questions: Vec<(ShardId, Question)>,
+    /// When the oldest record of the segment was taken.
+    since: Option<Instant>,
+    urgent: bool,
+    /// When to try again, and how long to wait after that.
+    retry: Option<(Instant, Duration)>,
+    stop_seen: Option<Instant>,
 }
 
 impl Writer {
-    /// A writer that keeps nothing yet. `bell` ends its sleep, `shards` end theirs; it returns after `stop`, when all
-    /// queues to it are empty.
+    /// A writer that has taken nothing yet. It returns after `stop`, when all queues to it are empty and committed.
     pub fn new(
-        options: &Options,
+        options: Options,
         mesh: Arc<Mesh>,
-        bell: Waker,
-        shards: Vec<Waker>,
+        store: Store,
+        bells: Bells,
         gauges: Arc<Gauges>,
         stop: Arc<AtomicBool>,
     ) -> Writer {
-        let committed = vec![0; shards.len()];
-        Writer { mesh, bell, shards, gauges, stop, history: History::new(options.history_bytes_max), committed }
+        let none = vec![0; bells.shards.len()];
+        Writer {
+            options,
+            mesh,
+            store,
+            bells,
+            gauges,
+            stop,
+            segment: Segment::new(),
+            taken: none.clone(),
+            committed: none,
+            questions: Vec::new(),
+            since: None,
+            urgent: false,
+            retry: None,
+            stop_seen: None,
+        }
     }
 
     /// Takes what has arrived, commits it, sleeps; until told to stop.
     pub fn run(mut self) {
         loop {
             let stopping = self.stop.load(Ordering::Acquire);
-            let took_any = self.turn();
+            let took_any = self.take();
+            if self.is_due(stopping) {
+                self.commit();
+                continue;
+            }
             if took_any {
                 continue;
             }
             if stopping {
-                return;
+                if self.segment.is_empty() {
+                    return;
+                }
+                // Only a disk that refuses leads here.
+                if self.stop_seen.get_or_insert_with(Instant::now).elapsed() > STOP_PATIENCE {
+                    let (messages, records) = (self.segment.messages(), self.segment.records());
+                    tracing::error!(messages, records, "the disk refuses to the end: these are lost with this process");
+                    return;
+                }
             }
             self.mesh.writer_sleeper().doze();
-            if !self.mesh.anything_for_writer() && !self.stop.load(Ordering::Acquire) {
-                self.bell.wait(None);
+            if !(self.has_room() && self.mesh.anything_for_writer()) && stopping == self.stop.load(Ordering::Acquire) {
+                self.bells.own.wait(self.timeout());
             }
             self.mesh.writer_sleeper().awake();
         }
     }
 
-    /// One round over all shards. Says whether there was anything.
-    fn turn(&mut self) -> bool {
+    fn timeout(&self) -> Option<Duration> {
+        let until = match (self.retry, self.since) {
+            (Some((at, _)), _) => at,
+            (None, Some(since)) => since + RELAXED_INTERVAL,
+            (None, None) => return None,
+        };
+        Some(until.saturating_duration_since(Instant::now()))
+    }
+
+    fn has_room(&self) -> bool {
+        let (bytes, records) = if self.options.relaxed {
+            (RELAXED_BYTES_MAX, u32::MAX)
+        } else {
+            (WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX as u32)
+        };
+        self.segment.bytes() < bytes && self.segment.records() < records
+    }
+
+    /// Takes what the shards have, one batch each in turn, so that no shard waits for another's flood. What does not fit
+    /// into one commit stays in their queues, which are bounded. Says whether there was anything.
+    fn take(&mut self) -> bool {
         let mut took_any = false;
-        for index in 0..self.committed.len() {
-            let shard = ShardId(index as u16);
-            let (mut committed, mut answered) = (false, false);
-            // A round takes no more than a full queue from each shard, so that no shard waits for another's flood.
-            for _ in 0..crate::base::limits::WRITER_BATCHES_MAX {
+        for _ in 0..WRITER_BATCHES_MAX {
+            let mut took = false;
+            for index in 0..self.taken.len() {
+                let shard = ShardId(index as u16);
+                if !self.has_room() {
+                    return took_any;
+                }
                 match self.mesh.pop_batch(shard) {
-                    Some(WriterPost::Records(mut batch)) => {
-                        self.committed[index] += batch.len() as u64;
-                        for record in batch.drain(..) {
-                            self.history.keep(record);
+                    Some(WriterPost::Records(batch)) => {
+                        self.taken[index] += batch.len() as u64;
+                        for record in &batch {
+                            self.urgent |= matches!(record, Record::Session(_));
+                            self.segment.push(record);
                         }
                         self.mesh.give_back(shard, batch);
-                        committed = true;
+                        self.since.get_or_insert_with(Instant::now);
+                        took = true;
                     }
                     Some(WriterPost::Question(asker, question)) => {
-                        let (failed, json) = self.history.answer(&question.arguments);
-                        let (session, number) = (question.session, question.number);
-                        // A full queue means a thousand unread answers: the asker's own deadline will tell it.
-                        let answer = Notice::Answered(Answered { session, number, failed, json });
-                        answered |= self.mesh.notify(asker, answer).is_ok();
+                        self.questions.push((asker, question));
+                        took = true;
                     }
-                    None => break,
+                    None => {}
                 }
-                took_any = true;
             }
-            if committed {
-                self.mesh.commit(shard, self.committed[index]);
+            took_any |= took;
+            if !took {
+                break;
             }
-            let awaited = answered || (committed && self.mesh.awaits_commit(shard));
-            if awaited && self.mesh.shard_sleeper(shard).rouse() {
-                self.shards[index].wake();
-            }
-        }
-        if took_any {
-            self.gauges.committed.store(self.committed.iter().sum(), Ordering::Relaxed);
-            self.gauges.history_messages.store(self.history.messages() as u64, Ordering::Relaxed);
-            self.gauges.history_bytes.store(self.history.bytes() as u64, Ordering::Relaxed);
         }
         took_any
     }
+
+    fn is_due(&mut self, stopping: bool) -> bool {
+        if self.segment.is_empty() {
+            self.pass_questions();
+            return false;
+        }
+        if let Some((at, _)) = self.retry {
+            // What is stored can be read while the disk takes nothing new.
+            self.pass_questions();
+            return Instant::now() >= at;
+        }
+        let waited = self.since.is_some_and(|since| since.elapsed() >= RELAXED_INTERVAL);
+        !self.options.relaxed || self.urgent || waited || stopping || !self.has_room() || !self.questions.is_empty()
+    }
+
+    fn commit(&mut self) {
+        let records = u64::from(self.segment.records());
+        self.gauges.pending.store(records, Ordering::Relaxed);
+        match self.store.append(&mut self.segment) {
+            Ok(_) => {
+                self.gauges.commits.fetch_add(1, Ordering::Relaxed);
+                self.gauges.messages.fetch_add(u64::from(self.segment.messages()), Ordering::Relaxed);
+                self.gauges.committed.fetch_add(records, Ordering::Relaxed);
+                self.gauges.pending.store(0, Ordering::Relaxed);
+                self.segment.clear();
+                self.since = None;
+                self.urgent = false;
+                if self.retry.take().is_some() {
+                    *self.gauges.trouble.lock() = None;
+                    tracing::info!(records, "the disk takes what it is given again; everything accepted is committed");
+                }
+                self.tell_shards();
+                self.pass_questions();
+                if self.mesh.keeper_rest().rouse() {
+                    self.bells.keeper.wake();
+                }
+            }
+            Err(error) => self.put_off(&error),
+        }
+    }
+
+    fn tell_shards(&mut self) {
+        for index in 0..self.taken.len() {
+            if self.taken[index] == self.committed[index] {
+                continue;
+            }
+            self.committed[index] = self.taken[index];
+            let shard = ShardId(index as u16);
+            self.mesh.commit(shard, self.committed[index]);
+            if self.mesh.awaits_commit(shard) && self.mesh.shard_sleeper(shard).rouse() {
+                self.bells.shards[index].wake();
+            }
+        }
+    }
+
+    /// The disk refuses: the segment stays, and is tried again. Meanwhile the queues fill, and then senders hear BUSY.
+    fn put_off(&mut self, error: &StoreError) {
+        let wait = self.retry.map_or(RETRY_FIRST, |(_, wait)| (wait * 2).min(RETRY_MAX));
+        if self.retry.is_none() {
+            tracing::error!(reason = error.kind(), "the store takes nothing: {error}");
+        }
+        self.retry = Some((Instant::now() + wait, wait));
+        let mut trouble = self.gauges.trouble.lock();
+        let since_ms = trouble.as_ref().map_or_else(wall_ms, |trouble| trouble.since_ms);
+        *trouble = Some(Trouble { kind: error.kind(), sentence: error.to_string(), since_ms });
+    }
+
+    fn pass_questions(&mut self) {
+        if self.questions.is_empty() {
+            return;
+        }
+        for (asker, question) in self.questions.drain(..) {
+            // A full queue means a thousand unanswered questions: the asker's own deadline will tell it.
+            let _ = self.mesh.push_historian(asker, question);
+        }
+        if self.mesh.historian_sleeper().rouse() {
+            self.bells.historian.wake();
+        }
+    }
+}
+
+fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

@@ -118,7 +118,7 @@ impl Setup {
         let mut child = command.spawn().unwrap();
         let said = Arc::new(Mutex::new(String::new()));
         let reader = read_all(child.stderr.take().unwrap(), said.clone());
-        let mut daemon = Daemon { child, directory, said, reader: Some(reader), notices };
+        let mut daemon = Daemon { child, way: self.way, directory, said, reader: Some(reader), notices };
         daemon.notice("READY=1");
         daemon
     }
@@ -146,6 +146,7 @@ fn environment(command: &mut Command, directory: &Path) {
 /// A running daemon. Dropping it kills it; a panic in it fails the test.
 pub(crate) struct Daemon {
     child: Child,
+    pub way: Way,
     pub directory: TempDir,
     said: Arc<Mutex<String>>,
     reader: Option<JoinHandle<()>>,

@@ -4,6 +4,7 @@
 mod away;
 mod command_line;
 mod cpus;
+mod durable;
 mod harness;
 mod hostile;
 mod lifecycle;

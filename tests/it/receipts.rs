@@ -182,7 +182,7 @@ fn one_message_alone_can_be_acknowledged() {
 
 #[test]
 fn a_refusal_carries_the_senders_number_and_is_queryable() {
-    let daemon = Setup::new(EPOLL_TWO).settings("[limits]\nwaiting_messages = 2\n").start();
+    let daemon = Setup::new(EPOLL_TWO).settings("[limits]\nowed_messages = 2\n").start();
     let (mut ann, mut jay) = (daemon.client("ann"), daemon.json("Jay"));
     daemon.client("bob").close().unwrap();
     daemon.until_away("bob");

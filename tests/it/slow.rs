@@ -1,6 +1,6 @@
 //! A reader that has stopped slows no one else down, and costs a bounded amount of memory.
 
-use crate::harness::{Daemon, PATIENCE, every_way};
+use crate::harness::{Daemon, PATIENCE, Setup, every_way};
 use crate::peers::{NativePeer, Owned};
 use agent_relay::wire::Wants;
 use std::collections::{HashMap, HashSet};
@@ -28,13 +28,15 @@ fn talk(peers: &mut [NativePeer], messages: usize, text: &str) {
 #[test]
 fn one_stopped_reader_does_not_slow_five_hundred_others_down_or_fill_the_memory() {
     every_way(|way| {
-        let daemon = Daemon::start(way);
+        let daemon = Setup::new(way).settings("[limits]\nowed_bytes = 4194304\n").start();
         let mut stopped = daemon.native("stopped");
         let mut peers: Vec<NativePeer> = (0..AGENTS).map(|index| daemon.native(&format!("agent-{index}"))).collect();
         talk(&mut peers, 5, "warm-up");
-        let before_kib = daemon.proc_status("VmRSS");
+        // Anonymous memory: the store's file is mapped, and its pages are the kernel's to keep or drop.
+        let before_kib = daemon.proc_status("RssAnon");
 
-        // Everybody floods the stopped one: 500 × 20 × 1 KiB is ten times what may wait for it.
+        // Everybody floods the stopped one: 500 × 20 × 1 KiB is ten times what may wait for it in memory, and more than
+        // twice what it may be owed.
         let text = "y".repeat(1024);
         for peer in &mut peers {
             let mut bytes = Vec::new();
@@ -68,15 +70,14 @@ fn one_stopped_reader_does_not_slow_five_hundred_others_down_or_fill_the_memory(
             }
         }
         let accepted_count: usize = accepted.values().map(HashSet::len).sum();
-        // Half a MiB in flight and one MiB behind it.
-        assert!(busy > 8_000 && (1_000..1_400).contains(&accepted_count), "{busy} busy, {accepted_count} accepted");
+        assert!(busy > 6_000 && (2_800..4_000).contains(&accepted_count), "{busy} busy, {accepted_count} accepted");
 
         // The others talk as if nothing were.
         let begun = Instant::now();
         talk(&mut peers, 50, "unimpeded");
         let took = begun.elapsed();
         assert!(took < PATIENCE / 3, "{took:?} for {} messages", AGENTS / 2 * 50);
-        let after_kib = daemon.proc_status("VmRSS");
+        let after_kib = daemon.proc_status("RssAnon");
         assert!(after_kib < before_kib + 48 * 1024, "{before_kib} KiB before, {after_kib} KiB after");
         assert_eq!(daemon.agent("stopped").unwrap()["waiting"], accepted_count);
 

@@ -1,0 +1,260 @@
+//! `relay history`: stored messages, newest first, a page at a time; with --follow also those that come.
+
+use super::Failure;
+use super::filter::Filter;
+use super::print::{self, Style, cell};
+use super::talk::{self, Reach};
+use crate::wire::QueryKind;
+use argh::{ArgsInfo, FromArgs};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use serde_json::Value;
+use std::path::PathBuf;
+
+/// Show stored messages, newest first, and with --follow those that come.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "history",
+    help_triggers("-h", "--help"),
+    example = "relay history --agent bob --since 2h
+relay history --topic builds --limit 200 --json | jq -r .text
+relay history --from alice --to bob --follow",
+    note = "Messages are kept as long as the retention time says: `relay status --verbose` shows it."
+)]
+pub(super) struct History {
+    /// only messages from this agent
+    #[argh(option, arg_name = "name")]
+    from: Option<String>,
+    /// only messages to this agent, to everybody (*) or to a #topic
+    #[argh(option, arg_name = "name")]
+    to: Option<String>,
+    /// only messages from or to this agent
+    #[argh(option, arg_name = "name")]
+    agent: Option<String>,
+    /// only messages of this thread
+    #[argh(option, arg_name = "thread")]
+    thread: Option<String>,
+    /// only messages to this topic
+    #[argh(option, arg_name = "topic")]
+    topic: Option<String>,
+    /// only messages since then: 90m, 2h, 7d ago, or a time such as 2026-11-21T10:00:00Z
+    #[argh(option, arg_name = "time")]
+    since: Option<String>,
+    /// only messages until then, said in the same way
+    #[argh(option, arg_name = "time")]
+    until: Option<String>,
+    /// at most this many of those that are there (default: 50)
+    #[argh(option, arg_name = "N", default = "50")]
+    limit: u32,
+    /// print new messages as they come, until interrupted; what is there comes first, oldest first
+    #[argh(switch)]
+    follow: bool,
+    /// print one JSON value a line
+    #[argh(switch)]
+    json: bool,
+    /// base directory of all data
+    #[argh(option, arg_name = "directory")]
+    data_dir: Option<PathBuf>,
+    /// the Unix socket
+    #[argh(option, arg_name = "path")]
+    socket: Option<PathBuf>,
+    /// the machine's relay instead of the project's
+    #[argh(switch)]
+    global: bool,
+}
+
+/// Messages asked for at once.
+const PAGE_MESSAGES: u32 = 200;
+/// Messages that may be asked for in all; an export has no such bound.
+const LIMIT_MAX: u32 = 100_000;
+/// How often --follow asks.
+const ASK_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
+
+pub(super) fn run(command: &History) -> Result<(), Failure> {
+    if command.limit > LIMIT_MAX {
+        return Err(Failure::Usage(format!("--limit: at most {LIMIT_MAX}; `relay export` has no limit")));
+    }
+    let filter = Filter::of(&[
+        ("from", &command.from),
+        ("to", &command.to),
+        ("agent", &command.agent),
+        ("thread", &command.thread),
+        ("topic", &command.topic),
+        ("since", &command.since),
+        ("until", &command.until),
+    ])?;
+    let reach = Reach::of(command.data_dir.as_deref(), command.socket.as_deref(), command.global)?;
+    if command.follow {
+        return follow(command, &reach, &filter);
+    }
+    let mut rows = Vec::new();
+    let mut left = command.limit;
+    let mut before = Value::Null;
+    while left > 0 {
+        let (messages, next) = page(&reach, &filter, left, "before", &before)?;
+        left = left.saturating_sub(u32::try_from(messages.len()).unwrap_or(u32::MAX));
+        for message in &messages {
+            if command.json { print::json_line(message)? } else { rows.push(row(message)) }
+        }
+        if next.is_null() || next == before {
+            break;
+        }
+        before = next;
+    }
+    match (command.json, rows.is_empty()) {
+        (true, _) => Ok(()),
+        (false, true) => print::out("no such message is stored here\n"),
+        (false, false) => print::out(&Style::of_output().table(&HEAD, rows)),
+    }
+}
+
+/// What is there, oldest first, then what comes.
+fn follow(command: &History, reach: &Reach, filter: &Filter) -> Result<(), Failure> {
+    let show = |message: &Value| if command.json { print::json_line(message) } else { print::out(&line(message)) };
+    let (mut messages, mut left) = (Vec::new(), command.limit.max(1));
+    let (mut before, mut after) = (Value::Null, Value::Null);
+    while left > 0 {
+        let answer = ask(reach, filter, left, "before", &before)?;
+        if before.is_null() {
+            after = answer["newest"].clone();
+        }
+        let (page, next) = taken(answer);
+        left = left.saturating_sub(u32::try_from(page.len()).unwrap_or(u32::MAX));
+        messages.extend(page);
+        if next.is_null() || next == before {
+            break;
+        }
+        before = next;
+    }
+    messages.truncate(command.limit as usize);
+    messages.iter().rev().try_for_each(show)?;
+    drop(messages);
+    loop {
+        let (messages, next) = page(reach, filter, PAGE_MESSAGES, "after", &after)?;
+        messages.iter().try_for_each(show)?;
+        if !next.is_null() {
+            after = next;
+        }
+        if messages.is_empty() && output_closed_meanwhile() {
+            return Err(Failure::OutputClosed);
+        }
+    }
+}
+
+/// Waits until it is time to ask again. Says whether whoever read our output has gone.
+fn output_closed_meanwhile() -> bool {
+    let stdout = std::io::stdout();
+    let mut watched = [PollFd::new(&stdout, PollFlags::empty())];
+    rustix::event::poll(&mut watched, Some(&ASK_EVERY)).is_ok_and(|ready| ready > 0)
+}
+
+fn ask(reach: &Reach, filter: &Filter, limit: u32, cursor: &str, place: &Value) -> Result<Value, Failure> {
+    let mut question = filter.as_json();
+    question["limit"] = limit.min(PAGE_MESSAGES).into();
+    if !place.is_null() {
+        question[cursor] = place.clone();
+    }
+    talk::ask(reach, QueryKind::History, &question)
+}
+
+/// The messages of an answer, and where the next page begins.
+fn taken(mut answer: Value) -> (Vec<Value>, Value) {
+    let messages = match answer["messages"].take() {
+        Value::Array(messages) => messages,
+        _ => Vec::new(),
+    };
+    (messages, answer["next"].take())
+}
+
+fn page(
+    reach: &Reach,
+    filter: &Filter,
+    limit: u32,
+    cursor: &str,
+    place: &Value,
+) -> Result<(Vec<Value>, Value), Failure> {
+    ask(reach, filter, limit, cursor, place).map(taken)
+}
+
+const HEAD: [&str; 6] = ["TIME", "ID", "FROM", "TO", "STATE", "TEXT"];
+
+fn row(message: &Value) -> Vec<String> {
+    vec![
+        time(message, "%Y-%m-%d %H:%M:%S"),
+        short_id(message),
+        cell(&message["from"]),
+        addressee(message),
+        state(message),
+        first_line(message, 60),
+    ]
+}
+
+/// A message of --follow: one line, whatever its text holds.
+fn line(message: &Value) -> String {
+    format!(
+        "{} {} {} → {}: {}\n",
+        time(message, "%H:%M:%S"),
+        short_id(message),
+        cell(&message["from"]),
+        addressee(message),
+        first_line(message, 400)
+    )
+}
+
+fn time(message: &Value, form: &str) -> String {
+    let time = message["accepted_at"].as_str().or(message["sent_at"].as_str()).unwrap_or_default();
+    match time.parse::<jiff::Timestamp>() {
+        Ok(time) => time.to_zoned(jiff::tz::TimeZone::system()).strftime(form).to_string(),
+        Err(_) => "-".to_owned(),
+    }
+}
+
+fn short_id(message: &Value) -> String {
+    cell(&message["id"]).chars().take(8).collect()
+}
+
+fn addressee(message: &Value) -> String {
+    match message["topic"].as_str() {
+        Some(topic) if !topic.is_empty() => format!("#{}", print::clean(topic.trim_start_matches('#'))),
+        _ => cell(&message["to"]),
+    }
+}
+
+fn state(message: &Value) -> String {
+    match message["reason"].as_str() {
+        Some(reason) => format!("{} ({})", cell(&message["state"]), print::clean(reason)),
+        None => cell(&message["state"]),
+    }
+}
+
+/// The first line that is not empty, cut to so many characters.
+fn first_line(message: &Value, characters_max: usize) -> String {
+    let text = message["text"].as_str().unwrap_or_default().trim();
+    let first = text.lines().next().unwrap_or_default();
+    let clean = print::clean(first);
+    let mut shown: String = clean.chars().take(characters_max).collect();
+    if shown.len() < clean.len() || first.len() < text.len() {
+        shown.push('…');
+    }
+    if shown.is_empty() { "-".to_owned() } else { shown }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_message_is_one_row_whatever_it_holds() {
+        let message = json!({
+            "id": "4f1c2b9a00000000", "from": "alice", "to": "bob", "topic": null, "accepted_at": "2026-11-21T10:00:00Z",
+            "text": "\n one\u{1b}[2A\ntwo", "state": "failed", "reason": "expired",
+        });
+        assert_eq!(row(&message)[1..], ["4f1c2b9a", "alice", "bob", "failed (expired)", "one\\u{1b}[2A…"]);
+        assert!(line(&message).ends_with(" 4f1c2b9a alice → bob: one\\u{1b}[2A…\n"));
+        let topic = json!({ "to": "*", "topic": "builds", "text": "x".repeat(70) });
+        assert_eq!(row(&topic)[3], "#builds");
+        assert_eq!(row(&topic)[5].chars().count(), 61);
+        assert_eq!(row(&json!({})), ["-", "-", "-", "-", "-", "-"]);
+    }
+}

@@ -1,0 +1,99 @@
+//! The store without the daemon: where it lies, who may touch it, and a walk through all of it in short reads.
+
+use super::{Failure, up};
+use crate::daemon::lock::Lock;
+use crate::daemon::paths::{self, Layout};
+use crate::daemon::settings::{Flags, Settings};
+use crate::daemon::settings_key::KeyText;
+use crate::store::{Key, MessageRef, Options, RecordRef, Store};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// A read of the store is begun anew after this long, since it keeps old pages from being used again …
+const READ_TIME: Duration = Duration::from_millis(20);
+/// … or after this many bytes.
+const READ_BYTES: u64 = 4 * 1024 * 1024;
+
+/// The store of one place, and the key that was given for it.
+pub(super) struct Place {
+    pub(super) layout: Layout,
+    pub(super) settings: Settings,
+    key: Option<Key>,
+}
+
+impl Place {
+    pub(super) fn of(data_dir: Option<&Path>, global: bool, db_key: Option<&Path>) -> Result<Place, Failure> {
+        let place = paths::Place { data_dir: data_dir.map(Into::into), socket: None, global };
+        let values = db_key.map(|path| ("persistence.db_key", path.display().to_string()));
+        let settings = up::settings(&Flags { place, config: None, values: values.into_iter().collect() })?;
+        let key = settings.db_key.as_ref().map(key_of).transpose()?;
+        Ok(Place { layout: settings.layout.clone(), settings, key })
+    }
+
+    /// Its folder.
+    pub(super) fn folder(&self) -> PathBuf {
+        self.layout.store_folder()
+    }
+
+    pub(super) fn key(&self) -> Option<Key> {
+        self.key.clone()
+    }
+
+    /// Keeps daemons out until it is dropped; a running one is named.
+    pub(super) fn lock(&self) -> Result<Lock, Failure> {
+        self.layout.create().map_err(Failure::failed)?;
+        Lock::take(&self.layout, jiff::Timestamp::now()).map_err(Failure::failed)
+    }
+
+    /// For reading, beside a running daemon or without one.
+    pub(super) fn open_for_reading(&self) -> Result<Store, Failure> {
+        Store::open(Options::new(self.folder(), self.key()).reading()).map_err(Failure::failed)
+    }
+
+    /// For writing, by whoever holds the lock.
+    pub(super) fn open_for_writing(&self) -> Result<Store, Failure> {
+        let store = Store::open(Options::new(self.folder(), self.key())).map_err(Failure::failed)?;
+        let seconds = u32::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0);
+        store.begin_epoch(seconds, 0).map_err(Failure::failed)?;
+        Ok(store)
+    }
+}
+
+/// A key from its text.
+pub(super) fn key_of(text: &KeyText) -> Result<Key, Failure> {
+    Key::parse(text.reveal()).map_err(Failure::failed)
+}
+
+/// Each message that is in the store now, the oldest first; with it, how much of the store has been read (0 to 1). A
+/// message to agents of several shards comes once for each.
+pub(super) fn each_message(
+    store: &Store,
+    mut each: impl FnMut(&MessageRef<'_>, f64) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let (first, last) =
+        (store.first_segment().map_err(Failure::failed)?, store.last_segment().map_err(Failure::failed)?);
+    let mut next = first;
+    while next <= last {
+        let snapshot = store.snapshot().map_err(Failure::failed)?;
+        // What retention has swept away meanwhile is gone.
+        next = next.max(snapshot.first_segment().map_err(Failure::failed)?);
+        let (begun, mut bytes) = (Instant::now(), 0);
+        while next <= last && bytes < READ_BYTES && begun.elapsed() < READ_TIME {
+            let Some(mut segment) = snapshot.segment(next).map_err(Failure::failed)? else { break };
+            bytes += u64::from(segment.header().bytes);
+            next += 1;
+            let done = (next - first) as f64 / (last - first + 1) as f64;
+            let mut result = Ok(());
+            let read = segment.records(|_, record| {
+                if let RecordRef::Message(message) = &record {
+                    result = each(message, done);
+                }
+                if result.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            });
+            read.map_err(Failure::failed)?;
+            result?;
+        }
+    }
+    Ok(())
+}

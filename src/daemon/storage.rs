@@ -1,0 +1,167 @@
+//! The store's threads: opened before the first listener, ended after the last shard.
+
+use super::settings::{Durability, Settings};
+use crate::base::NameHasher;
+use crate::history::Historian;
+use crate::keeper::{self, Keeper};
+use crate::mesh::Mesh;
+use crate::relay::Remembered;
+use crate::store::{self, Follower, Store};
+use crate::uring::Waker;
+use crate::writer::{self, Writer};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{Builder, JoinHandle};
+use std::time::Instant;
+
+/// Why the store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// It cannot be opened.
+    #[error(transparent)]
+    Open(#[from] store::OpenError),
+    /// It can be opened, but not read or written.
+    #[error(transparent)]
+    Store(#[from] store::StoreError),
+    /// The key is not one.
+    #[error(transparent)]
+    Key(#[from] store::KeyError),
+    /// A thread could not be started.
+    #[error("cannot start the store's threads: {0}")]
+    Thread(io::Error),
+}
+
+/// The store, opened and read.
+pub(super) struct Storage {
+    pub(super) store: Store,
+    pub(super) follower: Arc<Follower>,
+    /// This start of the daemon: greater than all before it, and on disk.
+    pub(super) epoch: u32,
+    /// Whom the store knows; taken by the shards.
+    rows: Vec<Remembered>,
+}
+
+/// What `status` shows of the store's threads.
+#[derive(Clone, Default)]
+pub(super) struct StorageGauges {
+    pub(super) writer: Arc<writer::Gauges>,
+    pub(super) keeper: Arc<keeper::Gauges>,
+}
+
+impl Storage {
+    /// Opens the store, begins an epoch, and reads what is remembered.
+    pub(super) fn open(settings: &Settings, seconds_now: u32) -> Result<Storage, StorageError> {
+        let key = settings.db_key.as_ref().map(|text| store::Key::parse(text.reveal())).transpose()?;
+        let opened = Instant::now();
+        let store = Store::open(store::Options::new(settings.layout.folder.join("store"), key))?;
+        let epoch = store.begin_epoch(seconds_now, 0)?;
+        let (follower, rows) = Follower::recover(&store)?;
+        let took_ms = opened.elapsed().as_millis() as u64;
+        tracing::info!(epoch, agents = rows.len(), segments = store.last_segment()?, took_ms, "the store is open");
+        Ok(Storage { store, follower: Arc::new(follower), epoch, rows })
+    }
+
+    /// The rows of each of `shards` shards, by the home of the name.
+    pub(super) fn take_rows(&mut self, name_seed: u64, shards: u16) -> Vec<Vec<Remembered>> {
+        let hasher = NameHasher::new(name_seed);
+        let mut homes: Vec<Vec<Remembered>> = (0..shards).map(|_| Vec::new()).collect();
+        for row in std::mem::take(&mut self.rows) {
+            if let Some(name) = &row.name {
+                let home = hasher.hash(name.as_bytes()).home(shards);
+                homes[usize::from(home.0)].push(row);
+            }
+        }
+        homes
+    }
+}
+
+/// The bells of the store's threads.
+#[derive(Clone)]
+pub(super) struct StorageBells {
+    pub(super) writer: Waker,
+    pub(super) keeper: Waker,
+    pub(super) historian: Waker,
+}
+
+impl StorageBells {
+    pub(super) fn new() -> io::Result<StorageBells> {
+        Ok(StorageBells { writer: Waker::lone()?, keeper: Waker::lone()?, historian: Waker::lone()? })
+    }
+}
+
+/// The store's threads, running.
+pub(super) struct StorageThreads {
+    bells: StorageBells,
+    /// The writer ends first; then the others have seen all there is.
+    writer_stop: Arc<AtomicBool>,
+    others_stop: Arc<AtomicBool>,
+    writer: JoinHandle<()>,
+    others: [JoinHandle<()>; 2],
+}
+
+impl StorageThreads {
+    pub(super) fn start(
+        storage: &Storage,
+        settings: &Settings,
+        mesh: &Arc<Mesh>,
+        bells: StorageBells,
+        shards: Vec<Waker>,
+        gauges: &StorageGauges,
+    ) -> Result<StorageThreads, StorageError> {
+        let writer_stop = Arc::new(AtomicBool::new(false));
+        let others_stop = Arc::new(AtomicBool::new(false));
+        let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
+            Builder::new().name(name.into()).spawn(body).map_err(StorageError::Thread)
+        };
+        let writer = Writer::new(
+            writer::Options { relaxed: settings.durability == Durability::Relaxed },
+            mesh.clone(),
+            storage.store.clone(),
+            writer::Bells {
+                own: bells.writer.clone(),
+                shards: shards.clone(),
+                keeper: bells.keeper.clone(),
+                historian: bells.historian.clone(),
+            },
+            gauges.writer.clone(),
+            writer_stop.clone(),
+        );
+        let keeper = Keeper::new(
+            keeper::Options { retention_ms: u64::from(settings.retention_days) * 24 * 3_600_000 },
+            mesh.clone(),
+            storage.store.clone(),
+            storage.follower.clone(),
+            bells.keeper.clone(),
+            shards.clone(),
+            gauges.keeper.clone(),
+            others_stop.clone(),
+        );
+        let historian = Historian::new(
+            mesh.clone(),
+            storage.store.clone(),
+            storage.follower.clone(),
+            bells.historian.clone(),
+            shards,
+            others_stop.clone(),
+        );
+        let writer = spawn("relay-writer", super::run::abort_on_panic(move || writer.run()))?;
+        let keeper = spawn("relay-keeper", super::run::abort_on_panic(move || keeper.run()))?;
+        let historian = spawn("relay-history", super::run::abort_on_panic(move || historian.run()))?;
+        Ok(StorageThreads { bells, writer_stop, others_stop, writer, others: [keeper, historian] })
+    }
+
+    /// What was taken is committed, what was committed is written down, and all three end.
+    pub(super) fn stop(self) {
+        self.writer_stop.store(true, Ordering::Release);
+        self.bells.writer.wake();
+        let _ = self.writer.join();
+        self.others_stop.store(true, Ordering::Release);
+        self.bells.keeper.wake();
+        self.bells.historian.wake();
+        for thread in self.others {
+            let _ = thread.join();
+        }
+    }
+}
+

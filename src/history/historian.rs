@@ -1,0 +1,58 @@
+//! The thread that answers questions about stored messages. Readers hold up neither the writer nor a shard.
+
+use super::answer;
+use crate::mesh::{Answered, Mesh, Notice};
+use crate::store::{Follower, Store};
+use crate::uring::Waker;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The historian, on its own thread.
+pub struct Historian {
+    mesh: Arc<Mesh>,
+    store: Store,
+    follower: Arc<Follower>,
+    own: Waker,
+    shards: Vec<Waker>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Historian {
+    /// A historian that returns after `stop`.
+    pub fn new(
+        mesh: Arc<Mesh>,
+        store: Store,
+        follower: Arc<Follower>,
+        own: Waker,
+        shards: Vec<Waker>,
+        stop: Arc<AtomicBool>,
+    ) -> Historian {
+        Historian { mesh, store, follower, own, shards, stop }
+    }
+
+    /// Answers one question after the other; until told to stop.
+    pub fn run(self) {
+        while !self.stop.load(Ordering::Acquire) {
+            while let Some((shard, question)) = self.mesh.pop_historian() {
+                // The writer has committed what the asker saw; the index may not have followed yet.
+                let (failed, json) = match self.follower.catch_up(&self.store) {
+                    Ok(()) => {
+                        answer(&self.store, &self.follower.tail, &self.follower.memory, question.kind, &question.arguments)
+                    }
+                    Err(error) => (true, serde_json::json!({ "error": error.to_string() }).to_string().into_bytes()),
+                };
+                let answered = Answered { session: question.session, number: question.number, failed, json };
+                // A full queue means a thousand unread answers: the asker's own deadline will tell it.
+                let _ = self.mesh.notify(shard, Notice::Answered(answered));
+                if self.mesh.shard_sleeper(shard).rouse() {
+                    self.shards[usize::from(shard.0)].wake();
+                }
+            }
+            self.mesh.historian_sleeper().doze();
+            if !self.mesh.anything_for_historian() && !self.stop.load(Ordering::Acquire) {
+                self.own.wait(None);
+            }
+            self.mesh.historian_sleeper().awake();
+        }
+    }
+}

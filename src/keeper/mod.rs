@@ -1,0 +1,289 @@
+//! The keeper: one thread behind the writer. It follows the log, writes down what a restart would otherwise have to replay,
+//! closes groups of the history index, deletes what has outlived the retention time, and fetches owed mail for the shards.
+//! All of it in small transactions of its own: a commit of the writer never waits longer than one of them takes.
+#![forbid(unsafe_code)]
+
+use crate::base::limits::FETCHES_IN_HAND_MAX;
+use crate::base::{AgentId, ShardId};
+use crate::mesh::{Mesh, Notice};
+use crate::relay::Fetched;
+use crate::store::{Follower, Store, StoreError};
+use crate::uring::Waker;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+/// While commits come, the log is followed this often.
+const NAP: Duration = Duration::from_millis(100);
+/// Rows are written down this often, when any have changed.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
+/// Rows of one transaction: some tens of pages.
+const ROWS_AT_ONCE: usize = 128;
+/// After a transaction the writer has the store to itself for this many times as long as it took.
+const YIELD_FACTOR: u32 = 4;
+/// How often what has outlived the retention time is deleted.
+const SWEEP_EVERY: Duration = Duration::from_secs(3_600);
+/// Messages deleted in one transaction.
+const SWEPT_AT_ONCE: u64 = 2_000;
+/// How often readers that died without a word are cleared away.
+const STALE_READERS_EVERY: Duration = Duration::from_secs(60);
+/// How long the disk may refuse before the keeper tries again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What the keeper is told once.
+pub struct Options {
+    /// How long messages are kept, milliseconds.
+    pub retention_ms: u64,
+}
+
+/// What `status` shows of the keeper; written by its thread alone.
+#[derive(Default)]
+pub struct Gauges {
+    /// Everything in the log up to this segment is written down in rows.
+    pub applied: AtomicU64,
+    /// Segments that no group of the index covers yet.
+    pub unindexed_segments: AtomicU64,
+    /// Messages deleted by retention since the start.
+    pub swept_messages: AtomicU64,
+    /// When the last sweep ended, milliseconds since 1970; 0: none yet.
+    pub swept_at_ms: AtomicU64,
+    /// Owed messages fetched for shards.
+    pub fetched_messages: AtomicU64,
+    /// Times that something could not be done; the log says what.
+    pub failures: AtomicU64,
+}
+
+/// The keeper, on its own thread.
+pub struct Keeper {
+    options: Options,
+    mesh: Arc<Mesh>,
+    store: Store,
+    follower: Arc<Follower>,
+    own: Waker,
+    shards: Vec<Waker>,
+    gauges: Arc<Gauges>,
+    stop: Arc<AtomicBool>,
+    /// Answers that a shard's queue did not take.
+    held: VecDeque<(ShardId, Box<Fetched>)>,
+    /// Rows to be written before the log is applied further in the rows' own view.
+    checkpoint: Option<Checkpoint>,
+    checkpointed_at: Instant,
+    swept_at: Option<Instant>,
+    sweeping: bool,
+    mended: bool,
+    readers_cleared_at: Instant,
+    /// The wall clock at the start, and when that was: the sweep's clock follows the monotonic one.
+    started: (u64, Instant),
+    failing_since: Option<Instant>,
+}
+
+/// Rows on their way to the disk.
+struct Checkpoint {
+    /// Everything up to here is in the rows once all of them are written.
+    through: u64,
+    rows: Vec<AgentId>,
+    forgotten: Vec<AgentId>,
+}
+
+impl Keeper {
+    /// A keeper that has everything still to do. It returns after `stop`, having written down what is there.
+    #[expect(clippy::too_many_arguments, reason = "each end is handed over once, by name, where the threads are made")]
+    pub fn new(
+        options: Options,
+        mesh: Arc<Mesh>,
+        store: Store,
+        follower: Arc<Follower>,
+        own: Waker,
+        shards: Vec<Waker>,
+        gauges: Arc<Gauges>,
+        stop: Arc<AtomicBool>,
+    ) -> Keeper {
+        let now = Instant::now();
+        Keeper {
+            options,
+            mesh,
+            store,
+            follower,
+            own,
+            shards,
+            gauges,
+            stop,
+            held: VecDeque::new(),
+            checkpoint: None,
+            checkpointed_at: now,
+            swept_at: None,
+            sweeping: false,
+            mended: false,
+            readers_cleared_at: now,
+            started: (wall_ms(), now),
+            failing_since: None,
+        }
+    }
+
+    /// Follows, fetches, writes down, sweeps; until told to stop.
+    pub fn run(mut self) {
+        loop {
+            let stopping = self.stop.load(Ordering::Acquire);
+            let before = self.follower.position();
+            match self.round(stopping) {
+                Ok(()) => self.failing_since = None,
+                Err(error) => {
+                    self.gauges.failures.fetch_add(1, Ordering::Relaxed);
+                    if self.failing_since.is_none() {
+                        tracing::warn!(reason = error.kind(), "the store's upkeep waits: {error}");
+                    }
+                    self.failing_since = Some(Instant::now());
+                }
+            }
+            if stopping {
+                return;
+            }
+            let moved = self.follower.position() != before;
+            self.sleep(moved);
+        }
+    }
+
+    fn sleep(&mut self, moved: bool) {
+        let busy = self.checkpoint.is_some() || self.sweeping || self.follower.is_behind(&self.store);
+        let idle = !moved && !busy && !self.follower.is_dirty() && self.held.is_empty();
+        self.mesh.keeper_sleeper().doze();
+        if idle {
+            self.mesh.keeper_rest().doze();
+        }
+        let asked = self.mesh.anything_for_keeper() || (idle && self.follower.is_behind(&self.store));
+        if !asked && !self.stop.load(Ordering::Acquire) {
+            let timeout = if self.failing_since.is_some() {
+                RETRY
+            } else if busy || !self.held.is_empty() {
+                Duration::from_millis(1)
+            } else if idle {
+                STALE_READERS_EVERY
+            } else {
+                NAP
+            };
+            self.own.wait(Some(timeout));
+        }
+        self.mesh.keeper_sleeper().awake();
+        self.mesh.keeper_rest().awake();
+    }
+
+    fn round(&mut self, stopping: bool) -> Result<(), StoreError> {
+        self.answer_fetches()?;
+        if !self.mended {
+            self.mended = true;
+            self.follower.mend(&self.store)?;
+        }
+        self.follower.catch_up(&self.store)?;
+        self.answer_fetches()?;
+        self.follower.close_group_if_full(&self.store)?;
+        let since_group = self.follower.position().saturating_sub(self.follower.indexed_through());
+        self.gauges.unindexed_segments.store(since_group, Ordering::Relaxed);
+        self.write_rows(stopping)?;
+        self.sweep()?;
+        if self.readers_cleared_at.elapsed() >= STALE_READERS_EVERY {
+            self.readers_cleared_at = Instant::now();
+            self.store.clear_stale_readers()?;
+        }
+        Ok(())
+    }
+
+    fn answer_fetches(&mut self) -> Result<(), StoreError> {
+        self.pass_answers();
+        let mut caught_up = false;
+        for index in 0..self.shards.len() {
+            let shard = ShardId(index as u16);
+            while self.held.len() < FETCHES_IN_HAND_MAX {
+                let Some(fetch) = self.mesh.pop_fetch(shard) else { break };
+                if !caught_up {
+                    // What the shard knows to be committed must be found.
+                    self.follower.catch_up(&self.store)?;
+                    caught_up = true;
+                }
+                let fetched = self.follower.fetch(&self.store, &fetch)?;
+                self.gauges.fetched_messages.fetch_add(fetched.messages.len() as u64, Ordering::Relaxed);
+                self.held.push_back((shard, Box::new(fetched)));
+                self.pass_answers();
+            }
+        }
+        Ok(())
+    }
+
+    fn pass_answers(&mut self) {
+        while let Some((shard, fetched)) = self.held.pop_front() {
+            if let Err(Notice::Fetched(fetched)) = self.mesh.notify(shard, Notice::Fetched(fetched)) {
+                self.held.push_front((shard, fetched));
+                return;
+            }
+            if self.mesh.shard_sleeper(shard).rouse() {
+                self.shards[usize::from(shard.0)].wake();
+            }
+        }
+    }
+
+    /// Writes changed rows, a few at a time; all of them before the end.
+    fn write_rows(&mut self, stopping: bool) -> Result<(), StoreError> {
+        if self.checkpoint.is_none() && (stopping || self.checkpointed_at.elapsed() >= CHECKPOINT_EVERY) {
+            self.checkpointed_at = Instant::now();
+            if let Some((through, rows, forgotten)) = self.follower.take_changes() {
+                self.checkpoint = Some(Checkpoint { through, rows, forgotten });
+            }
+        }
+        while let Some(checkpoint) = &mut self.checkpoint {
+            let started = Instant::now();
+            let first = checkpoint.rows.len().saturating_sub(ROWS_AT_ONCE);
+            let last = first == 0;
+            let forgotten: &[AgentId] = if last { &checkpoint.forgotten } else { &[] };
+            self.follower.keep_rows(&self.store, &checkpoint.rows[first..], forgotten)?;
+            checkpoint.rows.truncate(first);
+            if last {
+                // A crash before this mark replays a little more.
+                self.store.mark_applied(checkpoint.through)?;
+                self.gauges.applied.store(checkpoint.through, Ordering::Relaxed);
+                self.checkpoint = None;
+            }
+            if !stopping {
+                self.give_way(started.elapsed());
+                self.answer_fetches()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the writer go first for a while.
+    fn give_way(&self, took: Duration) {
+        self.own.wait(Some(took * YIELD_FACTOR));
+    }
+
+    fn sweep(&mut self) -> Result<(), StoreError> {
+        let due = self.swept_at.is_none_or(|at| at.elapsed() >= SWEEP_EVERY);
+        if !due && !self.sweeping {
+            return Ok(());
+        }
+        if !self.sweeping {
+            self.sweeping = true;
+            self.swept_at = Some(Instant::now());
+        }
+        let started = Instant::now();
+        let cutoff_ms = self.sweep_clock_ms().saturating_sub(self.options.retention_ms);
+        let swept = self.store.sweep_step(cutoff_ms, SWEPT_AT_ONCE)?;
+        self.gauges.swept_messages.fetch_add(swept.messages, Ordering::Relaxed);
+        if swept.done {
+            self.sweeping = false;
+            self.gauges.swept_at_ms.store(wall_ms(), Ordering::Relaxed);
+        }
+        self.give_way(started.elapsed());
+        Ok(())
+    }
+
+    /// The wall clock, but never more than an hour ahead of what the monotonic clock says: a clock that jumps deletes
+    /// nothing.
+    fn sweep_clock_ms(&self) -> u64 {
+        let (wall, at) = self.started;
+        wall_ms().min(wall + at.elapsed().as_millis() as u64 + 3_600_000)
+    }
+}
+
+fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}

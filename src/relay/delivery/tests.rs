@@ -1,0 +1,172 @@
+//! What one recipient is promised, tried one queue at a time.
+
+use super::*;
+use crate::base::AgentId;
+use crate::wire::Message;
+
+const SESSION: SessionId = SessionId { slot: 0, generation: 0 };
+const WINDOW: Window = Window { messages_max: 4, bytes_max: 4096 };
+
+fn parcel(number: u64) -> Parcel {
+    let mut raw = Vec::new();
+    let fields = crate::wire::MessageFields {
+        id: MessageId { sender: AgentId(1), number },
+        from: b"a",
+        to: b"b",
+        text: b"x",
+        ..Default::default()
+    };
+    let checksum = crate::wire::encode::message_body(&mut raw, &fields);
+    Message::check(&raw, checksum).expect("valid").parcel(Bytes::copy_from_slice(&raw))
+}
+
+fn plain() -> Offer {
+    Offer { expires_at: Mono(u64::MAX), channel: false, ask: None, record: 1, spill: false }
+}
+
+fn filled(count: u64) -> Queue {
+    let mut queue = Queue::new(9, 1);
+    for number in 1..=count {
+        queue.offer(&parcel(number), plain());
+    }
+    queue
+}
+
+fn sent(outbox: &mut Outbox) -> Vec<(u64, bool)> {
+    outbox
+        .outputs
+        .drain(..)
+        .map(|output| match output {
+            Output::Deliver(delivery) => (delivery.sequence.counter, delivery.flags & FLAG_REDELIVERED != 0),
+            other => panic!("only deliveries here: {other:?}"),
+        })
+        .collect()
+}
+
+fn at(counter: u64) -> Sequence {
+    Sequence { epoch: 9, counter }
+}
+
+#[test]
+fn the_window_bounds_what_is_in_flight_and_acknowledgements_move_it() {
+    let (mut queue, mut outbox, mut news) = (filled(10), Outbox::default(), Vec::new());
+    queue.pump(Mono(0), SESSION, WINDOW, u64::MAX, &mut outbox);
+    assert_eq!(sent(&mut outbox), [(1, false), (2, false), (3, false), (4, false)]);
+    assert_eq!(queue.acknowledge_through(Mono(0), at(2), &mut news), 2);
+    queue.pump(Mono(0), SESSION, WINDOW, u64::MAX, &mut outbox);
+    assert_eq!(sent(&mut outbox), [(5, false), (6, false)]);
+    assert_eq!((queue.in_flight(), queue.len()), (4, 8));
+}
+
+#[test]
+fn nobody_acknowledges_what_was_never_sent() {
+    let (mut queue, mut outbox, mut news) = (filled(10), Outbox::default(), Vec::new());
+    queue.pump(Mono(0), SESSION, WINDOW, u64::MAX, &mut outbox);
+    queue.acknowledge_through(Mono(0), at(u64::MAX), &mut news);
+    assert_eq!((queue.len(), queue.settled_through()), (6, at(4)));
+    assert_eq!(queue.acknowledge_one(Mono(0), at(9), &mut news), 0);
+    assert_eq!(queue.acknowledge_through(Mono(0), Sequence { epoch: 8, counter: 99 }, &mut news), 0);
+}
+
+#[test]
+fn single_acknowledgements_leave_no_hole_in_the_order() {
+    let (mut queue, mut outbox, mut news) = (filled(4), Outbox::default(), Vec::new());
+    queue.pump(Mono(0), SESSION, WINDOW, u64::MAX, &mut outbox);
+    assert_eq!(queue.acknowledge_one(Mono(0), at(2), &mut news), 1);
+    assert_eq!(queue.acknowledge_one(Mono(0), at(2), &mut news), 0);
+    assert_eq!((queue.len(), queue.in_flight()), (4, 3));
+    queue.acknowledge_one(Mono(0), at(1), &mut news);
+    assert_eq!((queue.len(), queue.settled_through()), (2, at(2)));
+}
+
+#[test]
+fn an_unacknowledged_message_is_sent_five_times_and_then_rests_still_owed() {
+    let (mut queue, mut outbox, mut news) = (filled(1), Outbox::default(), Vec::new());
+    let mut now = Mono(1);
+    queue.pump(now, SESSION, WINDOW, u64::MAX, &mut outbox);
+    queue.mark_written(now, at(1), &mut news);
+    for attempt in 2..=5 {
+        now = now + RETRY_AFTER;
+        let (next, _) = queue.retry(now, SESSION, &mut outbox);
+        assert_eq!(next, Some(now + RETRY_AFTER), "attempt {attempt}");
+    }
+    assert_eq!(sent(&mut outbox), [(1, false), (1, true), (1, true), (1, true), (1, true)]);
+    assert_eq!(queue.retry(now + RETRY_AFTER, SESSION, &mut outbox).0, None);
+    assert_eq!((queue.in_flight(), queue.len()), (0, 1));
+    queue.rewind();
+    queue.pump(now, SESSION, WINDOW, u64::MAX, &mut outbox);
+    assert_eq!(sent(&mut outbox), [(1, true)]);
+}
+
+#[test]
+fn what_is_still_in_our_send_buffer_is_not_sent_again() {
+    let (mut queue, mut outbox) = (filled(1), Outbox::default());
+    queue.pump(Mono(0), SESSION, WINDOW, u64::MAX, &mut outbox);
+    sent(&mut outbox);
+    queue.retry(Mono(0) + RETRY_AFTER, SESSION, &mut outbox);
+    assert_eq!(sent(&mut outbox), []);
+}
+
+#[test]
+fn a_message_that_outlived_its_time_fails_and_the_rest_goes_on() {
+    let (mut queue, mut outbox, mut news) = (Queue::new(9, 1), Outbox::default(), Vec::new());
+    let mut mortal = parcel(1);
+    mortal.ttl_ms = 1;
+    queue.offer(&mortal, Offer { expires_at: Mono(100), ..plain() });
+    queue.offer(&parcel(2), plain());
+    queue.offer(&parcel(3), Offer { expires_at: Mono(100), ..plain() });
+    queue.expire(Mono(99), &mut news);
+    assert!(news.is_empty());
+    queue.expire(Mono(100), &mut news);
+    let whats: Vec<_> = news.iter().map(|news| (news.id.number, &news.what)).collect();
+    let (expired, kept) = (What::Failed(RefuseReason::Expired), What::Failed(RefuseReason::Retention));
+    assert_eq!(whats, [(1, &expired), (3, &kept)], "its own time, or the time that everything is kept");
+    queue.pump(Mono(101), SESSION, WINDOW, u64::MAX, &mut outbox);
+    assert_eq!(sent(&mut outbox), [(2, false)]);
+    assert_eq!(queue.next_expiry(), Mono(u64::MAX));
+}
+
+#[test]
+fn one_message_larger_than_the_window_still_goes_out() {
+    let (mut queue, mut outbox) = (filled(2), Outbox::default());
+    queue.pump(Mono(0), SESSION, Window { messages_max: 4, bytes_max: 1 }, u64::MAX, &mut outbox);
+    assert_eq!(sent(&mut outbox), [(1, false)]);
+}
+
+#[test]
+fn the_retry_time_follows_the_measured_drain() {
+    let (mut queue, mut outbox, mut news) = (filled(8), Outbox::default(), Vec::new());
+    assert_eq!(queue.retry_after_ms(Mono(0)), 5_000, "nothing drains");
+    queue.pump(Mono::default() + Mono::ms(1), SESSION, WINDOW, u64::MAX, &mut outbox);
+    queue.acknowledge_through(Mono(Mono::ms(1_000)), at(4), &mut news);
+    let wait = queue.retry_after_ms(Mono(Mono::ms(1_000)));
+    assert!((200..300).contains(&wait), "a quarter of four messages at four a second: {wait}");
+}
+
+#[test]
+fn what_is_acknowledged_before_it_is_known_to_be_written_was_delivered_all_the_same() {
+    let (mut queue, mut outbox, mut news) = (Queue::new(9, 1), Outbox::default(), Vec::new());
+    let origin = Origin { shard: crate::base::ShardId(0), session: SESSION, ordinal: 1 };
+    let ask = Ask { origin, wants: Wants::DELIVERED, label: Bytes::new() };
+    queue.offer(&parcel(1), Offer { ask: Some(Box::new(ask)), ..plain() });
+    queue.pump(Mono(0), SESSION, WINDOW, u64::MAX, &mut outbox);
+    queue.acknowledge_through(Mono(0), at(1), &mut news);
+    queue.mark_written(Mono(0), at(1), &mut news);
+    let whats: Vec<_> = news.iter().map(|news| news.what.clone()).collect();
+    assert_eq!(whats, [What::Delivered]);
+}
+
+#[test]
+fn only_who_asked_hears_of_acknowledgements() {
+    let (mut queue, mut outbox, mut news) = (Queue::new(9, 1), Outbox::default(), Vec::new());
+    let origin = Origin { shard: crate::base::ShardId(0), session: SESSION, ordinal: 1 };
+    let wants = Wants::DELIVERED | Wants::ACKNOWLEDGED;
+    let ask = Ask { origin, wants, label: Bytes::new() };
+    queue.offer(&parcel(1), Offer { ask: Some(Box::new(ask)), ..plain() });
+    queue.offer(&parcel(2), plain());
+    queue.pump(Mono(0), SESSION, WINDOW, u64::MAX, &mut outbox);
+    queue.mark_written(Mono(0), at(2), &mut news);
+    queue.acknowledge_through(Mono(0), at(2), &mut news);
+    let whats: Vec<_> = news.iter().map(|news| (news.id.number, news.what.clone())).collect();
+    assert_eq!(whats, [(1, What::Delivered), (1, What::Acknowledged)]);
+}

@@ -1,0 +1,373 @@
+//! A walk through the store in short snapshots, over what is indexed in memory, in groups, and not at all yet.
+
+use super::super::index::{Group, Tail, Terms, Wanted};
+use super::super::{Snapshot, Store, StoreError};
+use super::{FoundMessage, OUTCOMES_MAX, Outcome, PARTS_APART_MS, PARTS_GROUPS_MAX};
+use crate::base::{AgentId, MessageId};
+use crate::relay::Place;
+use crate::store::error::Damage;
+use crate::store::{MessageRef, RecordRef};
+use parking_lot::RwLock;
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+/// A snapshot is given up after this long …
+const SNAPSHOT_MAX: Duration = Duration::from_millis(20);
+/// … or when so much was read in it: what it holds back cannot be reused by the writer.
+const SNAPSHOT_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Bytes of segments behind the tail's end that are looked through for one question.
+const FRESH_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// How often a snapshot is taken anew because a group was closed meanwhile.
+const TRIES_MAX: u32 = 4;
+
+/// See above.
+pub(super) struct Walk<'s> {
+    store: &'s Store,
+    tail: &'s RwLock<Tail>,
+    pub(super) snapshot: Snapshot<'s>,
+    opened_at: Instant,
+    read_bytes: u64,
+    /// What the tail did not hold yet when the walk began.
+    fresh: Tail,
+    /// Groups from this segment on speak of what the walk had from the tail.
+    pub(super) tail_first: u64,
+    /// Every record before this place is part of the walk.
+    pub(super) end: Place,
+    /// Nothing before this place is kept any more.
+    pub(super) kept: Place,
+    /// Whether the log went on behind `end` when the walk began.
+    pub(super) is_cut: bool,
+    pub(super) damaged: Option<Damage>,
+}
+
+impl<'s> Walk<'s> {
+    /// Begins a walk. `look` is shown the tail, and what is not in the tail yet; the groups before `tail_first` are the
+    /// rest.
+    pub(super) fn begin<T>(
+        store: &'s Store,
+        tail: &'s RwLock<Tail>,
+        mut look: impl FnMut(&Tail) -> Vec<T>,
+    ) -> Result<(Walk<'s>, Vec<T>), StoreError> {
+        let mut snapshot = store.snapshot()?;
+        let mut tries = 0;
+        let (mut found, fresh, tail_first) = loop {
+            let indexed = snapshot.indexed_through()?;
+            {
+                let tail = tail.read();
+                tries += 1;
+                // Otherwise a group was closed, and the tail emptied, since the snapshot was taken.
+                if tail.first_segment() <= indexed + 1 || tries == TRIES_MAX {
+                    let fresh = Tail::new(tail.next_segment(), tail.terms().clone(), tail.limits());
+                    break (look(&tail), fresh, tail.first_segment());
+                }
+            }
+            snapshot = store.snapshot()?;
+        };
+        let mut walk = Walk {
+            store,
+            tail,
+            snapshot,
+            opened_at: Instant::now(),
+            read_bytes: 0,
+            fresh,
+            tail_first,
+            end: Place::default(),
+            kept: Place::default(),
+            is_cut: false,
+            damaged: None,
+        };
+        let last = walk.snapshot.last_segment()?;
+        walk.kept = Place { segment: walk.snapshot.first_segment()?, offset: 0 };
+        let mut bytes = 0;
+        for segment in walk.fresh.next_segment()..=last {
+            if bytes >= FRESH_BYTES_MAX {
+                walk.is_cut = true;
+                break;
+            }
+            match walk.snapshot.segment(segment) {
+                Ok(Some(mut view)) => {
+                    bytes += u64::from(view.header().bytes);
+                    let added = walk.fresh.add_segment(&mut view);
+                    note(&mut walk.damaged, added)?;
+                }
+                // Retention has taken it.
+                Ok(None) => walk.fresh.begin(segment, 0),
+                Err(error) => {
+                    walk.fresh.begin(segment, 0);
+                    note(&mut walk.damaged, Err(error))?;
+                }
+            }
+        }
+        walk.end = Place { segment: walk.fresh.next_segment(), offset: 0 };
+        found.extend(look(&walk.fresh));
+        Ok((walk, found))
+    }
+
+    pub(super) fn terms(&self) -> &Terms {
+        self.fresh.terms()
+    }
+
+    /// Takes a new snapshot if this one has served its time. Called where nothing of it is borrowed.
+    pub(super) fn breathe(&mut self) -> Result<(), StoreError> {
+        if self.opened_at.elapsed() >= SNAPSHOT_MAX || self.read_bytes >= SNAPSHOT_BYTES_MAX {
+            self.renew()?;
+        }
+        Ok(())
+    }
+
+    fn renew(&mut self) -> Result<(), StoreError> {
+        self.snapshot = self.store.snapshot()?;
+        self.opened_at = Instant::now();
+        self.read_bytes = 0;
+        Ok(())
+    }
+
+    /// Shows each record that lies at one of `places`, all of one segment, in the order given. What retention has taken
+    /// is passed over; what cannot be read is noted and passed over.
+    pub(super) fn read(
+        &mut self,
+        places: impl IntoIterator<Item = Place>,
+        mut each: impl FnMut(Place, &RecordRef<'_>) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
+        let mut places = places.into_iter().peekable();
+        let Some(first) = places.peek().copied() else { return Ok(()) };
+        let mut view = match self.snapshot.segment(first.segment) {
+            Ok(Some(view)) => view,
+            Ok(None) => return Ok(()),
+            Err(error) => return note(&mut self.damaged, Err(error)),
+        };
+        // Not all of it may be read; most of it often is.
+        self.read_bytes += u64::from(view.header().bytes.min(64 * 1024));
+        for place in places {
+            match view.record_at(place.offset) {
+                Ok(record) => {
+                    if each(place, &record).is_break() {
+                        break;
+                    }
+                }
+                Err(error) => note(&mut self.damaged, Err(error))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The last group that begins before `segment`.
+    pub(super) fn group_before(&self, segment: u64) -> Result<Option<u64>, StoreError> {
+        Ok(self.snapshot.group_before(segment)?.map(|(key, _)| key))
+    }
+
+    /// The first group that begins behind `segment`, unless it is one of those made of the tail since the walk began.
+    pub(super) fn group_behind(&self, segment: u64) -> Result<Option<u64>, StoreError> {
+        Ok(self.snapshot.group_behind(segment)?.map(|(key, _)| key).filter(|key| *key < self.tail_first))
+    }
+
+    /// Asks the group that begins with segment `key`; and if it is damaged, the log that it was made of.
+    pub(super) fn ask_group<T>(
+        &mut self,
+        key: u64,
+        of_group: impl FnOnce(&Group<'_>) -> Result<T, StoreError>,
+        of_tail: impl FnOnce(&Tail) -> T,
+    ) -> Result<Option<T>, StoreError> {
+        let Some(value) = self.snapshot.group(key)? else { return Ok(None) };
+        match Group::check(key, value).and_then(|group| of_group(&group)) {
+            Ok(answer) => Ok(Some(answer)),
+            Err(StoreError::Corrupt(_)) => {
+                let end = self.group_behind(key)?.unwrap_or(self.tail_first);
+                let mut tail = Tail::new(key, self.terms().clone(), self.fresh.limits());
+                for segment in key..end {
+                    self.breathe()?;
+                    match self.snapshot.segment(segment) {
+                        Ok(Some(mut view)) => {
+                            self.read_bytes += u64::from(view.header().bytes);
+                            let added = tail.add_segment(&mut view);
+                            note(&mut self.damaged, added)?;
+                        }
+                        Ok(None) => {}
+                        Err(error) => note(&mut self.damaged, Err(error))?,
+                    }
+                }
+                Ok(Some(of_tail(&tail)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Records of one group that have what is wanted, ascending.
+    pub(super) fn candidates(
+        &mut self,
+        key: u64,
+        wanted: &Wanted,
+        spans: impl Fn((u64, u64)) -> bool,
+        from: Place,
+        before: Place,
+    ) -> Result<Vec<Place>, StoreError> {
+        let from = from.max(self.kept);
+        let of_group = |group: &Group<'_>| match spans(group.wall_ms()) {
+            true => group.candidates(wanted, from, before),
+            false => Ok(Vec::new()),
+        };
+        let found = self.ask_group(key, of_group, |tail| tail.candidates(wanted, from, before))?;
+        Ok(found.unwrap_or_default())
+    }
+
+    /// Shows the tail as it is now, when the snapshot holds everything that is no longer in it.
+    fn with_tail<T>(&mut self, mut look: impl FnMut(&Tail) -> T) -> Result<T, StoreError> {
+        for _ in 0..TRIES_MAX {
+            let indexed = self.snapshot.indexed_through()?;
+            {
+                let tail = self.tail.read();
+                if tail.first_segment() <= indexed + 1 {
+                    return Ok(look(&tail));
+                }
+            }
+            self.renew()?;
+        }
+        Ok(look(&self.tail.read()))
+    }
+
+    /// Records of messages with a fingerprint between these two that is not in a group: ascending, each once.
+    pub(super) fn fingerprints_in_tail(&mut self, low: u32, high: u32) -> Result<Vec<Place>, StoreError> {
+        let mut places = self.with_tail(|tail| tail.with_fingerprint(low, high))?;
+        places.extend(self.fresh.with_fingerprint(low, high));
+        places.sort_unstable();
+        places.dedup();
+        Ok(places)
+    }
+
+    /// The same in one group.
+    pub(super) fn fingerprints_in_group(&mut self, key: u64, low: u32, high: u32) -> Result<Vec<Place>, StoreError> {
+        let found =
+            self.ask_group(key, |group| group.with_fingerprint(low, high), |tail| tail.with_fingerprint(low, high));
+        Ok(found?.unwrap_or_default())
+    }
+
+    /// Groups that hold records of about this time near this place; ascending.
+    fn groups_near(&mut self, place: Place, at_ms: u64) -> Result<Vec<u64>, StoreError> {
+        let wall_ms = |walk: &mut Walk<'_>, key| {
+            let spans = walk.ask_group(key, |group| Ok(group.wall_ms()), Tail::wall_ms)?;
+            Ok::<_, StoreError>(spans.unwrap_or((u64::MAX, 0)))
+        };
+        let mut keys = Vec::new();
+        let mut segment = place.segment + 1;
+        while let Some(key) = self.group_before(segment)? {
+            let is_home = keys.is_empty();
+            if keys.len() >= PARTS_GROUPS_MAX
+                || !is_home && wall_ms(self, key)?.1.saturating_add(PARTS_APART_MS) < at_ms
+            {
+                break;
+            }
+            keys.push(key);
+            segment = key;
+        }
+        keys.reverse();
+        let below = keys.len();
+        segment = place.segment;
+        while let Some(key) = self.snapshot.group_behind(segment)?.map(|(key, _)| key) {
+            if keys.len() >= below + PARTS_GROUPS_MAX || wall_ms(self, key)?.0 > at_ms.saturating_add(PARTS_APART_MS) {
+                break;
+            }
+            keys.push(key);
+            segment = key;
+        }
+        Ok(keys)
+    }
+
+    /// All parts of one message, itself among them, oldest first; and whether each fits.
+    pub(super) fn parts(
+        &mut self,
+        one: &FoundMessage,
+        recipients_max: usize,
+        fits: impl Fn(&MessageRef<'_>) -> bool,
+    ) -> Result<Vec<(FoundMessage, bool)>, StoreError> {
+        let fingerprint = self.terms().fingerprint(one.id);
+        let mut places = self.fingerprints_in_tail(fingerprint, fingerprint)?;
+        for key in self.groups_near(one.place, one.accepted_at_ms)? {
+            places.extend(self.fingerprints_in_group(key, fingerprint, fingerprint)?);
+        }
+        places.sort_unstable();
+        places.dedup();
+        let mut parts = Vec::new();
+        for place in places {
+            self.breathe()?;
+            self.read([place], |place, record| {
+                if let RecordRef::Message(message) = record
+                    && message.id == one.id
+                    && message.accepted_at_ms.abs_diff(one.accepted_at_ms) <= PARTS_APART_MS
+                {
+                    parts.push((FoundMessage::copy(place, message, recipients_max, Some(one)), fits(message)));
+                }
+                ControlFlow::Continue(())
+            })?;
+        }
+        Ok(parts)
+    }
+
+    /// Writes into each recipient what records of their own say became of the message.
+    pub(super) fn fill_outcomes(&mut self, rows: &mut [FoundMessage]) -> Result<(), StoreError> {
+        let Some(oldest) = rows.iter().map(|row| row.place).min() else { return Ok(()) };
+        let mut wanted: Vec<MessageId> = rows.iter().map(|row| row.id).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        let terms: Vec<_> = wanted.iter().map(|id| self.terms().outcome(*id)).collect();
+        let mut places: Vec<Place> = self.with_tail(|tail| tail.all_of(&terms).concat())?;
+        places.extend(self.fresh.all_of(&terms).concat());
+        let mut next = self.group_before(oldest.segment + 1)?.or(self.snapshot.group_behind(0)?.map(|(key, _)| key));
+        while let Some(key) = next {
+            if places.len() >= OUTCOMES_MAX {
+                break;
+            }
+            self.breathe()?;
+            let of_group = |group: &Group<'_>| {
+                let mut found = Vec::new();
+                if group.outcomes() == 0 {
+                    return Ok(found);
+                }
+                for term in &terms {
+                    for index in group.postings(*term)?.iter() {
+                        found.push(group.place(index)?.0);
+                    }
+                }
+                Ok(found)
+            };
+            places.extend(self.ask_group(key, of_group, |tail| tail.all_of(&terms).concat())?.unwrap_or_default());
+            next = self.snapshot.group_behind(key)?.map(|(key, _)| key);
+        }
+        places.sort_unstable();
+        places.dedup();
+        places.truncate(OUTCOMES_MAX);
+        let mut outcomes: HashMap<(MessageId, AgentId), Outcome> = HashMap::new();
+        for run in places.chunk_by(|one, other| one.segment == other.segment) {
+            self.breathe()?;
+            self.read(run.iter().copied(), |_, record| {
+                match record {
+                    RecordRef::Failed { id, recipient, reason } => {
+                        outcomes.insert((*id, *recipient), Outcome::Failed(*reason));
+                    }
+                    RecordRef::Read { id, recipient } => {
+                        outcomes.entry((*id, *recipient)).or_insert(Outcome::Read);
+                    }
+                    _ => {}
+                }
+                ControlFlow::Continue(())
+            })?;
+        }
+        for row in rows {
+            for recipient in &mut row.recipients {
+                recipient.outcome = outcomes.get(&(row.id, recipient.to.agent)).copied();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Damage is noted, the first of it, and the walk goes on; anything else ends it.
+pub(in crate::store) fn note(damaged: &mut Option<Damage>, result: Result<(), StoreError>) -> Result<(), StoreError> {
+    match result {
+        Err(StoreError::Corrupt(damage)) => {
+            damaged.get_or_insert(damage);
+            Ok(())
+        }
+        other => other,
+    }
+}
