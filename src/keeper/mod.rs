@@ -100,6 +100,7 @@ impl Keeper {
         stop: Arc<AtomicBool>,
     ) -> Keeper {
         let now = Instant::now();
+        gauges.applied.store(store.applied(), Ordering::Relaxed);
         Keeper {
             options,
             mesh,

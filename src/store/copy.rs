@@ -45,7 +45,9 @@ pub enum CopyError {
     #[error("{0}: {1}")]
     File(PathBuf, String),
     /// What was to be restored is not whole.
-    #[error("the backup in {folder} is damaged in {places} places, the first is {first}: nothing was changed; take another")]
+    #[error(
+        "the backup in {folder} is damaged in {places} places, the first is {first}: nothing was changed; take another"
+    )]
     Damaged {
         /// Where.
         folder: PathBuf,
@@ -123,7 +125,11 @@ struct Destination<'a> {
 }
 
 impl Destination<'_> {
-    fn new<'a>(folder: &'a Path, meta: &[(Vec<u8>, Vec<u8>)], seal: Option<Seal>) -> Result<Destination<'a>, CopyError> {
+    fn new<'a>(
+        folder: &'a Path,
+        meta: &[(Vec<u8>, Vec<u8>)],
+        seal: Option<Seal>,
+    ) -> Result<Destination<'a>, CopyError> {
         let env = open::map(folder, MAP_BYTES, Access::Write)?;
         let databases = open::create(&env, meta).map_err(|error| error::of_heed(error, folder))?;
         Ok(Destination { folder, open: Open { env, databases }, seal })
@@ -423,7 +429,11 @@ pub fn rekey(
 pub fn leftovers(folder: &Path) -> Vec<PathBuf> {
     let restored = beside(folder, "restored").and_then(|restored| beside(&restored, "partial"));
     let beside = ["partial", "restored", "rekeyed"].into_iter().filter_map(|what| beside(folder, what).ok());
-    beside.chain(restored).chain([parked(folder)].into_iter().filter(|_| folder.exists())).filter(|path| path.exists()).collect()
+    beside
+        .chain(restored)
+        .chain([parked(folder)].into_iter().filter(|_| folder.exists()))
+        .filter(|path| path.exists())
+        .collect()
 }
 
 /// Where a re-keying parks the old store for a moment on a file system that cannot exchange two names.

@@ -53,7 +53,9 @@ impl Store {
             // A group ends where the next one begins. The last one stays: nobody says here where it ends.
             for _ in 0..SEGMENTS_MAX {
                 let mut groups = databases.index.iter(transaction)?;
-                let (Some(first), Some(second)) = (groups.next().transpose()?, groups.next().transpose()?) else { break };
+                let (Some(first), Some(second)) = (groups.next().transpose()?, groups.next().transpose()?) else {
+                    break;
+                };
                 if log_number(second.0)? > swept.first_segment {
                     break;
                 }

@@ -67,7 +67,7 @@ fn no_nonce_is_used_twice_over_failed_commits_and_openings() {
         let mut big = Segment::new();
         for number in 0..20 {
             big.clear();
-            (0..4).for_each(|part| drop(big.push(&message(number * 4 + part, 1, 50_000))));
+            (0..4).for_each(|part| _ = big.push(&message(number * 4 + part, 1, 50_000)));
             store.append(&mut big).unwrap();
         }
     }

@@ -12,7 +12,10 @@ fn told(record: &RecordRef<'_>) -> String {
     match record {
         RecordRef::Message(message) => {
             let to: Vec<_> = message.recipients.iter().collect();
-            format!("{:?} {:?} {} {} {} {to:?}", message.id, message.raw, message.checksum, message.accepted_at_ms, message.ttl_ms)
+            format!(
+                "{:?} {:?} {} {} {} {to:?}",
+                message.id, message.raw, message.checksum, message.accepted_at_ms, message.ttl_ms
+            )
         }
         RecordRef::Session(session) => format!("{session:?} {:?}", session.resume.0),
         other => format!("{other:?}"),
@@ -207,7 +210,9 @@ fn recovery_is_rows_and_the_log_behind_them_whatever_was_kept_when() {
                 // Some rows are kept, at a moment of their own; the others, and `applied`, are not.
                 let mut changed = memory.clone();
                 for (index, agent) in memory.clone().take_dirty().into_iter().enumerate() {
-                    if index % 2 == 0 && let Some(row) = changed.stamp(agent, number) {
+                    if index % 2 == 0
+                        && let Some(row) = changed.stamp(agent, number)
+                    {
                         let labels_pushed = row.sent.labels_pushed;
                         store.keep_rows(&[RowChange { row, labels_pushed }], &[]).unwrap();
                     }
@@ -257,10 +262,9 @@ fn a_full_map_grows_and_readers_go_on() {
     small.map_bytes = 256 * 1024;
     let store = Store::open(small).unwrap();
     store.begin_epoch(1, 0).unwrap();
+    let stop = &std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         let reader = store.clone();
-        let stop = std::sync::atomic::AtomicBool::new(false);
-        let stop = &stop;
         scope.spawn(move || {
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                 let last = reader.last_segment().unwrap();

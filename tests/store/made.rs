@@ -7,44 +7,44 @@ use agent_relay::wire::Dialect;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-pub const TEST_KEY: &str = "relay-key-v1:000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
-pub const OTHER_KEY: &str = "relay-key-v1:ff0102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+pub(crate) const TEST_KEY: &str = "relay-key-v1:000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+pub(crate) const OTHER_KEY: &str = "relay-key-v1:ff0102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 /// A word that stands in each body, and one in each name.
-pub const SECRET_WORD: &str = "zanzibar-manuscript";
-pub const NAME_WORD: &str = "quixotic";
-pub const START_MS: u64 = 1_800_000_000_000;
+pub(crate) const SECRET_WORD: &str = "zanzibar-manuscript";
+pub(crate) const NAME_WORD: &str = "quixotic";
+pub(crate) const START_MS: u64 = 1_800_000_000_000;
 
-pub fn key() -> Option<Key> {
+pub(crate) fn key() -> Option<Key> {
     Some(Key::parse(TEST_KEY).unwrap())
 }
 
-pub fn options(folder: &Path, key: Option<Key>) -> Options {
+pub(crate) fn options(folder: &Path, key: Option<Key>) -> Options {
     Options { folder: folder.to_path_buf(), key, map_bytes: 1 << 30, access: Access::Write }
 }
 
 /// Opened for writing, an epoch begun.
-pub fn open(folder: &Path, key: Option<Key>) -> Store {
+pub(crate) fn open(folder: &Path, key: Option<Key>) -> Store {
     let store = Store::open(options(folder, key)).unwrap();
     store.begin_epoch(1000, 0).unwrap();
     store
 }
 
-pub fn name(number: u64) -> String {
+pub(crate) fn name(number: u64) -> String {
     format!("{NAME_WORD}-{number}")
 }
 
-pub fn agent(number: u64) -> AgentId {
+pub(crate) fn agent(number: u64) -> AgentId {
     AgentId::of(name(number).as_bytes())
 }
 
 /// The `number`-th message, to one agent.
-pub fn message(number: u64, to: u64, body_bytes: usize) -> Record {
+pub(crate) fn message(number: u64, to: u64, body_bytes: usize) -> Record {
     let mut body = format!("{number:012} {SECRET_WORD} ").into_bytes();
     body.resize(body_bytes.max(body.len()), b'.');
     message_of(number, &[to], body)
 }
 
-pub fn message_of(number: u64, to: &[u64], body: Vec<u8>) -> Record {
+pub(crate) fn message_of(number: u64, to: &[u64], body: Vec<u8>) -> Record {
     let addressee = |to: &u64| Addressee {
         agent: agent(*to),
         sequence: Sequence { epoch: 1000, counter: number },
@@ -64,7 +64,7 @@ pub fn message_of(number: u64, to: &[u64], body: Vec<u8>) -> Record {
     }
 }
 
-pub fn crc32(bytes: &[u8]) -> u32 {
+pub(crate) fn crc32(bytes: &[u8]) -> u32 {
     let mut crc = u32::MAX;
     for byte in bytes {
         crc ^= u32::from(*byte);
@@ -76,7 +76,7 @@ pub fn crc32(bytes: &[u8]) -> u32 {
 }
 
 /// One record of each kind, about agents 0 and 1.
-pub fn every_kind() -> Vec<Record> {
+pub(crate) fn every_kind() -> Vec<Record> {
     let profile = Profile { cli: "claude".into(), task: "build".into(), ..Profile::default() };
     let id = MessageId { sender: agent(0), number: 1 };
     let sequence = |counter| Sequence { epoch: 1000, counter };
@@ -117,7 +117,7 @@ pub fn every_kind() -> Vec<Record> {
     ]
 }
 
-pub fn segment(records: &[Record]) -> Segment {
+pub(crate) fn segment(records: &[Record]) -> Segment {
     let mut segment = Segment::new();
     for record in records {
         segment.push(record);
@@ -126,7 +126,7 @@ pub fn segment(records: &[Record]) -> Segment {
 }
 
 /// `segments` segments of `messages` messages each.
-pub fn fill(store: &Store, segments: u64, messages: u64, body_bytes: usize) {
+pub(crate) fn fill(store: &Store, segments: u64, messages: u64, body_bytes: usize) {
     let mut segment = Segment::new();
     for _ in 0..segments {
         let first = store.last_segment().unwrap() * messages;
@@ -139,7 +139,7 @@ pub fn fill(store: &Store, segments: u64, messages: u64, body_bytes: usize) {
 }
 
 /// Every message in the log, in order: number and body.
-pub fn messages(store: &Store) -> Vec<(u64, Vec<u8>)> {
+pub(crate) fn messages(store: &Store) -> Vec<(u64, Vec<u8>)> {
     let mut found = Vec::new();
     let snapshot = store.snapshot().unwrap();
     for number in snapshot.first_segment().unwrap()..=snapshot.last_segment().unwrap() {

@@ -375,7 +375,8 @@ fn following_sees_each_message_once_in_the_order_of_the_log() {
             seen.extend(shape(&page.rows));
             query.after = page.next;
         }
-        let ids = |rows: &[(Place, MessageId, usize)]| rows.iter().map(|(place, id, _)| (*place, *id)).collect::<Vec<_>>();
+        let ids =
+            |rows: &[(Place, MessageId, usize)]| rows.iter().map(|(place, id, _)| (*place, *id)).collect::<Vec<_>>();
         assert_eq!(ids(&seen), ids(&world.expected(&query, world.parts.len())), "seed {seed}");
     }
 }
@@ -529,7 +530,10 @@ fn lost_and_damaged_groups_are_read_from_the_log_and_made_again() {
     }
     // Some are gone, the last among them.
     for (key, _) in [&before[1], &before[5], &before[before.len() - 1]] {
-        world.store.write(|transaction, databases| Ok(databases.index.delete(transaction, &key.to_be_bytes())?)).unwrap();
+        world
+            .store
+            .write(|transaction, databases| Ok(databases.index.delete(transaction, &key.to_be_bytes())?))
+            .unwrap();
     }
     world.tail = RwLock::new(world.store.tail(World::small_groups()).unwrap());
     assert_eq!(world.store.index(&world.tail, true).unwrap(), None);
