@@ -2,6 +2,7 @@
 
 use super::Failure;
 use super::print::{self, Style};
+use super::store_check;
 use super::talk::Reach;
 use crate::daemon::paths::SOCKET_PATH_BYTES_MAX;
 use crate::daemon::{cpus, lock};
@@ -11,7 +12,7 @@ use rustix::process::Resource;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Check kernel, io_uring, limits, data directory, clock and CPUs, and print the command that repairs each.
+/// Check kernel, io_uring, limits, data directory, store, clock and CPUs, and print the command that repairs each.
 #[derive(FromArgs, ArgsInfo)]
 #[argh(
     subcommand,
@@ -19,9 +20,16 @@ use std::path::{Path, PathBuf};
     help_triggers("-h", "--help"),
     example = "relay doctor
 relay doctor --json",
-    note = "Changes nothing. Exits with 1 when something fails; a warning is no failure."
+    note = "Changes nothing. Exits with 1 when something fails; a warning is no failure. The store is read by a process of
+its own for at most 30 seconds: one that is damaged cannot take this one with it."
 )]
 pub(super) struct Doctor {
+    /// file with the key of an encrypted store (else AGENT_RELAY_DB_KEY)
+    #[argh(option, arg_name = "file")]
+    db_key: Option<PathBuf>,
+    /// the process of its own: looks through the whole store, however long that takes
+    #[argh(switch, hidden_help)]
+    check_store: bool,
     /// print one JSON value
     #[argh(switch)]
     json: bool,
@@ -37,39 +45,42 @@ pub(super) struct Doctor {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Verdict {
+pub(super) enum Verdict {
     Ok,
     Warn,
     Fail,
 }
 
 #[derive(Debug)]
-struct Check {
+pub(super) struct Check {
     name: &'static str,
-    verdict: Verdict,
-    found: String,
+    pub(super) verdict: Verdict,
+    pub(super) found: String,
     /// The command or step that repairs it; empty: nothing to repair.
-    repair: String,
+    pub(super) repair: String,
 }
 
 impl Check {
-    fn ok(name: &'static str, found: impl Into<String>) -> Check {
+    pub(super) fn ok(name: &'static str, found: impl Into<String>) -> Check {
         Check { name, verdict: Verdict::Ok, found: found.into(), repair: String::new() }
     }
 
-    fn warn(name: &'static str, found: impl Into<String>, repair: impl Into<String>) -> Check {
+    pub(super) fn warn(name: &'static str, found: impl Into<String>, repair: impl Into<String>) -> Check {
         Check { name, verdict: Verdict::Warn, found: found.into(), repair: repair.into() }
     }
 
-    fn fail(name: &'static str, found: impl Into<String>, repair: impl Into<String>) -> Check {
+    pub(super) fn fail(name: &'static str, found: impl Into<String>, repair: impl Into<String>) -> Check {
         Check { name, verdict: Verdict::Fail, found: found.into(), repair: repair.into() }
     }
 }
 
 pub(super) fn run(command: &Doctor) -> Result<(), Failure> {
+    if command.check_store {
+        return store_check::run(command.data_dir.as_deref(), command.global, command.db_key.as_deref());
+    }
     let reach = Reach::of(command.data_dir.as_deref(), command.socket.as_deref(), command.global)?;
     let layout = &reach.layout;
-    let checks = vec![
+    let mut checks = vec![
         kernel(&rustix::system::uname().release().to_string_lossy()),
         io_uring(),
         seccomp(),
@@ -78,10 +89,19 @@ pub(super) fn run(command: &Doctor) -> Result<(), Failure> {
         data_directory(&layout.folder),
         socket_path(layout),
         file_system(&layout.folder),
+        disk_space(&layout.folder),
+        store_check::permissions(&layout.store_folder()),
+        store_check::contents(
+            command.data_dir.as_deref(),
+            command.global,
+            command.db_key.as_deref(),
+            &layout.store_folder(),
+        ),
         clock(&layout.lock_file()),
         processors(),
         daemon(&reach),
     ];
+    checks.extend(store_check::leftovers(&layout.store_folder()));
     let failed = checks.iter().any(|check| check.verdict == Verdict::Fail);
     if command.json {
         let list: Vec<_> = checks
@@ -267,6 +287,27 @@ fn file_system(folder: &Path) -> Check {
         Ok(Some((kind, false))) => Check::ok(name, kind),
         Ok(None) => Check::ok(name, "of a kind not known here; not one of the usual network ones"),
         Err(error) => Check::fail(name, format!("cannot be asked: {error}"), "relay up --data-dir DIRECTORY"),
+    }
+}
+
+/// A store that cannot grow makes senders wait; one that could not even commit has no room to recover in.
+fn disk_space(folder: &Path) -> Check {
+    const SCARCE: u64 = 1024 * 1024 * 1024;
+    const TOO_LITTLE: u64 = 64 * 1024 * 1024;
+    let name = "disk space";
+    let existing = folder.ancestors().find(|part| part.exists()).unwrap_or(Path::new("/"));
+    let repair = "free some space, or relay up --retention with fewer days; what was accepted waits and is kept";
+    match rustix::fs::statvfs(existing) {
+        Err(error) => Check::fail(name, format!("cannot be asked: {error}"), "relay up --data-dir DIRECTORY"),
+        Ok(found) => {
+            let free = found.f_bavail.saturating_mul(found.f_frsize);
+            let text = format!("{} free", print::bytes(free));
+            match free {
+                free if free < TOO_LITTLE => Check::fail(name, text, repair),
+                free if free < SCARCE => Check::warn(name, text, repair),
+                _ => Check::ok(name, text),
+            }
+        }
     }
 }
 

@@ -3,13 +3,14 @@
 use super::Failure;
 use super::print::{self, Style, bytes, cell, span};
 use super::talk::{self, Reach};
+use crate::daemon::settings::{DAYS_MAX, Durability, UNLIMITED};
 use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-/// Show what the relay is doing: version, listeners, agents, and with --verbose shards, queues and refusals.
+/// Show what the relay is doing: version, listeners, agents, store, and with --verbose retention, shards, queues and refusals.
 #[derive(FromArgs, ArgsInfo)]
 #[argh(
     subcommand,
@@ -19,7 +20,7 @@ use std::path::PathBuf;
 relay status --json | jq .agents.connected"
 )]
 pub(super) struct Status {
-    /// shards, queues, closes and refusals as well
+    /// retention, shards, queues, closes and refusals as well
     #[argh(switch)]
     verbose: bool,
     /// print one JSON value
@@ -70,8 +71,10 @@ fn summary(status: &Value, verbose: bool, style: Style) -> String {
     lines
         .push(("agents", format!("{} connected{limit}, {} known", cell(&agents["connected"]), cell(&agents["known"]))));
     lines.push(("tier", cell(&status["tier"])));
-    let durability = &status["durability"];
-    lines.push(("store", format!("{}; {}", cell(&status["store"]), cell(&durability["survives"]))));
+    let store = &status["store"];
+    lines.push(("store", stored(store)));
+    lines.push(("", survives(store)));
+    lines.push(("health", health(store, style)));
     let shards = status["shards"].as_array().map_or(&[][..], Vec::as_slice);
     let total = |key: &str| shards.iter().map(|shard| number(&shard[key])).sum::<u64>();
     lines.push(("shards", format!("{}, {}", shards.len(), drivers(shards))));
@@ -98,6 +101,83 @@ fn summary(status: &Value, verbose: bool, style: Style) -> String {
     if verbose {
         text += &details(status, shards, style);
     }
+    text
+}
+
+/// Where it lies, and how much there is.
+fn stored(store: &Value) -> String {
+    let mut parts = vec![cell(&store["path"])];
+    parts.push(if store["encrypted"] == true { "encrypted" } else { "not encrypted" }.to_owned());
+    parts.push(format!("{} ({} used)", bytes(number(&store["file_bytes"])), bytes(number(&store["used_bytes"]))));
+    if let Some(messages) = store["messages"].as_u64() {
+        parts.push(print::count(messages, "message"));
+    }
+    if let Some(owed) = store["owed_messages"].as_u64() {
+        parts.push(format!("{owed} owed ({})", bytes(number(&store["owed_bytes"]))));
+    }
+    parts.join(", ")
+}
+
+/// Which failure what survives.
+fn survives(store: &Value) -> String {
+    let mode = store["durability"].as_str().unwrap_or_default();
+    match Durability::of(mode) {
+        Some(durability) => format!("{mode}: {}", durability.survives()),
+        None => cell(&store["durability"]),
+    }
+}
+
+fn health(store: &Value, style: Style) -> String {
+    let health = &store["health"];
+    if health["ok"] != false {
+        return if health["ok"] == true { "ok".to_owned() } else { "-".to_owned() };
+    }
+    let since = health["since_ms"].as_i64().and_then(|since| jiff::Timestamp::from_millisecond(since).ok());
+    let since = since.map_or_else(String::new, |since| format!(" since {since:.0}"));
+    style.coloured(31, &format!("{}{since}: {}", cell(&health["problem"]), cell(&health["sentence"])))
+}
+
+/// `Retention: 30 days (Pro tier max: 90 days)`.
+fn retention(store: &Value) -> String {
+    let days = |days: u64| match days {
+        days if days >= u64::from(DAYS_MAX) => UNLIMITED.to_owned(),
+        1 => "1 day".to_owned(),
+        days => format!("{days} days"),
+    };
+    let Some(kept) = store["retention_days"].as_u64() else { return "Retention: -".to_owned() };
+    match store["retention_max_days"].as_u64() {
+        Some(max) => {
+            let tier = cell(&store["tier"]);
+            let mut letters = tier.chars();
+            let first = letters.next().map_or_else(String::new, |first| first.to_uppercase().collect());
+            format!("Retention: {} ({first}{} tier max: {})", days(kept), letters.as_str(), days(max))
+        }
+        None => format!("Retention: {} (no tier maximum)", days(kept)),
+    }
+}
+
+/// The store's inner life, for --verbose.
+fn store_details(store: &Value) -> String {
+    let mut text = format!("\n{}\n", retention(store));
+    let swept = match store["last_sweep_ms"].as_i64().and_then(|at| jiff::Timestamp::from_millisecond(at).ok()) {
+        Some(at) => format!(
+            "{}, {} messages deleted so far",
+            print::ago(&format!("{at}").into()),
+            cell(&store["swept_messages"])
+        ),
+        None => "not yet".to_owned(),
+    };
+    let _ = writeln!(text, "{:<10}{swept}", "swept");
+    let _ = writeln!(
+        text,
+        "{:<10}segments {} to {}, {} not indexed, rows {} behind, {} records not on disk yet",
+        "log",
+        cell(&store["first_segment"]),
+        cell(&store["last_segment"]),
+        cell(&store["unindexed_segments"]),
+        cell(&store["checkpoint_lag_segments"]),
+        cell(&store["pending_records"])
+    );
     text
 }
 
@@ -154,15 +234,14 @@ fn details(status: &Value, shards: &[Value], style: Style) -> String {
         })
         .collect();
     let writer = &status["writer"];
-    let mut text = format!("\n{}", style.table(&head, rows));
+    let mut text = store_details(&status["store"]);
+    let _ = write!(text, "\n{}", style.table(&head, rows));
     let _ = writeln!(
         text,
-        "\n{:<10}{} queued, {} committed, {} kept for `relay read` ({})",
+        "\n{:<10}{} queued, {} committed",
         "writer",
         cell(&writer["queued"]),
-        cell(&writer["committed"]),
-        cell(&writer["history_messages"]),
-        size(&writer["history_bytes"])
+        cell(&writer["committed"])
     );
     for (name, counts) in [("closes", &status["closes"]), ("refusals", &status["refusals"])] {
         let reasons: Vec<String> = counts
@@ -189,16 +268,40 @@ mod tests {
     fn a_status_reads_as_a_summary_and_an_empty_one_does_not_break_it() {
         let status = serde_json::json!({
             "version": "0.1.0", "pid": 42, "started_at": "2026-11-21T10:00:00Z", "uptime_s": 61, "socket": "/run/relay.sock",
-            "listen": ["127.0.0.1:7070"], "store": "memory", "tier": "unlimited",
-            "durability": { "mode": "batch", "survives": "messages do not outlive the daemon" },
+            "listen": ["127.0.0.1:7070"], "tier": "unlimited",
+            "store": { "path": "/data/store", "durability": "batch", "encrypted": true, "file_bytes": 12_582_912, "used_bytes": 8_192,
+                "first_segment": 3, "last_segment": 900, "unindexed_segments": 40, "checkpoint_lag_segments": 2, "pending_records": 5,
+                "health": { "ok": true }, "retention_days": 30, "retention_max_days": 90, "tier": "pro", "swept_messages": 17,
+                "last_sweep_ms": null, "messages": 1234, "owed_messages": 2, "owed_bytes": 300 },
             "agents": { "connected": 2, "known": 3, "max": null },
             "shards": [{ "id": 0, "cpu": 1, "backend": "epoll", "receive": "readiness", "fallback": "io_uring is forbidden",
                 "agents": 2, "connections": 2, "half_open": 0, "messages_in": 7, "messages_out": 8, "bytes_in": 900,
                 "bytes_out": 2048, "waiting_messages": 1, "waiting_bytes": 300, "lane_hold": 0, "turns": 12, "busy_us": 3400 }],
-            "writer": { "queued": 0, "committed": 7, "history_messages": 7, "history_bytes": 700 },
+            "writer": { "queued": 0, "committed": 7 },
             "closes": { "bye": 1, "lost": 0 }, "refusals": {}, "clock_warning": null,
         });
         insta::assert_snapshot!(summary(&status, true, Style::plain()));
         assert!(summary(&serde_json::json!({}), true, Style::plain()).contains("agents    - connected, - known"));
+    }
+
+    #[test]
+    fn retention_is_told_with_the_tiers_maximum() {
+        let line = |days: u64, max: Option<u64>, tier: &str| {
+            retention(&serde_json::json!({ "retention_days": days, "retention_max_days": max, "tier": tier }))
+        };
+        assert_eq!(line(30, Some(90), "pro"), "Retention: 30 days (Pro tier max: 90 days)");
+        assert_eq!(line(1, Some(7), "community"), "Retention: 1 day (Community tier max: 7 days)");
+        assert_eq!(line(30, None, "unlimited"), "Retention: 30 days (no tier maximum)");
+        assert_eq!(line(36_500, None, "enterprise"), "Retention: unlimited (no tier maximum)");
+    }
+
+    #[test]
+    fn a_sick_store_says_why_and_since_when() {
+        let health = |value| health(&serde_json::json!({ "health": value }), Style::plain());
+        let sick = serde_json::json!({
+            "ok": false, "problem": "disk full", "since_ms": 1_795_262_400_000_u64, "sentence": "free some space",
+        });
+        assert_eq!(health(sick), "disk full since 2026-11-21T12:00:00Z: free some space");
+        assert_eq!(health(serde_json::json!({ "ok": true })), "ok");
     }
 }

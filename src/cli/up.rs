@@ -103,15 +103,23 @@ pub(super) fn run(command: Up) -> Result<(), Failure> {
         // A session of its own: the terminal that started it may close. Fails only where that is so already.
         let _ = rustix::process::setsid();
     }
+    let store = store_line(&settings);
     crate::daemon::run(settings, |ready| {
         // Whoever started it may have gone away since: that is no reason to stop.
-        let _ = print::out(&greeting(ready));
+        let _ = print::out(&greeting(ready, &store));
     })
     .map_err(Failure::failed)
 }
 
+/// Where messages are kept, and which failure they survive.
+fn store_line(settings: &Settings) -> String {
+    let (path, durability) = (settings.layout.store_folder(), settings.durability);
+    let encrypted = if settings.db_key.is_some() { ", encrypted" } else { "" };
+    format!("  store   {}{encrypted}\n          {}: {}\n", path.display(), durability.name(), durability.survives())
+}
+
 /// What the operator reads when every listener is open.
-fn greeting(ready: &Ready) -> String {
+fn greeting(ready: &Ready, store: &str) -> String {
     let mut text = format!("relay {} is up, pid {}\n", env!("CARGO_PKG_VERSION"), std::process::id());
     text += &format!("  socket  {}\n", ready.socket.display());
     for address in &ready.listen {
@@ -127,7 +135,7 @@ fn greeting(ready: &Ready) -> String {
             text += &format!("          {fallback}\n");
         }
     }
-    text += "  store   memory: messages outlive slow and absent readers, not this process\n";
+    text += store;
     for note in &ready.notes {
         text += &format!("  note    {note}\n");
     }

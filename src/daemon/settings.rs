@@ -213,6 +213,11 @@ pub enum Durability {
 }
 
 impl Durability {
+    /// The one of this name.
+    pub fn of(name: &str) -> Option<Durability> {
+        [Durability::Batch, Durability::Strict, Durability::Relaxed].into_iter().find(|known| known.name() == name)
+    }
+
     /// Its name, as it is set.
     pub fn name(self) -> &'static str {
         match self {
@@ -392,11 +397,7 @@ impl Settings {
             },
             log_level: text("log.level"),
             log_format: if text("log.format") == "json" { LogFormat::Json } else { LogFormat::Text },
-            durability: match text("persistence.durability").as_str() {
-                "strict" => Durability::Strict,
-                "relaxed" => Durability::Relaxed,
-                _ => Durability::Batch,
-            },
+            durability: Durability::of(&text("persistence.durability")).expect("resolve() let only its names through"),
             flush_interval_ms: number("persistence.flush_interval_ms"),
             max_batch_size: size("persistence.max_batch_size"),
             retention_days: days_of(&text("retention.days")).expect("resolve() let only such times through"),

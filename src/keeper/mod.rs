@@ -6,7 +6,7 @@
 use crate::base::limits::FETCHES_IN_HAND_MAX;
 use crate::base::{AgentId, ShardId};
 use crate::mesh::{Mesh, Notice};
-use crate::relay::{Fetched, Remembered};
+use crate::relay::Fetched;
 use crate::store::{Follower, Store, StoreError};
 use crate::uring::Waker;
 use std::collections::VecDeque;
@@ -76,6 +76,8 @@ pub struct Keeper {
     /// The wall clock at the start, and when that was: the sweep's clock follows the monotonic one.
     started: (u64, Instant),
     failing_since: Option<Instant>,
+    /// Whether damage was met and told.
+    damaged: bool,
 }
 
 /// Rows on their way to the disk.
@@ -100,6 +102,7 @@ impl Keeper {
         stop: Arc<AtomicBool>,
     ) -> Keeper {
         let now = Instant::now();
+        gauges.applied.store(store.applied(), Ordering::Relaxed);
         Keeper {
             options,
             mesh,
@@ -118,6 +121,7 @@ impl Keeper {
             readers_cleared_at: now,
             started: (wall_ms(), now),
             failing_since: None,
+            damaged: false,
         }
     }
 
@@ -135,6 +139,12 @@ impl Keeper {
                     }
                     self.failing_since = Some(Instant::now());
                 }
+            }
+            if !self.damaged
+                && let Some(damage) = self.follower.damage()
+            {
+                self.damaged = true;
+                tracing::error!("the store is damaged ({damage}): what lies there is passed over; run `relay doctor`");
             }
             if stopping {
                 return;
@@ -232,13 +242,13 @@ impl Keeper {
         while let Some(checkpoint) = &mut self.checkpoint {
             let started = Instant::now();
             let first = checkpoint.rows.len().saturating_sub(ROWS_AT_ONCE);
-            let rows: Vec<Remembered> = self.follower.stamped(&checkpoint.rows[first..]);
             let last = first == 0;
             let forgotten: &[AgentId] = if last { &checkpoint.forgotten } else { &[] };
-            // The mark rides on the last transaction: a crash before it replays a little more.
-            self.store.keep_rows(&rows, forgotten, last.then_some(checkpoint.through))?;
+            self.follower.keep_rows(&self.store, &checkpoint.rows[first..], forgotten)?;
             checkpoint.rows.truncate(first);
             if last {
+                // A crash before this mark replays a little more.
+                self.store.mark_applied(checkpoint.through)?;
                 self.gauges.applied.store(checkpoint.through, Ordering::Relaxed);
                 self.checkpoint = None;
             }

@@ -1,10 +1,11 @@
 //! The commit path: one value, one commit.
 
 use super::error::{Part, StoreError};
+use super::seal::{Current, Seal};
 use super::segment::Segment;
 use super::snapshot::log_number;
-use super::{APPLIED_KEY, EPOCH_KEY, Failed, Store, meta_corrupt, u64_of};
-use heed::PutFlags;
+use super::{APPLIED_KEY, Databases, EPOCH_KEY, Failed, Store, meta_corrupt, u64_of};
+use heed::{PutFlags, RwTxn};
 
 impl Store {
     /// Appends a segment to the log; it is on the disk when this returns its number. After an error the segment is as it
@@ -30,16 +31,26 @@ impl Store {
                 }
             };
             let number = last.checked_add(1).ok_or(meta_corrupt("no segment can follow the last one"))?;
-            let bytes = segment.prepare(number, self.seal(), &current)?;
-            let key = number.to_be_bytes();
-            let present =
-                databases.log.get_or_put_reserved_with_flags(transaction, PutFlags::APPEND, &key, bytes, |space| {
-                    segment.write(number, self.seal(), &current, space)
-                })?;
-            match present {
-                None => Ok(number),
-                Some(_) => Err(Failed::Store(StoreError::corrupt(Part::Log, number, "it is there already"))),
-            }
+            put(transaction, databases, self.seal(), &current, number, segment)?;
+            Ok(number)
         })
+    }
+}
+
+/// Puts one segment at the end of the log.
+pub(super) fn put(
+    transaction: &mut RwTxn<'_>,
+    databases: &Databases,
+    seal: &Seal,
+    current: &Current,
+    number: u64,
+    segment: &mut Segment,
+) -> Result<(), Failed> {
+    let bytes = segment.prepare(number, seal, current)?;
+    let key = number.to_be_bytes();
+    let write = |space: &mut heed::ReservedSpace<'_>| segment.write(number, seal, current, space);
+    match databases.log.get_or_put_reserved_with_flags(transaction, PutFlags::APPEND, &key, bytes, write)? {
+        None => Ok(()),
+        Some(_) => Err(Failed::Store(StoreError::corrupt(Part::Log, number, "it is there already"))),
     }
 }

@@ -13,8 +13,6 @@ use std::path::Path;
 
 /// The file with the data.
 pub(super) const DATA_FILE: &str = "data.mdb";
-/// The file in which readers are entered.
-pub(super) const LOCK_FILE: &str = "lock.mdb";
 /// Programs that may read at once, each with a few threads.
 const READERS_MAX: u32 = 126;
 /// Databases: ours, and room for those of later versions.

@@ -145,6 +145,11 @@ impl<'a> Group<'a> {
         self.outcomes
     }
 
+    /// Checks all of its body: what is otherwise done as far as it is read.
+    pub fn check_body(&self) -> Result<(), StoreError> {
+        self.stretch(0, self.body.len()).map(drop)
+    }
+
     /// Reads a stretch of the body, once its blocks are found to be what was written.
     fn stretch(&self, start: usize, length: usize) -> Result<&'a [u8], StoreError> {
         let damaged = |what| StoreError::corrupt(Part::Index, self.key, what);

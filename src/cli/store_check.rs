@@ -1,0 +1,185 @@
+//! What `relay doctor` says of the store. Its contents are read by a child process: reading a damaged map, or one whose
+//! file was cut short, can end the process that does it.
+
+use super::Failure;
+use super::doctor::Check;
+use super::print::{self, Progress};
+use super::stored::Place;
+use crate::store::{check, copy};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+const NAME: &str = "store";
+/// How long the child may look.
+const LOOK_TIME: Duration = Duration::from_secs(30);
+/// How often it is asked whether it has finished.
+const ASK_EVERY: Duration = Duration::from_millis(20);
+/// What to do about a store that is damaged.
+const REPAIR: &str = "relay down; relay restore BACKUP. Without a backup: relay export --output FILE saves what can still be \
+read; then move the store's folder away, and the relay makes a new one";
+
+/// The store is its owner's alone.
+pub(super) fn permissions(folder: &Path) -> Check {
+    let name = "store files";
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return Check::ok(name, format!("{} will be made", folder.display()));
+    };
+    // Two files; a folder with more is looked into no further.
+    let files = entries.take(64).flatten().map(|entry| (entry.path(), 0o600));
+    let own = std::iter::once((folder.to_path_buf(), 0o700));
+    for (path, mode) in own.chain(files) {
+        let Ok(metadata) = std::fs::symlink_metadata(&path) else { continue };
+        if metadata.mode() & 0o077 != 0 {
+            let found = format!("{} is open to other users (mode {:o})", path.display(), metadata.mode() & 0o777);
+            return Check::warn(name, found, format!("chmod {mode:o} {}", path.display()));
+        }
+        if metadata.uid() != rustix::process::geteuid().as_raw() {
+            let found = format!("{} belongs to another user ({})", path.display(), metadata.uid());
+            return Check::fail(name, found, format!("sudo chown -R $(id -u) {}", folder.display()));
+        }
+    }
+    Check::ok(name, format!("{}, yours alone", folder.display()))
+}
+
+/// What interrupted copies have left: it may be under an old key, or none.
+pub(super) fn leftovers(folder: &Path) -> Option<Check> {
+    let left: Vec<String> = copy::leftovers(folder).iter().map(|path| path.display().to_string()).collect();
+    let repair = format!("relay down; rm -r {}", left.join(" "));
+    (!left.is_empty())
+        .then(|| Check::warn("store leftovers", format!("{}, of copies that did not end", left.join(", ")), repair))
+}
+
+/// Asks a child process to read all of it.
+pub(super) fn contents(data_dir: Option<&Path>, global: bool, db_key: Option<&Path>, folder: &Path) -> Check {
+    if !folder.exists() {
+        return Check::ok(NAME, "none yet");
+    }
+    let Ok(program) = std::env::current_exe() else {
+        return Check::warn(NAME, "not looked into: cannot find my own program", "relay doctor --check-store");
+    };
+    let mut command = Command::new(program);
+    command.args(["doctor", "--check-store"]);
+    for (flag, path) in [("--data-dir", data_dir), ("--db-key", db_key)] {
+        command.args(path.iter().flat_map(|path| [flag.as_ref(), path.as_os_str()]));
+    }
+    command.args(global.then_some("--global"));
+    judge(command, LOOK_TIME)
+}
+
+fn judge(mut command: Command, time: Duration) -> Check {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) => {
+            return Check::warn(NAME, format!("not looked into: {error}"), "relay doctor --check-store");
+        }
+    };
+    let begun = Instant::now();
+    // It says one sentence, which fits its pipe: it never waits for us.
+    while matches!(child.try_wait(), Ok(None)) {
+        if begun.elapsed() > time {
+            drop(child.kill());
+            drop(child.wait());
+            let found = format!("sound as far as was read in {} s", time.as_secs());
+            return Check::warn(NAME, found, "relay doctor --check-store reads all of it, however long that takes");
+        }
+        std::thread::sleep(ASK_EVERY);
+    }
+    let Ok(output) = child.wait_with_output() else {
+        return Check::warn(NAME, "not looked into: the check was lost", "relay doctor --check-store");
+    };
+    let said = |bytes: &[u8]| {
+        let text = String::from_utf8_lossy(bytes);
+        print::clean(text.trim().trim_start_matches("relay: ")).into_owned()
+    };
+    match (output.status.code(), output.status.signal()) {
+        (Some(0), _) => Check::ok(NAME, said(&output.stdout)),
+        (Some(code), _) => {
+            let found = said(&output.stderr);
+            let found = if found.is_empty() { format!("the check ended with {code}") } else { found };
+            // Whoever lacks the key learns nothing of the store, and nothing is wrong with it.
+            if found.contains("--db-key") {
+                return Check::warn(NAME, format!("not looked into: {found}"), "relay doctor --db-key FILE");
+            }
+            Check::fail(NAME, found, REPAIR)
+        }
+        (None, signal) => {
+            let signal = signal.map_or_else(String::new, |signal| format!(" (signal {signal})"));
+            Check::fail(NAME, format!("damaged: whoever reads it dies{signal}"), REPAIR)
+        }
+    }
+}
+
+/// The child's life.
+pub(super) fn run(data_dir: Option<&Path>, global: bool, db_key: Option<&Path>) -> Result<(), Failure> {
+    let place = Place::of(data_dir, global, db_key)?;
+    let mut progress = Progress::start();
+    let report = check::check(&place.options().reading(), |segment| progress.show(&format!("segment {segment} …")));
+    let report = report.map_err(Failure::failed)?;
+    drop(progress);
+    if let Some(first) = report.damages.first() {
+        let more = match report.damage_count {
+            1 => String::new(),
+            count => format!(", the first of {count} places"),
+        };
+        return Err(Failure::Failed(format!("damaged: {first}{more}")));
+    }
+    let ((first, last), (file, used)) = (report.segments, report.file_bytes);
+    print::out(&format!(
+        "sound: {} in segments {first} to {last}, {}, {} ({} used){}\n",
+        print::count(report.messages, "message"),
+        print::count(report.agents, "agent"),
+        print::bytes(file),
+        print::bytes(used),
+        if report.encrypted { ", encrypted" } else { "" }
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::doctor::Verdict;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn shell(script: &str, time: Duration) -> Check {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        judge(command, time)
+    }
+
+    #[test]
+    fn the_child_is_believed_whatever_becomes_of_it() {
+        let patient = Duration::from_secs(60);
+        let sound = shell("echo sound: 3 messages", patient);
+        assert_eq!((sound.verdict, &sound.found[..]), (Verdict::Ok, "sound: 3 messages"));
+        let damaged = shell("echo 'relay: log 7: torn' >&2; exit 1", patient);
+        assert_eq!((damaged.verdict, &damaged.found[..]), (Verdict::Fail, "log 7: torn"));
+        let died = shell("kill -BUS $$", patient);
+        assert_eq!(died.verdict, Verdict::Fail);
+        assert!(died.found.contains("signal 7") && died.repair.contains("relay restore"), "{died:?}");
+        let locked = shell("echo 'give its key with --db-key FILE' >&2; exit 1", patient);
+        assert_eq!(locked.verdict, Verdict::Warn);
+        let slow = shell("exec sleep 600", Duration::ZERO);
+        assert!(slow.verdict == Verdict::Warn && slow.repair.contains("--check-store"), "{slow:?}");
+    }
+
+    #[test]
+    fn a_store_that_others_can_read_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let folder = directory.path().join("store");
+        assert_eq!(permissions(&folder).verdict, Verdict::Ok);
+        std::fs::create_dir(&folder).unwrap();
+        let mode = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        mode(&folder, 0o700);
+        let file = folder.join("data.mdb");
+        std::fs::write(&file, "").unwrap();
+        mode(&file, 0o640);
+        let check = permissions(&folder);
+        assert_eq!((check.verdict, check.repair), (Verdict::Warn, format!("chmod 600 {}", file.display())));
+        mode(&file, 0o600);
+        assert_eq!(permissions(&folder).verdict, Verdict::Ok);
+    }
+}
