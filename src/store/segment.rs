@@ -96,6 +96,22 @@ impl Segment {
         self.records == 0
     }
 
+    /// The record that was pushed at `offset`, as a reader of the log will see it; none if none begins there.
+    pub fn record_at(&self, offset: u32) -> Option<RecordRef<'_>> {
+        record::decode(self.plain.get(offset as usize..)?).ok().map(|(record, _)| record)
+    }
+
+    /// Each record that was pushed, with its offset, as a reader of the log will see it.
+    pub fn records_pushed(&self) -> impl Iterator<Item = (u32, RecordRef<'_>)> {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let (record, length) = record::decode(self.plain.get(at..)?).ok()?;
+            let offset = at as u32;
+            at += length;
+            Some((offset, record))
+        })
+    }
+
     /// Empty again, its buffers kept. A segment without a time of its own will have the last one seen.
     pub fn clear(&mut self) {
         self.plain.clear();
