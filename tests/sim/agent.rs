@@ -235,7 +235,11 @@ impl Agent {
                     self.number = self.number.max(welcome.number);
                     if welcome.resumed {
                         around.marks.hit("resumed");
-                        assert!(!self.ruly || self.session == Some(welcome.session), "{} has another session", self.name);
+                        assert!(
+                            !self.ruly || self.session == Some(welcome.session),
+                            "{} has another session",
+                            self.name
+                        );
                     }
                     self.session = Some(welcome.session);
                     if !around.faults || around.dice.chance(800) {

@@ -143,7 +143,8 @@ impl Order {
 
     fn through(&mut self, through: Sequence) -> impl DoubleEndedIterator<Item = &mut Place> {
         self.epochs.range_mut(..=through.epoch).flat_map(move |(epoch, places)| {
-            let count = if *epoch == through.epoch { (through.counter as usize).min(places.len()) } else { places.len() };
+            let count =
+                if *epoch == through.epoch { (through.counter as usize).min(places.len()) } else { places.len() };
             places[..count].iter_mut()
         })
     }
@@ -269,13 +270,7 @@ impl Ledger {
                     let next = Sequence { epoch, counter: places.len() as u64 + 1 };
                     assert_eq!(sequence, next, "the order of {recipient:?} has no holes and repeats nothing");
                     let record = (shard, number);
-                    places.push(Place {
-                        message: index,
-                        record,
-                        accepted_at: now,
-                        failed: false,
-                        ..Place::skipped()
-                    });
+                    places.push(Place { message: index, record, accepted_at: now, failed: false, ..Place::skipped() });
                 }
                 let shards = sent.accepted.iter().map(|accepted| accepted.shard).collect::<BTreeSet<_>>();
                 if shards.len() > 1 {
@@ -310,7 +305,11 @@ impl Ledger {
             let is_in = |(first, last): &(Sequence, Sequence)| *first <= sequence && sequence <= *last;
             let settled = sequence <= progress.acknowledged || progress.settled.iter().any(is_in);
             let over = place.acknowledged || place.failed || place.lost || (place.channel && place.written);
-            assert!(!settled || over || place.named, "{sequence:?} of {:?} is called settled and is not", progress.agent);
+            assert!(
+                !settled || over || place.named,
+                "{sequence:?} of {:?} is called settled and is not",
+                progress.agent
+            );
             owed.0 += u64::from(!over && !place.named);
             owed.1 += u64::from(!over || (!settled && !place.lost));
         }
@@ -360,7 +359,12 @@ impl Ledger {
             }
             sent.accepted.retain(is_kept);
             sent.lost.extend(lost);
-            sent.told = Told { accepted: sent.told.accepted, durable: sent.told.durable, refused: sent.told.refused, ..Told::default() };
+            sent.told = Told {
+                accepted: sent.told.accepted,
+                durable: sent.told.durable,
+                refused: sent.told.refused,
+                ..Told::default()
+            };
         }
         for order in self.orders.values_mut() {
             let (through, runs) = order.on_disk.clone();
@@ -400,9 +404,7 @@ impl Ledger {
     pub fn failed(&mut self, now: Now, id: MessageId, recipient: AgentId, reason: RefuseReason) {
         let order = self.orders.get_mut(&recipient).expect("only what was accepted can fail");
         let sent = &mut self.sent;
-        let owed = |place: &Place| {
-            !place.failed && !place.lost && sent[place.message].id == id && !place.acknowledged
-        };
+        let owed = |place: &Place| !place.failed && !place.lost && sent[place.message].id == id && !place.acknowledged;
         let mut places = order.places_mut().map(|(_, place)| place);
         let place = places.find(|place| owed(place)).expect("only what is owed can fail");
         place.failed = true;
@@ -468,7 +470,8 @@ impl Ledger {
     /// A message that its recipient knows of has been written.
     pub fn written_message(&mut self, name: AgentId, id: MessageId) {
         let Some(order) = self.orders.get_mut(&name) else { return };
-        for (_, place) in order.places_mut().filter(|(_, place)| place.handed > 0 && self.sent[place.message].id == id) {
+        for (_, place) in order.places_mut().filter(|(_, place)| place.handed > 0 && self.sent[place.message].id == id)
+        {
             place.written = true;
         }
     }
@@ -507,7 +510,14 @@ impl Ledger {
 
     /// A program handles a message that it has not handled before. `seen`: when, at the earliest, the latest of each
     /// sender's messages that it has handled were said.
-    pub fn handled(&mut self, name: AgentId, sequence: Sequence, raw: &[u8], once: bool, seen: &mut BTreeMap<AgentId, u64>) {
+    pub fn handled(
+        &mut self,
+        name: AgentId,
+        sequence: Sequence,
+        raw: &[u8],
+        once: bool,
+        seen: &mut BTreeMap<AgentId, u64>,
+    ) {
         let index = self.index_of(raw);
         let sent = &self.sent[index];
         let order = self.orders.get_mut(&name).expect("only what was accepted is delivered");

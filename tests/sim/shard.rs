@@ -282,7 +282,8 @@ impl World {
                         // Nobody acknowledges what had not left yet when it was read.
                         let name = self.agents[link.agent].id;
                         let handed = self.ledger.orders.get(&name).map(|order| order.handed_through);
-                        let most = handed.filter(|handed| handed.0 == index).map_or(Sequence::default(), |handed| handed.1);
+                        let most =
+                            handed.filter(|handed| handed.0 == index).map_or(Sequence::default(), |handed| handed.1);
                         for ack in &acks {
                             match ack {
                                 Ack::Through(through) => self.ledger.written(name, index, *through),
@@ -292,9 +293,7 @@ impl World {
                             }
                         }
                         shard.read_acks.extend(acks.into_iter().filter_map(|ack| match ack {
-                            Ack::Through(through) => {
-                                Some((index, Ack::Through(through.min(most))))
-                            }
+                            Ack::Through(through) => Some((index, Ack::Through(through.min(most)))),
                             Ack::One(sequence) if sequence <= most => Some((index, ack)),
                             Ack::Message(_) => Some((index, ack)),
                             _ => None,

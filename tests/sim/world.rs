@@ -335,7 +335,9 @@ impl World {
         self.someone_is_shut_out()
             && self.agents.iter().filter(|agent| !agent.retired && self.minds(agent.id)).all(|agent| {
                 let order = self.ledger.orders.get(&agent.id);
-                order.is_none_or(|order| order.places().all(|(_, place)| place.seen || place.failed || place.channel || place.lost))
+                order.is_none_or(|order| {
+                    order.places().all(|(_, place)| place.seen || place.failed || place.channel || place.lost)
+                })
             })
     }
 
