@@ -4,13 +4,13 @@
 use super::presence::{Presence, time_of};
 use super::settings::{Durability, Settings};
 use super::storage::StorageGauges;
-use crate::store::Store;
-use crate::base::tier::Entitlement;
 use crate::base::name::is_internal;
+use crate::base::tier::Entitlement;
 use crate::base::{CloseReason, RefuseReason, SessionId, ShardId};
 use crate::mesh::{Answered, ClerkPost, Mesh, Notice, ShardGauges};
 use crate::relay::{AgentRow, CensusPart, CensusTicket, Gauges, Question};
 use crate::shard::Bells;
+use crate::store::Store;
 use crate::wire::QueryKind;
 use serde_json::{Map, Value, json};
 use std::collections::VecDeque;
@@ -371,7 +371,9 @@ fn survives(durability: Durability) -> &'static str {
             "a durable receipt survives a kill and a power loss; what has none yet (at most the last 50 ms) is lost with \
              the process"
         }
-        Durability::Strict => "whatever was delivered, and whatever has a durable receipt, survives a kill and a power loss",
+        Durability::Strict => {
+            "whatever was delivered, and whatever has a durable receipt, survives a kill and a power loss"
+        }
     }
 }
 

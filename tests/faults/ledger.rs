@@ -89,6 +89,7 @@ struct Place {
 
 /// How often and when a recipient saw a message, under whatever sequence.
 struct Seen {
+    first_life: u32,
     at: Micros,
     life: u32,
     connection: u64,
@@ -150,9 +151,10 @@ pub(crate) struct Ledger {
     durable_through: Vec<u64>,
     life: u32,
     ended_at: Micros,
-    /// The highest epoch of an earlier life, and this life's.
+    /// The highest epoch of an earlier life, and this life's; and in which life each began.
     epoch_before: u32,
     epoch: u32,
+    lives: HashMap<u32, u32>,
     /// The latest time at which a message was said whose durable receipt came in the same life.
     proof: Micros,
     connections: u64,
@@ -182,6 +184,7 @@ impl Ledger {
             ended_at: 0,
             epoch_before: 0,
             epoch: 0,
+            lives: HashMap::new(),
             proof: 0,
             connections: 0,
             round: 0,
@@ -329,6 +332,7 @@ impl Ledger {
                 self.broken(Rule::Session, text);
             }
             self.epoch = epoch;
+            self.lives.insert(epoch, life);
         }
         let taken = self.durable_through[agent];
         if arrival.epoch.is_some() && arrival.number < taken {
@@ -394,7 +398,13 @@ impl Ledger {
             self.broken(Rule::Recipient, format!("{letter:?}, for {:?}, came to agent {agent}", sent.to));
             return false;
         }
-        for (rule, text) in judge(&mut self.readers[agent], sent, delivery, self.life, self.strict, at, agent) {
+        let now = Now {
+            at,
+            life: self.life,
+            strict: self.strict,
+            placed_in: delivery.sequence.and_then(|sequence| self.lives.get(&sequence.epoch).copied()),
+        };
+        for (rule, text) in judge(agent, &self.readers[agent], sent, delivery, &now) {
             self.broken(rule, text);
         }
         self.note(agent, delivery, at)
@@ -411,7 +421,8 @@ impl Ledger {
             reader.places.insert(sequence, Place { letter, at, life, connection, round: sent.round });
         }
         let first = !reader.seen.contains_key(&letter);
-        let seen = reader.seen.entry(letter).or_insert(Seen { at, life, connection, sequences: Vec::new() });
+        let seen =
+            reader.seen.entry(letter).or_insert(Seen { first_life: life, at, life, connection, sequences: Vec::new() });
         (seen.at, seen.life, seen.connection) = (at, life, connection);
         if let Some(sequence) = delivery.sequence
             && !seen.sequences.contains(&sequence)
@@ -487,16 +498,18 @@ impl Ledger {
     }
 }
 
-/// Whether a delivery keeps the rules of repeats, order and acknowledgement.
-fn judge(
-    reader: &mut Reader,
-    sent: &Sent,
-    delivery: &Delivery,
+/// When a delivery is judged.
+struct Now {
+    at: Micros,
     life: u32,
     strict: bool,
-    at: Micros,
-    agent: usize,
-) -> Vec<(Rule, String)> {
+    /// The life in which the message got the place that it has.
+    placed_in: Option<u32>,
+}
+
+/// Whether a delivery keeps the rules of repeats, order and acknowledgement.
+fn judge(agent: usize, reader: &Reader, sent: &Sent, delivery: &Delivery, now: &Now) -> Vec<(Rule, String)> {
+    let Now { at, life, strict, placed_in } = *now;
     let letter = delivery.letter;
     let mut found = Vec::new();
     let here = reader.connection;
@@ -535,8 +548,13 @@ fn judge(
     let is_known_place = delivery.sequence.is_none_or(|sequence| seen.sequences.contains(&sequence));
     let shown = format!("{letter:?} to agent {agent}");
     if !is_known_place || delivery.sequence.is_none() && !marked {
-        // A second place: the first was lost with a life in which its sender was promised nothing.
-        let promised = sent.durable_in.is_some_and(|durable| durable < life);
+        // A second place: the first was lost with a life in which its sender was promised nothing, and the message was
+        // said again. Where no epoch is shown, the first place is known to be of the life in which it was first seen.
+        let promised = match (sent.durable_in, placed_in) {
+            (Some(durable), Some(placed)) => durable < placed,
+            (Some(durable), None) => durable <= seen.first_life,
+            (None, _) => false,
+        };
         let mut lives =
             seen.sequences.iter().filter_map(|sequence| reader.places.get(sequence).map(|place| place.life));
         if strict {

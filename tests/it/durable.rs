@@ -16,9 +16,11 @@ fn again(daemon: Daemon, cores: u16) -> Daemon {
 
 fn is_durable(heard: &Owned) -> u64 {
     match heard {
-        Owned::Receipts(receipts) => {
-            receipts.iter().filter(|receipt| receipt.state == ReceiptState::Durable).map(|receipt| u64::from(receipt.count)).sum()
-        }
+        Owned::Receipts(receipts) => receipts
+            .iter()
+            .filter(|receipt| receipt.state == ReceiptState::Durable)
+            .map(|receipt| u64::from(receipt.count))
+            .sum(),
         other => panic!("{other:?}"),
     }
 }
