@@ -14,7 +14,7 @@ pub(crate) const SESSION_SETTLES: Micros = 50_000;
 /// What is not acknowledged comes again after 5 s; less what clocks and buffers blur.
 const REPEAT_AFTER: Micros = 4_900_000;
 /// Acknowledgements are handed to the store within this time of their arrival.
-const PROGRESS_SETTLES: Micros = 150_000;
+const PROGRESS_SETTLES: Micros = 200_000;
 
 /// A message as its sender knows it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -109,6 +109,9 @@ struct Reader {
     session: Option<Token>,
     welcomed_at: Micros,
     welcomed_in: u32,
+    /// When it last said a message whose durable receipt came in the same life: whatever it acknowledged well before
+    /// that was read by the relay first, and is committed.
+    proof: Micros,
     /// Acknowledgements of this life.
     acknowledged: Vec<(Micros, Sequence)>,
     /// Known to be committed in an earlier life.
@@ -155,8 +158,6 @@ pub(crate) struct Ledger {
     epoch_before: u32,
     epoch: u32,
     lives: HashMap<u32, u32>,
-    /// The latest time at which a message was said whose durable receipt came in the same life.
-    proof: Micros,
     connections: u64,
     round: u32,
     /// Messages without an outcome, and durable ones that somebody has not seen.
@@ -185,7 +186,6 @@ impl Ledger {
             epoch_before: 0,
             epoch: 0,
             lives: HashMap::new(),
-            proof: 0,
             connections: 0,
             round: 0,
             open: 0,
@@ -259,7 +259,8 @@ impl Ledger {
             return false;
         };
         if sent.said_in == life {
-            self.proof = self.proof.max(sent.said_at);
+            let proof = &mut self.readers[letter.sender].proof;
+            *proof = sent.said_at.max(*proof);
         }
         if sent.durable_in.is_some() {
             return false;
@@ -299,8 +300,9 @@ impl Ledger {
 
     /// The daemon is dead.
     pub(crate) fn daemon_ended(&mut self, at: Micros) {
-        let proven = self.proof.saturating_sub(PROGRESS_SETTLES);
         for reader in &mut self.readers {
+            let proven = reader.proof.saturating_sub(PROGRESS_SETTLES);
+            reader.proof = 0;
             let committed = reader.acknowledged.iter().rev().find(|(at, _)| *at <= proven);
             reader.committed = committed.map_or(reader.committed, |(_, through)| reader.committed.max(*through));
             reader.acknowledged.clear();
@@ -310,7 +312,6 @@ impl Ledger {
         self.ended_at = at;
         self.epoch_before = self.epoch_before.max(self.epoch);
         self.epoch = 0;
-        self.proof = 0;
     }
 
     /// Whether this is the session that the agent had.
@@ -464,7 +465,7 @@ impl Ledger {
                 let missing: Vec<usize> = (0..self.readers.len()).filter(|bit| sent.missing >> bit & 1 == 1).collect();
                 found.push((
                     Rule::Kept,
-                    format!("{letter:?}, durable in life {life}, to {:?}, never came to agents {missing:?}", sent.to),
+                    format!("{letter:?}, said {} times, last in life {}, durable in life {life}, to {:?}, never came to agents {missing:?}", sent.times, sent.said_in, sent.to),
                 ));
             }
         }

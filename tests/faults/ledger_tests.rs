@@ -310,8 +310,9 @@ fn what_was_acknowledged_and_comes_again_is_found() {
     let now = committed.now;
     committed.ledger.acknowledged(BOB, sequence(1, 1), now);
     committed.now += SECOND;
-    committed.say(2, To::One(2));
-    committed.durable(2);
+    let later = Letter { sender: BOB, number: 1 };
+    committed.ledger.said(later, To::One(2), committed.now);
+    committed.ledger.durable(later);
     committed.crash();
     committed.deliver(BOB, 1, sequence(1, 1), true);
     committed.broken(Rule::Acknowledged);
