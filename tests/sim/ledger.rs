@@ -57,6 +57,15 @@ pub struct Told {
     pub failed: BTreeSet<AgentId>,
 }
 
+impl Told {
+    /// After a restart they may be told again.
+    pub fn forget_states(&mut self) {
+        self.delivered.clear();
+        self.acknowledged.clear();
+        self.failed.clear();
+    }
+}
+
 /// Whom a message is for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum To {
@@ -83,7 +92,7 @@ pub struct Place {
     pub handed_at: Mono,
     pub written: bool,
     pub acknowledged: bool,
-    /// An acknowledgement named its id, which others may have as well.
+    /// It may be acknowledged: by its id, which others may have as well, or in the turn that closed its connection.
     pub named: bool,
     pub failed: bool,
     pub seen: bool,
@@ -360,7 +369,7 @@ impl Ledger {
             }
             sent.accepted.retain(is_kept);
             sent.lost.extend(lost);
-            sent.told = Told { accepted: sent.told.accepted, durable: sent.told.durable, refused: sent.told.refused, ..Told::default() };
+            sent.told.forget_states();
         }
         for order in self.orders.values_mut() {
             let (through, runs) = order.on_disk.clone();
@@ -486,6 +495,14 @@ impl Ledger {
         let Some(order) = self.orders.get_mut(&name) else { return };
         for place in order.through(through) {
             place.acknowledged |= place.handed > 0 && link.is_none_or(|link| link == place.handed_on);
+        }
+    }
+
+    /// What was handed to this link may or may not be acknowledged.
+    pub fn maybe_acknowledged(&mut self, name: AgentId, link: usize) {
+        let Some(order) = self.orders.get_mut(&name) else { return };
+        for (_, place) in order.places_mut() {
+            place.named |= place.handed_on == link && place.handed > 0;
         }
     }
 

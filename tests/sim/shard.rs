@@ -387,8 +387,12 @@ impl World {
     /// What the relay has read as an acknowledgement must not be delivered again.
     fn believe(&mut self, link: usize, ack: Ack) {
         let name = self.agents[self.links[link].agent].id;
-        if !self.links[link].settled || !matches!(self.links[link].end, End::At(..)) {
+        if !self.links[link].settled {
             return;
+        }
+        if !matches!(self.links[link].end, End::At(..)) {
+            // It was closed in this turn, before or after the acknowledgement.
+            return self.ledger.maybe_acknowledged(name, link);
         }
         match ack {
             Ack::Through(through) => self.ledger.acknowledged_through(name, Some(link), through),
