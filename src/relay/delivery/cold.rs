@@ -348,6 +348,11 @@ impl Queue {
             let id = checked.id();
             news.push(News { id, what: What::Failed(reason), ask, raw: Some(message.raw) });
         }
+        // Of each part, since the next one begins behind it.
+        if fetched.next_expiry_ms != u64::MAX {
+            let wait = Mono::ms(fetched.next_expiry_ms.saturating_sub(how.now.wall_ms).max(1));
+            cold.next_expiry = cold.next_expiry.min(how.now.mono + wait);
+        }
         if !fetched.complete {
             // More than one answer's worth: go on behind these, as of the same time.
             let fetch = Fetch { after: through, place: fetched.place, ..fetched.fetch };
@@ -355,12 +360,8 @@ impl Queue {
             return Some(fetch);
         }
         cold.expired_before_ms = fetched.fetch.now_ms;
-        if fetched.next_expiry_ms != u64::MAX {
-            let wait = Mono::ms(fetched.next_expiry_ms.saturating_sub(how.now.wall_ms).max(1));
-            cold.next_expiry = cold.next_expiry.min(how.now.mono + wait);
-        }
         // Nothing that was there when it was asked lives any more; the counts may be off by what a crash has undone.
-        let all = fetched.next_expiry_ms == u64::MAX && asked.certain.is_some_and(|certain| certain == cold.last);
+        let all = cold.next_expiry == Mono(u64::MAX) && asked.certain.is_some_and(|certain| certain == cold.last);
         if all && self.entries.is_empty() {
             // Behind hot entries it stays, with what it skips, until a refill has seen the end as well.
             self.through = self.through.max(cold.last);
