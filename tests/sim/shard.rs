@@ -312,8 +312,21 @@ impl World {
                     {
                         hello.handled = Sequence::default();
                     }
+                    let fanout = match &heard.frame {
+                        Frame::Send(message) if matches!(message.to().first(), Some(b'*' | b'#')) => {
+                            let duplicates = shard.relay.gauges().counters.duplicates;
+                            Some((self.ledger.index_of(message.raw), duplicates))
+                        }
+                        _ => None,
+                    };
                     let event = Event::Frame { session, dialect, ack: heard.ack, frame: heard.frame };
                     shard.relay.handle(self.now, event, &mut shard.outbox);
+                    if let Some((index, duplicates)) = fanout
+                        && shard.relay.gauges().counters.duplicates == duplicates
+                    {
+                        // Sent anew, to whoever is reachable now.
+                        self.ledger.sent[index].lost.clear();
+                    }
                 }
                 Err(corrupt) => {
                     let event = Event::Corrupt { session, dialect: Some(dialect), corrupt };
