@@ -146,6 +146,8 @@ pub struct Return<'a> {
     pub now: Now,
     /// Nanoseconds that messages without a time to live of their own are kept.
     pub retention: u64,
+    /// Number of the last record that is committed.
+    pub committed: u64,
     /// Where a sender's home is, by its name.
     pub home_of: &'a dyn Fn(&[u8]) -> ShardId,
 }
@@ -248,7 +250,8 @@ impl Queue {
             self.trim(how.now.mono);
             return false;
         }
-        let hungry = nothing || fetched.complete;
+        // The commit that it is to wait for may have come while the answer was on its way.
+        let hungry = (nothing || fetched.complete) && cold.record > how.committed;
         cold.hungry = hungry;
         self.trim(how.now.mono);
         hungry
