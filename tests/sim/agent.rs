@@ -438,6 +438,7 @@ impl Agent {
             accepted: Vec::new(),
             lost: Default::default(),
             durable: false,
+            nameless: false,
             refused: 0,
             failed: Default::default(),
             mails: 0,
