@@ -518,7 +518,6 @@ impl World {
                 self.ledger.says_refused(id(busy.number));
                 match busy.reason {
                     RefuseReason::RecipientFull => self.marks.hit("recipient full"),
-                    RefuseReason::ShardFull => self.marks.hit("shard full"),
                     RefuseReason::WriterFull => self.marks.hit("writer full"),
                     _ => {}
                 }
