@@ -834,7 +834,7 @@ impl Relay {
                 last_seen_ms: agent.last_seen.wall_ms,
                 messages_sent: agent.messages_sent,
                 messages_received: agent.messages_received,
-                waiting_messages: agent.queue.len() as u32,
+                waiting_messages: agent.queue.owed(now).messages as u32,
                 waiting_bytes: agent.queue.load().bytes.min(u64::from(u32::MAX)) as u32,
                 in_flight: agent.queue.in_flight(),
                 oldest_unacknowledged_ms: agent.queue.oldest_sent_at().map(|at| now.mono.since(at) / 1_000_000),
