@@ -310,6 +310,8 @@ impl Agent {
             self.single.push((sequence, message.id()));
         }
         if sequence <= self.handled {
+            // A repeat says that the relay has not heard of it.
+            self.told_handled = Sequence::default();
             return;
         }
         self.handled = sequence;
@@ -437,7 +439,6 @@ impl Agent {
             said: Vec::new(),
             accepted: Vec::new(),
             lost: Default::default(),
-            durable: false,
             nameless: false,
             refused: 0,
             failed: Default::default(),
