@@ -304,15 +304,20 @@ impl Memory {
     }
 
     /// The row as it is to be kept, stamped with the last segment that was applied as a whole. A row without a name is let
-    /// go: whoever sends under a name that nobody has met has no order, no session and no marks.
+    /// go: whoever sends under a name that nobody has met has no order, no session and no marks. But not the first time:
+    /// a message may be committed before the name of its sender, by whom another shard is home.
     pub fn stamp(&mut self, agent: AgentId, segment: u64) -> Option<&Remembered> {
-        if self.rows.get(&agent)?.row.name.is_none() {
-            self.rows.remove(&agent);
-            return None;
+        let kept = self.rows.get_mut(&agent)?;
+        let before = std::mem::replace(&mut kept.row.as_of, kept.row.as_of.max(segment));
+        if kept.row.name.is_some() {
+            return self.row(agent);
         }
-        let row = &mut self.rows.get_mut(&agent)?.row;
-        row.as_of = row.as_of.max(segment);
-        Some(row)
+        if before > 0 {
+            self.rows.remove(&agent);
+        } else if !std::mem::replace(&mut kept.dirty, true) {
+            self.dirty.push(agent);
+        }
+        None
     }
 
     /// A name was met.
@@ -422,6 +427,20 @@ mod tests {
         assert_eq!(marks.missing().count() as u64, NUMBERS_REMEMBERED - 2);
         marks.take(10 * NUMBERS_REMEMBERED);
         assert_eq!(marks.missing().count() as u64, NUMBERS_REMEMBERED - 1, "a jump leaves nothing of what was before");
+    }
+
+    #[test]
+    fn marks_of_a_sender_whose_name_comes_a_commit_later_are_kept_and_those_of_nobody_let_go() {
+        let id = |sender| MessageId { sender: AgentId(sender), number: 1 };
+        let mut memory = Memory::default();
+        memory.sent(1, id(7), 0);
+        memory.sent(1, id(8), 0);
+        assert_eq!(memory.take_dirty(), [AgentId(7), AgentId(8)]);
+        assert!(memory.stamp(AgentId(7), 1).is_none() && memory.stamp(AgentId(8), 1).is_none());
+        memory.known(2, AgentId(7), &"ann".into(), 0);
+        assert_eq!(memory.take_dirty(), [AgentId(7), AgentId(8)], "both are looked at again");
+        assert!(memory.stamp(AgentId(7), 2).is_some_and(|row| row.sent.is_taken(1)));
+        assert!(memory.stamp(AgentId(8), 2).is_none() && memory.len() == 1);
     }
 
     #[test]
