@@ -581,7 +581,8 @@ impl Ledger {
     pub fn says_durable(&mut self, id: MessageId) {
         let Some(index) = self.by_id.get(&id) else { panic!("{id:?} was never sent, and is called durable") };
         let sent = &self.sent[*index];
-        if (sent.ruly && !sent.submitted) || sent.said.len() == 1 {
+        let once = sent.ruly && !sent.submitted && !sent.nameless && !self.forgetful;
+        if once || sent.said.len() == 1 {
             self.says_accepted(id);
             let sent = &self.sent[self.by_id[&id]];
             let late = sent
