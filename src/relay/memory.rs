@@ -308,7 +308,8 @@ impl Memory {
     /// a message may be committed before the name of its sender, by whom another shard is home.
     pub fn stamp(&mut self, agent: AgentId, segment: u64) -> Option<&Remembered> {
         let kept = self.rows.get_mut(&agent)?;
-        let before = std::mem::replace(&mut kept.row.as_of, kept.row.as_of.max(segment));
+        let before = kept.row.as_of;
+        kept.row.as_of = before.max(segment);
         if kept.row.name.is_some() {
             return self.row(agent);
         }
