@@ -235,7 +235,7 @@ impl Shards {
             let own: Vec<OwnedFd> =
                 listeners.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>().map_err(failed)?;
             let options = shard_options(settings, index, storage.epoch, &seeds);
-            let rows = rows.next().unwrap_or_default();
+            let remembered = (rows.next().unwrap_or_default(), storage.parted.clone());
             let driver_options = driver_options(settings);
             let (mesh, cpu) = (mesh.clone(), cpus.get(usize::from(index)).copied());
             let (made_in, made) = mpsc::sync_channel::<io::Result<(Waker, Report)>>(1);
@@ -253,7 +253,7 @@ impl Shards {
                 let _ = made_in.send(Ok((driver.waker(), driver.report().clone())));
                 // No bells: another shard failed, and so the daemon does not start.
                 let Ok(bells) = bells.recv() else { return };
-                if let Err(error) = Shard::new(options, rows, driver, mesh, bells, own).run() {
+                if let Err(error) = Shard::new(options, remembered, driver, mesh, bells, own).run() {
                     tracing::error!(shard = index, %error, "a shard's driver failed; the daemon cannot go on");
                     std::process::abort();
                 }

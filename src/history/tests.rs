@@ -88,7 +88,7 @@ fn to_many(number: u64, to: &[u8], text: &[u8], recipients: Recipients) -> Recor
     let mut raw = Vec::new();
     let checksum = encode::message_body(&mut raw, &fields);
     let accepted_at_ms = 1_766_966_970_000 + number;
-    Record::Message { id: id(number), raw: raw.into(), checksum, accepted_at_ms, ttl_ms: 0, recipients }
+    Record::Message { id: id(number), raw: raw.into(), checksum, accepted_at_ms, ttl_ms: 0, parts: 1, recipients }
 }
 
 fn known(name: &str) -> Record {

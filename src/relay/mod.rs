@@ -33,7 +33,8 @@ use crate::base::ids::TokenSource;
 use crate::base::limits;
 use crate::base::tier::Entitlement;
 use crate::base::{
-    Bytes, Chunks, CloseReason, MessageId, Mono, NameHasher, Now, RefuseReason, Sequence, SessionId, ShardId, name,
+    AgentId, Bytes, Chunks, CloseReason, MessageId, Mono, NameHasher, Now, RefuseReason, Sequence, SessionId, ShardId,
+    name,
 };
 use crate::wire::{
     Ack, Corrupt, Dialect, ErrorCode, ErrorFrame, Frame, Query, QueryKind, Receipt, ReceiptState, Topic,
@@ -142,6 +143,8 @@ pub struct Relay {
     hungry: Vec<AgentSlot>,
     /// Agents whose progress the writer has not been told.
     progress: Vec<AgentSlot>,
+    /// Fan-outs that a crash parted, in order, and who has them already.
+    parted: Vec<(MessageId, Vec<AgentId>)>,
     writer_full: bool,
     /// Records beside messages since the writer became full.
     notes: u32,
@@ -177,6 +180,7 @@ impl Relay {
             held: VecDeque::new(),
             hungry: Vec::new(),
             progress: Vec::new(),
+            parted: Vec::new(),
             writer_full: false,
             notes: 0,
             stopping: false,
@@ -578,6 +582,12 @@ impl Relay {
         }
     }
 
+    /// Takes up which fan-outs a crash parted, of whatever sender: see `SentMarks::partial`.
+    pub fn restore_parted(&mut self, mut parted: Vec<(MessageId, Vec<AgentId>)>) {
+        parted.sort_unstable();
+        self.parted = parted;
+    }
+
     /// Takes up what an earlier process knew of the agents whose home is here. Before the first event.
     pub fn restore(&mut self, now: Now, rows: Vec<Remembered>) {
         // An answer that is merely due is not urgent: a hundred thousand of them are spread over a quarter of an hour.
@@ -834,7 +844,7 @@ impl Relay {
                 last_seen_ms: agent.last_seen.wall_ms,
                 messages_sent: agent.messages_sent,
                 messages_received: agent.messages_received,
-                waiting_messages: agent.queue.len() as u32,
+                waiting_messages: agent.queue.owed(now).messages as u32,
                 waiting_bytes: agent.queue.load().bytes.min(u64::from(u32::MAX)) as u32,
                 in_flight: agent.queue.in_flight(),
                 oldest_unacknowledged_ms: agent.queue.oldest_sent_at().map(|at| now.mono.since(at) / 1_000_000),

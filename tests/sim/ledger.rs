@@ -26,9 +26,7 @@ pub struct Sent {
     pub accepted: Vec<Accepted>,
     /// Recipients whose part a crash has undone, and that have not got it again.
     pub lost: BTreeSet<AgentId>,
-    /// It was called durable, by rules that hold for it.
-    pub durable: bool,
-    /// A crash came before its sender's name was on disk: the numbers it had used are forgotten. (Known.)
+    /// It was on disk before its sender's name: the numbers used until then may be forgotten in a crash. (Known.)
     pub nameless: bool,
     /// How often it was refused as a whole.
     pub refused: u64,
@@ -46,6 +44,8 @@ pub struct Accepted {
     pub epoch: u32,
     pub shard: usize,
     pub record: u64,
+    /// It was called durable, by rules that hold for it.
+    pub durable: bool,
 }
 
 /// What its sender was told, since the last start of the daemon.
@@ -94,6 +94,7 @@ pub struct Place {
     pub handed_at: Mono,
     pub written: bool,
     pub acknowledged: bool,
+    pub acknowledged_at: Mono,
     /// It may be acknowledged: by its id, which others may have as well, or in the turn that closed its connection.
     pub named: bool,
     pub failed: bool,
@@ -117,6 +118,7 @@ impl Place {
             handed_at: Mono(0),
             written: false,
             acknowledged: false,
+            acknowledged_at: Mono(0),
             named: false,
             failed: true,
             seen: false,
@@ -275,7 +277,7 @@ impl Ledger {
                             || sent.refused < sent.said.len() as u64,
                         "message {index} was refused and then accepted without being sent again"
                     );
-                    sent.accepted.push(Accepted { recipient, epoch, shard, record: number });
+                    sent.accepted.push(Accepted { recipient, epoch, shard, record: number, durable: false });
                     if sent.lost.remove(&recipient) {
                         marks.hit("lost in a crash, then sent again");
                     }
@@ -355,6 +357,10 @@ impl Ledger {
                 tokens.extend(session.resume_before);
                 self.sessions_on_disk.insert(session.agent, tokens);
             }
+            RecordRef::Message(message) => {
+                let index = self.index_of(message.raw);
+                self.sent[index].nameless |= !self.known_on_disk.contains(&message.id.sender);
+            }
             RecordRef::Known { agent, .. } => {
                 self.known_on_disk.insert(*agent);
             }
@@ -372,16 +378,13 @@ impl Ledger {
         for (index, sent) in self.sent.iter_mut().enumerate() {
             sent.mails = 0;
             let is_kept = |accepted: &Accepted| accepted.epoch < ended || accepted.record <= committed[accepted.shard];
-            let lost: Vec<AgentId> =
-                sent.accepted.iter().filter(|accepted| !is_kept(accepted)).map(|accepted| accepted.recipient).collect();
-            if !lost.is_empty() {
+            for lost in sent.accepted.iter().filter(|accepted| !is_kept(accepted)) {
                 marks.hit("lost in a crash");
-                assert!(!sent.durable, "message {index} was called durable and is gone");
+                assert!(!lost.durable, "message {index} was called durable and is gone");
+                sent.lost.insert(lost.recipient);
             }
             sent.accepted.retain(is_kept);
-            sent.lost.extend(lost);
             sent.told.forget_states();
-            sent.nameless |= !sent.accepted.is_empty() && !self.known_on_disk.contains(&sent.id.sender);
         }
         for order in self.orders.values_mut() {
             let (through, runs) = order.on_disk.clone();
@@ -422,9 +425,15 @@ impl Ledger {
     pub fn failed(&mut self, now: Now, id: MessageId, recipient: AgentId, reason: RefuseReason) {
         let order = self.orders.get_mut(&recipient).expect("only what was accepted can fail");
         let sent = &mut self.sent;
-        let owed = |place: &Place| !place.failed && !place.lost && sent[place.message].id == id && !place.acknowledged;
+        let owed = |place: &Place| {
+            // Within one turn we do not know what came first.
+            let open = !place.acknowledged || place.acknowledged_at == now.mono;
+            !place.failed && !place.lost && sent[place.message].id == id && open
+        };
         let mut places = order.places_mut().map(|(_, place)| place);
-        let place = places.find(|place| owed(place)).expect("only what is owed can fail");
+        let place = places
+            .find(|place| owed(place))
+            .unwrap_or_else(|| panic!("{id:?} fails for {recipient:?} and is not owed"));
         place.failed = true;
         if !self.wall_jumps {
             let ttl_ms = Message::check(&sent[place.message].raw, 0).expect("ours").ttl_ms();
@@ -500,10 +509,12 @@ impl Ledger {
     }
 
     /// The relay has read an acknowledgement of everything up to here.
-    pub fn acknowledged_through(&mut self, name: AgentId, link: Option<usize>, through: Sequence) {
+    pub fn acknowledged_through(&mut self, now: Mono, name: AgentId, link: Option<usize>, through: Sequence) {
         let Some(order) = self.orders.get_mut(&name) else { return };
         for place in order.through(through) {
-            place.acknowledged |= place.handed > 0 && link.is_none_or(|link| link == place.handed_on);
+            if !place.acknowledged && place.handed > 0 && link.is_none_or(|link| link == place.handed_on) {
+                (place.acknowledged, place.acknowledged_at) = (true, now);
+            }
         }
     }
 
@@ -583,7 +594,8 @@ impl Ledger {
     pub fn says_durable(&mut self, id: MessageId) {
         let Some(index) = self.by_id.get(&id) else { panic!("{id:?} was never sent, and is called durable") };
         let sent = &self.sent[*index];
-        if (sent.ruly && !sent.submitted) || sent.said.len() == 1 {
+        let once = sent.ruly && !sent.submitted && !sent.nameless && !self.forgetful;
+        if once || sent.said.len() == 1 {
             self.says_accepted(id);
             let sent = &self.sent[self.by_id[&id]];
             let late = sent
@@ -597,7 +609,7 @@ impl Ledger {
             let lost = &sent.lost;
             assert!(part || lost.is_empty(), "{id:?} is called durable, and a crash has undone it for {lost:?}");
             let index = self.by_id[&id];
-            self.sent[index].durable = true;
+            self.sent[index].accepted.iter_mut().for_each(|accepted| accepted.durable = true);
         }
     }
 
@@ -605,7 +617,7 @@ impl Ledger {
     pub fn says_refused(&mut self, id: MessageId) {
         let Some(index) = self.by_id.get(&id) else { return };
         let sent = &self.sent[*index];
-        if sent.ruly && !sent.submitted && matches!(sent.to, To::Name(_)) {
+        if sent.ruly && !sent.submitted && !sent.nameless && matches!(sent.to, To::Name(_)) {
             assert!(sent.accepted.is_empty(), "message {index} was accepted, and is called refused");
         }
     }

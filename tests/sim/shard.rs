@@ -411,7 +411,7 @@ impl World {
             return self.ledger.maybe_acknowledged(name, link, LAST);
         }
         match ack {
-            Ack::Through(through) => self.ledger.acknowledged_through(name, Some(link), through),
+            Ack::Through(through) => self.ledger.acknowledged_through(self.now.mono, name, Some(link), through),
             Ack::One(sequence) => self.ledger.acknowledged_one(name, link, sequence),
             Ack::Message(id) => self.ledger.acknowledged_message(name, link, id),
             Ack::Unknown => {}
@@ -532,7 +532,7 @@ impl World {
                     self.marks.hit("resumed after a restart");
                 }
                 if welcome.resumed {
-                    self.ledger.acknowledged_through(agent.id, None, handled);
+                    self.ledger.acknowledged_through(self.now.mono, agent.id, None, handled);
                 }
             }
             Frame::Busy(busy) => {

@@ -366,7 +366,17 @@ impl World {
         }
         for (index, link) in self.links.iter().enumerate() {
             if link.end != End::Gone && !link.is_quiet() {
-                let _ = write!(text, "\n  link {index} of agent {} is not quiet: {:?}", link.agent, link.end);
+                let _ = write!(
+                    text,
+                    "\n  link {index} of agent {} is not quiet: {:?} {} {} {} {} {}",
+                    link.agent,
+                    link.end,
+                    link.up.len(),
+                    link.arrived.len(),
+                    link.flush.len(),
+                    link.down.len(),
+                    link.heard.len()
+                );
             }
         }
         for (agent, order) in &self.ledger.orders {
