@@ -42,6 +42,16 @@ impl Swarm {
         self.begun.elapsed().as_micros() as Micros
     }
 
+    /// From now on the disk takes nothing.
+    pub(crate) fn disk_fails(&mut self) {
+        self.ledger.disk_fails(Some(self.now()));
+    }
+
+    /// It takes what it is given again.
+    pub(crate) fn disk_works(&mut self) {
+        self.ledger.disk_fails(None);
+    }
+
     /// Durable receipts so far.
     pub(crate) fn receipts(&self) -> u64 {
         self.agents.iter().map(|agent| agent.receipts).sum()
@@ -115,6 +125,7 @@ impl Swarm {
                 let away: Vec<usize> =
                     self.agents.iter().filter(|agent| !agent.welcome).map(|agent| agent.index).collect();
                 self.ledger.settle();
+                eprintln!("waited too long for {what}");
                 self.check();
                 panic!("waited too long for {what}: {open} without an outcome, {owed} undelivered, away: {away:?}");
             }
