@@ -10,7 +10,7 @@ use crate::base::{CloseReason, RefuseReason, SessionId, ShardId};
 use crate::mesh::{Answered, ClerkPost, Mesh, Notice, ShardGauges};
 use crate::relay::{AgentRow, CensusPart, CensusTicket, Gauges, Question};
 use crate::shard::Bells;
-use crate::store::Store;
+use crate::store::{Follower, Store, StoreError};
 use crate::wire::QueryKind;
 use serde_json::{Map, Value, json};
 use std::collections::VecDeque;
@@ -33,6 +33,7 @@ pub(super) struct Facts {
     pub(super) cpus: Vec<usize>,
     pub(super) reports: Vec<crate::uring::Report>,
     pub(super) store: Store,
+    pub(super) follower: Arc<Follower>,
     pub(super) storage: StorageGauges,
 }
 
@@ -290,7 +291,14 @@ impl Clerk {
     fn store_status(&self) -> Value {
         let (writer, keeper) = (&self.facts.storage.writer, &self.facts.storage.keeper);
         let trouble = writer.trouble.lock().clone();
+        let damage = self.facts.follower.damage();
         let health = match &trouble {
+            None if damage.is_some() => json!({
+                "ok": false,
+                "problem": "corrupt",
+                "since_ms": null,
+                "sentence": damage.map(|damage| StoreError::Corrupt(damage).to_string()),
+            }),
             None => json!({ "ok": true, "problem": null, "since_ms": null, "sentence": null }),
             Some(trouble) => json!({
                 "ok": false,

@@ -135,6 +135,7 @@ pub fn run(settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), DaemonE
         cpus: choice.cpus.clone(),
         reports: started.reports.clone(),
         store: storage.store.clone(),
+        follower: storage.follower.clone(),
         storage: gauges,
     };
     let socket = settings.layout.socket.clone();

@@ -76,6 +76,8 @@ pub struct Keeper {
     /// The wall clock at the start, and when that was: the sweep's clock follows the monotonic one.
     started: (u64, Instant),
     failing_since: Option<Instant>,
+    /// Whether damage was met and told.
+    damaged: bool,
 }
 
 /// Rows on their way to the disk.
@@ -119,6 +121,7 @@ impl Keeper {
             readers_cleared_at: now,
             started: (wall_ms(), now),
             failing_since: None,
+            damaged: false,
         }
     }
 
@@ -136,6 +139,12 @@ impl Keeper {
                     }
                     self.failing_since = Some(Instant::now());
                 }
+            }
+            if !self.damaged
+                && let Some(damage) = self.follower.damage()
+            {
+                self.damaged = true;
+                tracing::error!("the store is damaged ({damage}): what lies there is passed over; run `relay doctor`");
             }
             if stopping {
                 return;

@@ -6,7 +6,8 @@ use crate::base::ids::{NUMBER_FROM_LABEL, Token};
 use crate::base::limits::{LABELS_REMEMBERED, NUMBERS_REMEMBERED};
 use crate::base::{AgentId, MessageId, Name, Sequence};
 use crate::wire::Dialect;
-use std::collections::{HashMap, VecDeque};
+use hashbrown::HashTable;
+use std::collections::VecDeque;
 
 /// One agent, as far as the store knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -216,7 +217,8 @@ pub struct ProgressRecord {
 /// All rows.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
-    rows: HashMap<AgentId, Kept>,
+    /// By number, which is the uniform half of a SHA-256.
+    rows: HashTable<Kept>,
     /// Agents whose row has changed since it was last taken, each once.
     dirty: Vec<AgentId>,
     /// Agents that were forgotten since the last time that was asked.
@@ -233,22 +235,23 @@ struct Kept {
 impl Memory {
     /// A row that was kept.
     pub fn restore(&mut self, row: Remembered) {
-        self.rows.insert(row.agent, Kept { row, dirty: false });
+        self.remove(row.agent);
+        self.rows.insert_unique(row.agent.0, Kept { row, dirty: false }, |kept| kept.row.agent.0);
     }
 
     /// One agent.
     pub fn row(&self, agent: AgentId) -> Option<&Remembered> {
-        self.rows.get(&agent).map(|kept| &kept.row)
+        self.rows.find(agent.0, |kept| kept.row.agent == agent).map(|kept| &kept.row)
     }
 
     /// All of them, in no order.
     pub fn rows(&self) -> impl Iterator<Item = &Remembered> {
-        self.rows.values().map(|kept| &kept.row)
+        self.rows.iter().map(|kept| &kept.row)
     }
 
     /// All of them, given away.
     pub fn into_rows(self) -> impl Iterator<Item = Remembered> {
-        self.rows.into_values().map(|kept| kept.row)
+        self.rows.into_iter().map(|kept| kept.row)
     }
 
     /// Whether anything has changed since `take_dirty`.
@@ -258,7 +261,7 @@ impl Memory {
 
     /// Lets go of senders that nobody has met.
     pub fn forget_nameless(&mut self) {
-        self.rows.retain(|_, kept| kept.row.name.is_some());
+        self.rows.retain(|kept| kept.row.name.is_some());
     }
 
     /// Agents known by name, or by messages alone.
@@ -277,7 +280,7 @@ impl Memory {
         dirty.sort_unstable();
         dirty.dedup();
         for agent in &dirty {
-            if let Some(kept) = self.rows.get_mut(agent) {
+            if let Some(kept) = self.kept(*agent) {
                 kept.dirty = false;
             }
         }
@@ -289,10 +292,21 @@ impl Memory {
         std::mem::take(&mut self.forgotten)
     }
 
+    fn kept(&mut self, agent: AgentId) -> Option<&mut Kept> {
+        self.rows.find_mut(agent.0, |kept| kept.row.agent == agent)
+    }
+
+    fn remove(&mut self, agent: AgentId) {
+        if let Ok(entry) = self.rows.find_entry(agent.0, |kept| kept.row.agent == agent) {
+            entry.remove();
+        }
+    }
+
     /// The row to change, unless it holds this segment already.
     fn touch(&mut self, segment: u64, agent: AgentId) -> Option<&mut Remembered> {
         let fresh = || Kept { row: Remembered::new(agent), dirty: false };
-        let kept = self.rows.entry(agent).or_insert_with(fresh);
+        let entry = self.rows.entry(agent.0, |kept| kept.row.agent == agent, |kept| kept.row.agent.0);
+        let kept = entry.or_insert_with(fresh).into_mut();
         if segment <= kept.row.as_of {
             return None;
         }
@@ -306,11 +320,11 @@ impl Memory {
     /// The row as it is to be kept, stamped with the last segment that was applied as a whole. A row without a name is let
     /// go: whoever sends under a name that nobody has met has no order, no session and no marks.
     pub fn stamp(&mut self, agent: AgentId, segment: u64) -> Option<&Remembered> {
-        if self.rows.get(&agent)?.row.name.is_none() {
-            self.rows.remove(&agent);
+        if self.row(agent)?.name.is_none() {
+            self.remove(agent);
             return None;
         }
-        let row = &mut self.rows.get_mut(&agent)?.row;
+        let row = &mut self.kept(agent)?.row;
         row.as_of = row.as_of.max(segment);
         Some(row)
     }
@@ -365,7 +379,7 @@ impl Memory {
     /// Nobody has seen it within the retention time, and nothing is owed to it.
     pub fn forgotten(&mut self, segment: u64, agent: AgentId) {
         if self.touch(segment, agent).is_some() {
-            self.rows.remove(&agent);
+            self.remove(agent);
             self.forgotten.push(agent);
         }
     }

@@ -586,8 +586,9 @@ impl Relay {
             let Some(name) = row.name.clone() else { continue };
             let hash = self.hasher.hash(name.as_bytes());
             debug_assert_eq!(hash.home(self.options.shards), self.options.shard);
-            let mortal = now.mono + Mono::ms(row.owed.next_expiry_ms.saturating_sub(now.wall_ms));
-            let look_at = mortal.min(now.mono + LOOK_AFTER + SPREAD * index as u64);
+            let look_after = LOOK_AFTER + SPREAD * index as u64;
+            let mortal_ms = row.owed.next_expiry_ms.saturating_sub(now.wall_ms).min(look_after / Mono::ms(1));
+            let look_at = now.mono + Mono::ms(mortal_ms);
             let queue = Queue::restored(self.options.epoch, &row, look_at);
             let load = queue.load();
             let mut agent = home::Agent::new(name, hash, row.agent, queue, now);

@@ -59,18 +59,14 @@ impl Follower {
         Ok(())
     }
 
-    /// The first damage that was met, if any was.
+    /// The first damage that was met, if any was. What is damaged is passed over.
     pub fn damage(&self) -> Option<Damage> {
         self.damage.lock().clone()
     }
 
     fn note(&self, damage: Option<Damage>) {
         let Some(damage) = damage else { return };
-        let mut first = self.damage.lock();
-        if first.is_none() {
-            tracing::error!("the store is damaged ({damage}): what is there is passed over; run `relay doctor`");
-            *first = Some(damage);
-        }
+        self.damage.lock().get_or_insert(damage);
     }
 
     /// The last segment that was followed.

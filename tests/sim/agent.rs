@@ -45,6 +45,7 @@ pub struct Agent {
     /// Takes no further part.
     pub retired: bool,
     pub token: Option<Token>,
+    session: Option<Token>,
     pub handled: Sequence,
     pub told_handled: Sequence,
     single: Vec<(Sequence, MessageId)>,
@@ -99,6 +100,7 @@ impl Agent {
             welcomed: false,
             retired: false,
             token: None,
+            session: None,
             handled: Sequence::default(),
             told_handled: Sequence::default(),
             single: Vec::new(),
@@ -174,6 +176,7 @@ impl Agent {
                     ..Hello::default()
                 };
                 link.handled = hello.handled;
+                link.presented = hello.resume;
                 link.say(&Frame::Hello(Box::new(hello)), Sequence::default());
             }
         }
@@ -202,6 +205,7 @@ impl Agent {
         self.link = None;
         self.welcomed = false;
         let pause = if around.faults { around.dice.pick(&[0, 10, 1_000, 5_000]) } else { 300 };
+        let pause = if around.faults && around.dice.chance(around.swarm.away) { 10_000_000 } else { pause };
         self.connect_at = around.now + Mono::ms(pause).max(self.connect_at.since(around.now));
         if self.submitter {
             self.retired |= self.budget == 0 || !around.faults;
@@ -231,7 +235,13 @@ impl Agent {
                     self.number = self.number.max(welcome.number);
                     if welcome.resumed {
                         around.marks.hit("resumed");
+                        assert!(
+                            !self.ruly || self.session == Some(welcome.session),
+                            "{} has another session",
+                            self.name
+                        );
                     }
+                    self.session = Some(welcome.session);
                     if !around.faults || around.dice.chance(800) {
                         // What may or may not have arrived is said again, in its order, under its numbers.
                         let unknown: Vec<usize> = self.unknown.keys().copied().collect();
@@ -290,14 +300,15 @@ impl Agent {
         if self.dialect == Dialect::Native || flags & FLAG_CHANNEL == 0 {
             self.single.push((sequence, message.id()));
         }
-        if self.handled.epoch == sequence.epoch && sequence.counter <= self.handled.counter {
+        if sequence <= self.handled {
             return;
         }
         self.handled = sequence;
         if self.dialect == Dialect::Json {
             around.marks.hit("json delivery");
         }
-        around.ledger.handled(self.id, sequence, message.raw, &mut self.seen);
+        let once = self.ruly && !self.loses_state;
+        around.ledger.handled(self.id, sequence, message.raw, once, &mut self.seen);
     }
 
     fn acknowledge(&mut self, around: &mut Around<'_>, link: usize) {
@@ -416,6 +427,8 @@ impl Agent {
             void,
             said: Vec::new(),
             accepted: Vec::new(),
+            lost: Default::default(),
+            durable: false,
             refused: 0,
             failed: Default::default(),
             mails: 0,
@@ -460,15 +473,16 @@ impl Agent {
             ReceiptState::Accepted => {
                 sent.told.accepted += 1;
                 assert!(sent.told.accepted + sent.told.refused <= said, "message {index}: more outcomes than SENDs");
-                self.unknown.remove(&index);
+                if !sent.wants.contains(Wants::DURABLE) {
+                    // Who wants to survive a crash asks for more.
+                    self.unknown.remove(&index);
+                }
             }
             ReceiptState::Durable => {
                 around.marks.hit("durable receipt");
                 sent.told.durable += 1;
                 assert!(sent.told.durable <= said, "message {index} became durable twice");
-                if self.dialect == Dialect::Json {
-                    self.unknown.remove(&index);
-                }
+                self.unknown.remove(&index);
             }
             ReceiptState::Delivered => {
                 around.marks.hit("delivered receipt");

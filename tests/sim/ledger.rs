@@ -1,8 +1,11 @@
 //! What truly happened, and the checkers: every fact is written down where it can be seen and compared with the promises.
 
 use super::marks::Marks;
-use agent_relay::base::{AgentId, Bytes, MessageId, Mono, RefuseReason, Sequence};
-use agent_relay::relay::Record;
+use super::swarm::Swarm;
+use agent_relay::base::ids::Token;
+use agent_relay::base::{AgentId, Bytes, MessageId, Mono, Now, RefuseReason, Sequence};
+use agent_relay::relay::{ProgressRecord, Record, Remembered};
+use agent_relay::store::RecordRef;
 use agent_relay::wire::{FLAG_CHANNEL, FLAG_REDELIVERED, Message, Wants};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,8 +22,12 @@ pub struct Sent {
     pub void: bool,
     /// When and on which link it was said.
     pub said: Vec<(u64, usize)>,
-    /// Recipients that it was accepted for, and the record that holds it.
-    pub accepted: Vec<(AgentId, usize, u64)>,
+    /// Recipients that it was accepted for, and the record that holds it; without those that a crash has undone.
+    pub accepted: Vec<Accepted>,
+    /// Recipients whose part a crash has undone, and that have not got it again.
+    pub lost: BTreeSet<AgentId>,
+    /// It was called durable, by rules that hold for it.
+    pub durable: bool,
     /// How often it was refused as a whole.
     pub refused: u64,
     /// Recipients that it failed for.
@@ -30,7 +37,16 @@ pub struct Sent {
     pub told: Told,
 }
 
-/// What its sender was told.
+/// A recipient that a message was accepted for.
+#[derive(Clone, Copy, Debug)]
+pub struct Accepted {
+    pub recipient: AgentId,
+    pub epoch: u32,
+    pub shard: usize,
+    pub record: u64,
+}
+
+/// What its sender was told, since the last start of the daemon.
 #[derive(Default)]
 pub struct Told {
     pub accepted: u64,
@@ -52,6 +68,14 @@ pub enum To {
 /// One place in a recipient's order.
 pub struct Place {
     pub message: usize,
+    /// The shard and the number of the record that holds it.
+    pub record: (usize, u64),
+    /// It was accepted then.
+    pub accepted_at: Now,
+    /// A crash has undone it.
+    pub lost: bool,
+    /// A failure of it is on disk.
+    pub failed_on_disk: bool,
     pub handed: u64,
     /// On the link that it was last handed to.
     pub handed_here: u64,
@@ -59,6 +83,8 @@ pub struct Place {
     pub handed_at: Mono,
     pub written: bool,
     pub acknowledged: bool,
+    /// An acknowledgement named its id, which others may have as well.
+    pub named: bool,
     pub failed: bool,
     pub seen: bool,
     /// Handed out as a channel message, which being written settles.
@@ -70,12 +96,17 @@ impl Place {
     fn skipped() -> Place {
         Place {
             message: usize::MAX,
+            record: (0, 0),
+            accepted_at: Now::default(),
+            lost: false,
+            failed_on_disk: false,
             handed: 0,
             handed_here: 0,
             handed_on: 0,
             handed_at: Mono(0),
             written: false,
             acknowledged: false,
+            named: false,
             failed: true,
             seen: false,
             channel: false,
@@ -83,17 +114,63 @@ impl Place {
     }
 }
 
-/// One recipient's order, counters from 1.
+/// One recipient's order.
 #[derive(Default)]
 pub struct Order {
-    pub places: Vec<Place>,
-    /// Highest counter handed to the link in use.
-    pub handed_through: (usize, u64),
+    /// Of each epoch, counters from 1.
+    epochs: BTreeMap<u32, Vec<Place>>,
+    /// Highest sequence handed to the link in use.
+    pub handed_through: (usize, Sequence),
+    /// The last progress that is on disk.
+    on_disk: (Sequence, Vec<(Sequence, Sequence)>),
+}
+
+impl Order {
+    /// All places, in order.
+    pub fn places(&self) -> impl DoubleEndedIterator<Item = (Sequence, &Place)> {
+        self.epochs.iter().flat_map(|(epoch, places)| {
+            let sequence = move |index| Sequence { epoch: *epoch, counter: index as u64 + 1 };
+            places.iter().enumerate().map(move |(index, place)| (sequence(index), place))
+        })
+    }
+
+    fn places_mut(&mut self) -> impl DoubleEndedIterator<Item = (Sequence, &mut Place)> {
+        self.epochs.iter_mut().flat_map(|(epoch, places)| {
+            let sequence = move |index| Sequence { epoch: *epoch, counter: index as u64 + 1 };
+            places.iter_mut().enumerate().map(move |(index, place)| (sequence(index), place))
+        })
+    }
+
+    fn through(&mut self, through: Sequence) -> impl DoubleEndedIterator<Item = &mut Place> {
+        self.epochs.range_mut(..=through.epoch).flat_map(move |(epoch, places)| {
+            let count =
+                if *epoch == through.epoch { (through.counter as usize).min(places.len()) } else { places.len() };
+            places[..count].iter_mut()
+        })
+    }
+
+    fn place(&mut self, sequence: Sequence) -> Option<&mut Place> {
+        self.epochs.get_mut(&sequence.epoch)?.get_mut((sequence.counter as usize).wrapping_sub(1))
+    }
+
+    fn is_settled_on_disk(&self, sequence: Sequence) -> bool {
+        let (through, runs) = &self.on_disk;
+        sequence <= *through || runs.iter().any(|(first, last)| *first <= sequence && sequence <= *last)
+    }
 }
 
 /// Everything known.
 pub struct Ledger {
     pub epoch: u32,
+    /// Nothing is handed out before it is committed.
+    pub strict: bool,
+    /// The wall clock jumps: what has expired by it says nothing.
+    pub wall_jumps: bool,
+    /// Nanoseconds that messages are kept.
+    pub retention: u64,
+    /// The tokens that must resume each session after the last start.
+    pub resumable: BTreeMap<AgentId, Vec<Token>>,
+    sessions_on_disk: BTreeMap<AgentId, Vec<Token>>,
     /// The retention time can end: then names and numbers are forgotten.
     pub forgetful: bool,
     pub sent: Vec<Sent>,
@@ -110,10 +187,15 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    pub fn new(shards: usize, epoch: u32, forgetful: bool) -> Ledger {
+    pub fn new(shards: usize, epoch: u32, swarm: &Swarm) -> Ledger {
         Ledger {
             epoch,
-            forgetful,
+            strict: swarm.strict,
+            wall_jumps: swarm.wall_jumps > 0,
+            retention: swarm.bounds.retention,
+            resumable: BTreeMap::new(),
+            sessions_on_disk: BTreeMap::new(),
+            forgetful: swarm.long_jumps > 0,
             sent: Vec::new(),
             by_id: BTreeMap::new(),
             orders: BTreeMap::new(),
@@ -143,7 +225,7 @@ impl Ledger {
     }
 
     /// A record was pushed at a shard.
-    pub fn recorded(&mut self, shard: usize, record: &Record, marks: &mut Marks) {
+    pub fn recorded(&mut self, now: Now, shard: usize, record: &Record, minds: bool, marks: &mut Marks) {
         self.pushed[shard] += 1;
         let number = self.pushed[shard];
         match record {
@@ -153,7 +235,8 @@ impl Ledger {
                 let sent = &mut ledger.sent[index];
                 assert_eq!(sent.id, *id, "a record names the message it holds");
                 assert!(!sent.void && !sent.said.is_empty(), "message {index} was accepted though nobody sent it");
-                for (recipient, sequence) in recipients.as_slice() {
+                for to in recipients.as_slice() {
+                    let (recipient, sequence) = (to.agent, to.sequence);
                     marks.hit("accepted");
                     match &sent.to {
                         To::Name(name) => assert_eq!(*name, recipient, "message {index} went to a wrong recipient"),
@@ -165,7 +248,7 @@ impl Ledger {
                             marks.hit("topic delivery");
                         }
                     }
-                    let before = sent.accepted.iter().filter(|(who, ..)| *who == recipient).count();
+                    let before = sent.accepted.iter().filter(|accepted| accepted.recipient == recipient).count();
                     let allowed = if sent.submitted || !sent.ruly || ledger.forgetful { sent.said.len() } else { 1 };
                     assert!(before < allowed, "message {index} was accepted {} times for one recipient", before + 1);
                     assert!(
@@ -175,79 +258,208 @@ impl Ledger {
                             || sent.refused < sent.said.len() as u64,
                         "message {index} was refused and then accepted without being sent again"
                     );
-                    sent.accepted.push((recipient, shard, number));
-                    let order = ledger.orders.entry(recipient).or_default();
-                    while ledger.forgetful && (order.places.len() as u64) + 1 < sequence.counter {
-                        // It was forgotten and is known again: its order goes on at a higher place.
-                        order.places.push(Place::skipped());
+                    sent.accepted.push(Accepted { recipient, epoch, shard, record: number });
+                    if sent.lost.remove(&recipient) {
+                        marks.hit("lost in a crash, then sent again");
                     }
-                    let next = Sequence { epoch, counter: order.places.len() as u64 + 1 };
+                    let places = ledger.orders.entry(recipient).or_default().epochs.entry(epoch).or_default();
+                    while ledger.forgetful && (places.len() as u64) + 1 < sequence.counter {
+                        // It was forgotten and is known again: its order goes on at a higher place.
+                        places.push(Place::skipped());
+                    }
+                    let next = Sequence { epoch, counter: places.len() as u64 + 1 };
                     assert_eq!(sequence, next, "the order of {recipient:?} has no holes and repeats nothing");
-                    order.places.push(Place { message: index, failed: false, ..Place::skipped() });
+                    let record = (shard, number);
+                    places.push(Place { message: index, record, accepted_at: now, failed: false, ..Place::skipped() });
                 }
-                let shards = sent.accepted.iter().map(|(_, shard, _)| *shard).collect::<BTreeSet<_>>();
+                let shards = sent.accepted.iter().map(|accepted| accepted.shard).collect::<BTreeSet<_>>();
                 if shards.len() > 1 {
                     marks.hit("fan-out over shards");
                 }
             }
             Record::Failed { .. } => marks.hit("expired"),
-            Record::Refused { id, reason } => {
+            Record::Refused { id, reason, .. } => {
                 if *reason != RefuseReason::Malformed
                     && let Some(index) = self.by_id.get(id)
                 {
                     self.sent[*index].refused += 1;
                 }
             }
-            Record::Progress { agent, delivered, acknowledged } => {
-                let places = self.orders.get(agent).map_or(0, |order| order.places.len() as u64);
-                assert!(
-                    self.forgetful || delivered.counter.max(acknowledged.counter) <= places,
-                    "progress of {agent:?}"
-                );
+            Record::Progress(progress) => self.check_progress(progress, minds),
+            Record::Forgotten { agent } => {
+                marks.hit("forgotten record");
+                self.resumable.remove(agent);
             }
-            Record::Known { .. } | Record::Read { .. } => {}
+            _ => {}
         }
     }
 
+    /// What is called settled is: acknowledged, failed, or a channel's and written.
+    fn check_progress(&mut self, progress: &ProgressRecord, minds: bool) {
+        let Some(order) = self.orders.get_mut(&progress.agent) else { return };
+        if self.forgetful || !minds {
+            return;
+        }
+        let mut owed = (0, 0);
+        for (sequence, place) in order.places_mut() {
+            let is_in = |(first, last): &(Sequence, Sequence)| *first <= sequence && sequence <= *last;
+            let settled = sequence <= progress.acknowledged || progress.settled.iter().any(is_in);
+            let over = place.acknowledged || place.failed || place.lost || (place.channel && place.written);
+            assert!(
+                !settled || over || place.named,
+                "{sequence:?} of {:?} is called settled and is not",
+                progress.agent
+            );
+            owed.0 += u64::from(!over && !place.named);
+            owed.1 += u64::from(!over || (!settled && !place.lost));
+        }
+        let said = progress.owed.messages;
+        assert!(owed.0 <= said && said <= owed.1, "{said} are called owed to {:?}, {owed:?} are", progress.agent);
+    }
+
+    /// A record is on disk.
+    pub fn kept(&mut self, record: &RecordRef<'_>) {
+        match record {
+            RecordRef::Progress(progress) => {
+                let order = self.orders.entry(progress.agent).or_default();
+                order.on_disk = (progress.acknowledged, progress.settled.to_vec());
+            }
+            RecordRef::Failed { id, recipient, .. } => {
+                let Some(order) = self.orders.get_mut(recipient) else { return };
+                let sent = &self.sent;
+                let failed = |place: &Place| place.failed && !place.failed_on_disk && place.message != usize::MAX;
+                let mut places = order.places_mut().map(|(_, place)| place);
+                if let Some(place) = places.find(|place| failed(place) && sent[place.message].id == *id) {
+                    place.failed_on_disk = true;
+                }
+            }
+            RecordRef::Session(session) => {
+                let mut tokens = vec![session.resume];
+                tokens.extend(session.resume_before);
+                self.sessions_on_disk.insert(session.agent, tokens);
+            }
+            RecordRef::Forgotten { agent } => {
+                self.sessions_on_disk.remove(agent);
+            }
+            _ => {}
+        }
+    }
+
+    /// The daemon is gone, and starts again under another epoch with so many shards.
+    pub fn crashed(&mut self, shards: usize, epoch: u32, marks: &mut Marks) {
+        let (ended, committed) = (self.epoch, std::mem::replace(&mut self.committed, vec![0; shards]));
+        for (index, sent) in self.sent.iter_mut().enumerate() {
+            sent.mails = 0;
+            let is_kept = |accepted: &Accepted| accepted.epoch < ended || accepted.record <= committed[accepted.shard];
+            let lost: Vec<AgentId> =
+                sent.accepted.iter().filter(|accepted| !is_kept(accepted)).map(|accepted| accepted.recipient).collect();
+            if !lost.is_empty() {
+                marks.hit("lost in a crash");
+                assert!(!sent.durable, "message {index} was called durable and is gone");
+            }
+            sent.accepted.retain(is_kept);
+            sent.lost.extend(lost);
+            sent.told = Told {
+                accepted: sent.told.accepted,
+                durable: sent.told.durable,
+                refused: sent.told.refused,
+                ..Told::default()
+            };
+        }
+        for order in self.orders.values_mut() {
+            let (through, runs) = order.on_disk.clone();
+            let is_settled = |sequence: Sequence| {
+                sequence <= through || runs.iter().any(|(first, last)| *first <= sequence && sequence <= *last)
+            };
+            for (sequence, place) in order.places_mut() {
+                if sequence.epoch == ended && place.record.1 > committed[place.record.0] {
+                    place.lost = true;
+                } else if !is_settled(sequence) && place.message != usize::MAX {
+                    // What the disk does not know to be over is owed again.
+                    (place.acknowledged, place.named, place.failed) = (false, false, false);
+                }
+            }
+        }
+        self.pushed = vec![0; shards];
+        self.resumable = self.sessions_on_disk.clone();
+        self.epoch = epoch;
+    }
+
+    /// What is remembered of an agent is what the disk says: nothing twice, nothing left out.
+    pub fn check_row(&self, row: &Remembered) {
+        let Some(order) = self.orders.get(&row.agent) else {
+            return assert_eq!(row.owed.messages, 0, "{:?} is owed nothing", row.agent);
+        };
+        if self.forgetful {
+            return;
+        }
+        let on_disk = |(sequence, place): &(Sequence, &Place)| !place.lost && !order.is_settled_on_disk(*sequence);
+        let most = order.places().filter(on_disk).count() as u64;
+        let least = most - order.places().filter(on_disk).filter(|(_, place)| place.failed_on_disk).count() as u64;
+        let owed = row.owed.messages;
+        assert!(least <= owed && owed <= most, "{owed} are owed to {:?}, {least} to {most} are on disk", row.agent);
+    }
+
     /// An accepted message will not arrive: noted after what was handed out earlier in the same turn.
-    pub fn failed(&mut self, id: MessageId, recipient: AgentId) {
+    pub fn failed(&mut self, now: Now, id: MessageId, recipient: AgentId, reason: RefuseReason) {
         let order = self.orders.get_mut(&recipient).expect("only what was accepted can fail");
         let sent = &mut self.sent;
-        let owed = |place: &&mut Place| !place.failed && sent[place.message].id == id && !place.acknowledged;
-        let place = order.places.iter_mut().find(owed).expect("only what is owed can fail");
+        let owed = |place: &Place| !place.failed && !place.lost && sent[place.message].id == id && !place.acknowledged;
+        let mut places = order.places_mut().map(|(_, place)| place);
+        let place = places.find(|place| owed(place)).expect("only what is owed can fail");
         place.failed = true;
+        if !self.wall_jumps {
+            let ttl_ms = Message::check(&sent[place.message].raw, 0).expect("ours").ttl_ms();
+            let (kept, true_reason) = match ttl_ms {
+                0 => (self.retention, RefuseReason::Retention),
+                ttl_ms => (Mono::ms(u64::from(ttl_ms)).min(self.retention), RefuseReason::Expired),
+            };
+            let age = now.mono.since(place.accepted_at.mono);
+            assert_eq!(reason, true_reason, "message {} failed for a wrong reason", place.message);
+            // Clocks of two kinds meet here: a millisecond is the finer of them.
+            assert!(age + Mono::ms(2) >= kept, "message {} failed {age} ns after it was accepted", place.message);
+        }
         sent[place.message].failed.insert(recipient);
     }
 
     /// A delivery leaves the heart for a link.
     /// Gives how often it was handed to this link.
     pub fn handed(&mut self, name: AgentId, link: usize, now: Mono, sequence: Sequence, flags: u8, raw: &Bytes) -> u64 {
-        assert_eq!(sequence.epoch, self.epoch);
         let index = self.index_of(raw);
+        let (epoch, strict) = (self.epoch, self.strict);
         let order = self.orders.get_mut(&name).expect("only what was accepted is delivered");
-        let place = order.places.get_mut(sequence.counter as usize - 1).expect("only what was accepted is delivered");
+        let (last_link, last) = order.handed_through;
+        assert!(!order.is_settled_on_disk(sequence), "{sequence:?} is over, as the disk knows, and is delivered again");
+        let place = order.place(sequence).expect("only what was accepted is delivered");
         assert_eq!(place.message, index, "{name:?} gets another message at {sequence:?} than was recorded");
+        assert!(!place.lost, "{sequence:?} was undone by a crash and is delivered");
         assert!(!place.failed, "{sequence:?} failed and was delivered later");
         assert!(!place.acknowledged, "{sequence:?} was acknowledged and delivered again");
-        assert_eq!(flags & FLAG_REDELIVERED != 0, place.handed > 0, "{sequence:?} is marked wrongly");
+        let (shard, record) = place.record;
+        let committed = sequence.epoch < epoch || record <= self.committed[shard];
+        assert!(committed || !strict, "{sequence:?} is delivered before its record is committed");
+        let before = place.handed > 0 || sequence.epoch < epoch;
+        assert_eq!(flags & FLAG_REDELIVERED != 0, before, "{sequence:?} is marked wrongly");
         let again = place.handed > 0 && place.handed_on == link;
         if again {
             assert!(now.since(place.handed_at) >= Mono::ms(5_000), "{sequence:?} was repeated too early");
         } else {
-            let (last_link, last) = order.handed_through;
-            assert!(last_link != link || last < sequence.counter, "{sequence:?} after {last} on one connection");
-            order.handed_through = (link, sequence.counter);
+            assert!(last_link != link || last < sequence, "{sequence:?} after {last:?} on one connection");
         }
         place.channel |= flags & FLAG_CHANNEL != 0;
         place.handed_here = if again { place.handed_here + 1 } else { 1 };
         (place.handed, place.handed_on, place.handed_at) = (place.handed + 1, link, now);
-        place.handed_here
+        let times = place.handed_here;
+        if !again {
+            order.handed_through = (link, sequence);
+        }
+        times
     }
 
     /// Everything up to here has been written to a socket.
     pub fn written(&mut self, name: AgentId, link: usize, through: Sequence) {
         let Some(order) = self.orders.get_mut(&name) else { return };
-        for place in order.places.iter_mut().take(through.counter as usize).rev() {
+        for place in order.through(through).rev() {
             if place.written && place.handed_on == link {
                 break;
             }
@@ -258,7 +470,8 @@ impl Ledger {
     /// A message that its recipient knows of has been written.
     pub fn written_message(&mut self, name: AgentId, id: MessageId) {
         let Some(order) = self.orders.get_mut(&name) else { return };
-        for place in order.places.iter_mut().filter(|place| place.handed > 0 && self.sent[place.message].id == id) {
+        for (_, place) in order.places_mut().filter(|(_, place)| place.handed > 0 && self.sent[place.message].id == id)
+        {
             place.written = true;
         }
     }
@@ -266,42 +479,62 @@ impl Ledger {
     /// A program says HELLO and what it has handled before.
     pub fn written_before(&mut self, name: AgentId, through: Sequence) {
         let Some(order) = self.orders.get_mut(&name) else { return };
-        if through.epoch == self.epoch {
-            for place in order.places.iter_mut().take(through.counter as usize) {
-                place.written |= place.handed > 0;
-            }
+        for place in order.through(through) {
+            place.written |= place.handed > 0;
         }
     }
 
     /// The relay has read an acknowledgement of everything up to here.
     pub fn acknowledged_through(&mut self, name: AgentId, link: Option<usize>, through: Sequence) {
         let Some(order) = self.orders.get_mut(&name) else { return };
-        if through.epoch == self.epoch {
-            for place in order.places.iter_mut().take(through.counter as usize) {
-                place.acknowledged |= place.handed > 0 && link.is_none_or(|link| link == place.handed_on);
-            }
+        for place in order.through(through) {
+            place.acknowledged |= place.handed > 0 && link.is_none_or(|link| link == place.handed_on);
+        }
+    }
+
+    /// The relay has read an acknowledgement of the message with this id.
+    pub fn acknowledged_message(&mut self, name: AgentId, link: usize, id: MessageId) {
+        let Some(order) = self.orders.get_mut(&name) else { return };
+        for (_, place) in order.places_mut() {
+            place.named |= place.handed_on == link && place.handed > 0 && self.sent[place.message].id == id;
         }
     }
 
     /// The relay has read an acknowledgement of this one alone.
     pub fn acknowledged_one(&mut self, name: AgentId, link: usize, sequence: Sequence) {
         let Some(order) = self.orders.get_mut(&name) else { return };
-        if sequence.epoch == self.epoch
-            && let Some(place) = order.places.get_mut((sequence.counter as usize).wrapping_sub(1))
-        {
+        if let Some(place) = order.place(sequence) {
             place.acknowledged |= place.handed_on == link && place.handed > 0;
         }
     }
 
     /// A program handles a message that it has not handled before. `seen`: when, at the earliest, the latest of each
     /// sender's messages that it has handled were said.
-    pub fn handled(&mut self, name: AgentId, sequence: Sequence, raw: &[u8], seen: &mut BTreeMap<AgentId, u64>) {
+    pub fn handled(
+        &mut self,
+        name: AgentId,
+        sequence: Sequence,
+        raw: &[u8],
+        once: bool,
+        seen: &mut BTreeMap<AgentId, u64>,
+    ) {
         let index = self.index_of(raw);
         let sent = &self.sent[index];
         let order = self.orders.get_mut(&name).expect("only what was accepted is delivered");
-        let place = &mut order.places[sequence.counter as usize - 1];
+        let place = order.place(sequence).expect("only what was accepted is delivered");
         assert_eq!(place.message, index, "{name:?} sees another message at {sequence:?} than was recorded");
+        assert!(!place.seen || !once, "{name:?} sees message {index} at {sequence:?} twice");
         place.seen = true;
+        let (strict, lost) = (self.strict, place.lost);
+        if sent.ruly && !sent.submitted && once && !self.forgetful {
+            let twice = order.places().find(|(at, place)| *at != sequence && place.message == index && place.seen);
+            // What a crash has undone was handed out before it was committed, and is sent again.
+            assert!(
+                twice.is_none_or(|(_, place)| !strict && (place.lost || lost)),
+                "{name:?} sees message {index} at {sequence:?} and at {:?}",
+                twice.map(|(at, _)| at)
+            );
+        }
         if sent.ruly && !sent.submitted {
             let (first, last) = (sent.said[0].0, sent.said[sent.said.len() - 1].0);
             let before = seen.entry(sent.id.sender).or_default();
@@ -330,8 +563,14 @@ impl Ledger {
         if (sent.ruly && !sent.submitted) || sent.said.len() == 1 {
             self.says_accepted(id);
             let sent = &self.sent[self.by_id[&id]];
-            let late = sent.accepted.iter().find(|(_, shard, number)| self.committed[*shard] < *number);
+            let late = sent
+                .accepted
+                .iter()
+                .find(|accepted| accepted.epoch == self.epoch && self.committed[accepted.shard] < accepted.record);
             assert!(late.is_none(), "{id:?} is called durable before its record is committed: {late:?}");
+            assert!(sent.lost.is_empty(), "{id:?} is called durable, and a crash has undone it for {:?}", sent.lost);
+            let index = self.by_id[&id];
+            self.sent[index].durable = true;
         }
     }
 

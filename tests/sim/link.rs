@@ -1,6 +1,7 @@
 //! One simulated connection: two streams of bytes, cut anywhere, slow, stalling, breaking; and the relay's send buffer.
 
 use super::speech;
+use agent_relay::base::ids::Token;
 use agent_relay::base::{Mono, Sequence, SessionId};
 use agent_relay::wire::{Dialect, Frame};
 
@@ -52,6 +53,8 @@ pub struct Link {
     pub hello_read: bool,
     /// With which position the client said HELLO.
     pub handled: Sequence,
+    /// With which token.
+    pub presented: Option<Token>,
 }
 
 impl Link {
@@ -78,6 +81,7 @@ impl Link {
             settled: false,
             hello_read: false,
             handled: Sequence::default(),
+            presented: None,
         }
     }
 
@@ -93,6 +97,21 @@ impl Link {
             self.relay_notices_at = relay_notices_at;
             self.client_notices_at = client_notices_at;
         }
+    }
+
+    /// The relay's process is gone; what it gave to the kernel may still arrive.
+    pub fn die(&mut self, arrives: bool, client_notices_at: Mono) {
+        if self.end == End::Gone && self.broken {
+            return;
+        }
+        if arrives && !self.broken {
+            let count = self.down.len();
+            shift(&mut self.down, &mut self.heard, count);
+        }
+        self.end = End::Gone;
+        self.broken = true;
+        self.relay_notices_at = Mono(u64::MAX);
+        self.client_notices_at = self.client_notices_at.min(client_notices_at);
     }
 
     /// Starts the next send when none is in flight.

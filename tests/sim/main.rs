@@ -5,6 +5,7 @@
 
 mod agent;
 mod dice;
+mod disk;
 mod ledger;
 mod link;
 mod marks;

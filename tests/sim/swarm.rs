@@ -19,11 +19,21 @@ pub enum Mutation {
     SwapBytes,
     ForgetClosed,
     ReadPastHello,
+    DropFailedCommit,
+    ApplyTwice,
+    IgnorePosition,
+    ForgetMarks,
+    HighMarkOnly,
+    FetchSkips,
+    FetchRepeats,
+    ForgetRuns,
+    KeepEpoch,
+    StrictEarly,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 11] = [
+    pub const ALL: [Mutation; 21] = [
         Mutation::DropMail,
         Mutation::RepeatMail,
         Mutation::SwapMails,
@@ -35,6 +45,16 @@ impl Mutation {
         Mutation::SwapBytes,
         Mutation::ForgetClosed,
         Mutation::ReadPastHello,
+        Mutation::DropFailedCommit,
+        Mutation::ApplyTwice,
+        Mutation::IgnorePosition,
+        Mutation::ForgetMarks,
+        Mutation::HighMarkOnly,
+        Mutation::FetchSkips,
+        Mutation::FetchRepeats,
+        Mutation::ForgetRuns,
+        Mutation::KeepEpoch,
+        Mutation::StrictEarly,
     ];
 }
 
@@ -55,6 +75,23 @@ pub struct Swarm {
     pub mail_delay: u64,
     pub writer_delay: u64,
     pub writer_full: u64,
+    /// Batches that a shard's queue to the writer holds before the shard calls it full.
+    pub queue: usize,
+    /// Records of one commit.
+    pub batch: u32,
+    pub strict: bool,
+    /// Commits wait for a second.
+    pub relaxed: bool,
+    pub commit_fails: u64,
+    pub disk_full: u64,
+    pub checkpoints: u64,
+    pub fetch_delay: u64,
+    pub fetch_cuts: u64,
+    pub crashes: u64,
+    /// Of a thousand restarts, so many are orderly.
+    pub orderly: u64,
+    pub wall_jumps: u64,
+    pub away: u64,
     pub step: u64,
     pub jumps: u64,
     pub long_jumps: u64,
@@ -105,6 +142,14 @@ impl Swarm {
         let ghosts = often_zero(&[30, 200]);
         let big = often_zero(&[20, 100]);
         let late = often_zero(&[200, 800]);
+        let commit_fails = often_zero(&[50, 250]);
+        let disk_full = often_zero(&[2, 10]);
+        let checkpoints = often_zero(&[20, 200, 1000]);
+        let fetch_delay = often_zero(&[Mono::ms(2), Mono::ms(50), Mono::ms(1_000)]);
+        let fetch_cuts = often_zero(&[200, 800]);
+        let crashes = often_zero(&[4, 12, 30]);
+        let wall_jumps = often_zero(&[0, 5]);
+        let away = often_zero(&[100, 500]);
         let agents = if dice.chance(800) { dice.range(2, 10) } else { dice.range(11, 60) };
         let tiny = dice.chance(350);
         let mut bounds = Bounds::default();
@@ -117,8 +162,9 @@ impl Swarm {
             bounds.subscriptions_max = maybe(bounds.subscriptions_max, &[1, 2]);
             bounds.in_flight_bytes_max = maybe(bounds.in_flight_bytes_max, &[100, 2_000]);
             bounds.waiting_bytes_max = maybe(bounds.waiting_bytes_max, &[500, 5_000]);
-            bounds.waiting_messages_max = maybe(bounds.waiting_messages_max, &[1, 5]);
-            bounds.shard_waiting_bytes_max = maybe(bounds.shard_waiting_bytes_max, &[2_000, 20_000]);
+            bounds.waiting_messages_max = maybe(bounds.waiting_messages_max, &[1, 5, 20]);
+            bounds.owed_bytes_max = maybe(bounds.owed_bytes_max, &[1_000, 20_000]);
+            bounds.shard_waiting_bytes_max = maybe(bounds.shard_waiting_bytes_max, &[500, 2_000, 20_000]);
         }
         bounds.in_flight_max = dice.pick(&[1, 3, 16, limits::IN_FLIGHT_MAX]);
         if long_jumps > 0 {
@@ -139,6 +185,19 @@ impl Swarm {
             mail_delay,
             writer_delay,
             writer_full,
+            queue: dice.pick(&[1, 8, 64]),
+            batch: dice.pick(&[1, 2, 16, 200, 1_024]),
+            strict: dice.chance(300),
+            relaxed: dice.chance(250),
+            commit_fails,
+            disk_full,
+            checkpoints,
+            fetch_delay,
+            fetch_cuts,
+            crashes,
+            orderly: dice.pick(&[0, 300]),
+            wall_jumps,
+            away,
             step: dice.pick(&[Mono::ms(1), Mono::ms(10), Mono::ms(120)]),
             jumps,
             long_jumps,

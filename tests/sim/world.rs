@@ -2,12 +2,13 @@
 
 use super::agent::{Agent, Around};
 use super::dice::Dice;
+use super::disk::Disk;
 use super::ledger::{Ledger, To};
 use super::link::{End, Link};
 use super::marks::Marks;
 use super::shard::{Post, Shard};
-use super::swarm::Swarm;
-use agent_relay::base::{Mono, Now, ShardId};
+use super::swarm::{Mutation, Swarm};
+use agent_relay::base::{Mono, NameHasher, Now, ShardId, limits};
 use agent_relay::relay::{CensusTicket, Event};
 use agent_relay::wire::{Dialect, Wants};
 use std::collections::VecDeque;
@@ -30,10 +31,10 @@ pub struct World {
     pub names: Vec<String>,
     pub ledger: Ledger,
     pub marks: Marks,
-    /// Records handed to the writer per shard, and the commit that is under way.
-    pub flushed: Vec<u64>,
-    pub commit: Option<(Mono, Vec<u64>)>,
+    pub disk: Disk,
     pub writer_full: bool,
+    /// The wall clock when the monotonic one stood at zero.
+    wall_base_ms: u64,
     /// A planted bug has been at work.
     pub mutated: u64,
     /// Everything the relay said, in one number.
@@ -46,7 +47,7 @@ const SETTLE_ROUNDS: u64 = 3_000;
 
 impl World {
     /// The world of `seed`.
-    pub fn new(seed: u64, mutation: Option<super::swarm::Mutation>, verbose: bool) -> World {
+    pub fn new(seed: u64, mutation: Option<Mutation>, verbose: bool) -> World {
         let mut dice = Dice::new(seed);
         let swarm = Swarm::draw(&mut dice, mutation);
         let shards = usize::from(swarm.shards);
@@ -89,10 +90,10 @@ impl World {
             links: Vec::new(),
             agents,
             names,
-            ledger: Ledger::new(shards, epoch, swarm.long_jumps > 0),
+            ledger: Ledger::new(shards, epoch, &swarm),
             marks: Marks::default(),
-            flushed: vec![0; shards],
-            commit: None,
+            disk: Disk::new(shards),
+            wall_base_ms: 1_700_000_000_000,
             writer_full: false,
             mutated: 0,
             hash: 0xcbf2_9ce4_8422_2325,
@@ -107,6 +108,9 @@ impl World {
         for round in 0..self.swarm.rounds {
             if self.swarm.stop_at == Some(round) {
                 return self.stop();
+            }
+            if self.dice.chance(self.swarm.crashes) {
+                self.restart();
             }
             self.round();
         }
@@ -130,7 +134,7 @@ impl World {
     }
 
     /// Notes a mutation; says whether the planted bug strikes now.
-    pub fn strikes(&mut self, mutation: super::swarm::Mutation) -> bool {
+    pub fn strikes(&mut self, mutation: Mutation) -> bool {
         if self.swarm.mutation != Some(mutation) || !self.dice.chance(100) {
             return false;
         }
@@ -139,7 +143,7 @@ impl World {
     }
 
     /// A planted bug that does not go away again once it has struck.
-    fn stuck(&self, mutation: super::swarm::Mutation) -> bool {
+    pub fn stuck(&self, mutation: Mutation) -> bool {
         self.swarm.mutation == Some(mutation) && self.mutated > 0
     }
 
@@ -156,6 +160,7 @@ impl World {
             }
         }
         self.write();
+        self.keep();
         let first = self.dice.index(self.agents.len());
         for offset in 0..self.agents.len() {
             let index = (first + offset) % self.agents.len();
@@ -191,10 +196,10 @@ impl World {
             if self.quiet_rounds < 200 { Mono::ms(2) } else { Mono::ms(100) }
         };
         self.now.mono = self.now.mono + step;
-        self.now.wall_ms += step / 1_000_000;
-        if self.faults && self.dice.chance(5) {
-            self.now.wall_ms = self.dice.below(4_000_000_000_000);
+        if self.faults && self.dice.chance(self.swarm.wall_jumps) {
+            self.wall_base_ms = self.dice.below(4_000_000_000_000);
         }
+        self.now.wall_ms = self.wall_base_ms + self.now.mono.0 / 1_000_000;
     }
 
     fn carry(&mut self, index: usize) {
@@ -213,15 +218,15 @@ impl World {
         }
         let most = if self.faults { self.swarm.slice } else { u64::MAX / 2 };
         let (up, flush, down) = (self.dice.range(1, most), self.dice.range(1, most), self.dice.range(1, most));
-        if self.strikes(super::swarm::Mutation::SwapBytes) && self.links[index].flush.len() > 2 {
+        if self.strikes(Mutation::SwapBytes) && self.links[index].flush.len() > 2 {
             self.links[index].flush.swap(0, 1);
             self.links[index].flush.swap(1, 2);
         }
         if let Some(through) = self.links[index].carry(up as usize, flush as usize, down as usize)
             && let End::At(shard, session) = self.links[index].end
             && through.counter > 0
-            && !self.strikes(super::swarm::Mutation::LoseWritten)
-            && !self.stuck(super::swarm::Mutation::LoseWritten)
+            && !self.strikes(Mutation::LoseWritten)
+            && !self.stuck(Mutation::LoseWritten)
         {
             let name = self.agents[self.links[index].agent].id;
             self.ledger.written(name, index, through);
@@ -229,37 +234,55 @@ impl World {
         }
     }
 
-    /// The writer: commits what has been flushed to it, late and in batches.
-    fn write(&mut self) {
-        if let Some((at, _)) = &self.commit
-            && *at <= self.now.mono
-            && let Some((_, through)) = self.commit.take()
-        {
-            for (shard, number) in through.into_iter().enumerate() {
-                self.ledger.committed[shard] = number;
-                if !self.strikes(super::swarm::Mutation::LoseCommits)
-                    && !self.stuck(super::swarm::Mutation::LoseCommits)
-                {
-                    self.shards[shard].committed = number;
-                }
-            }
-        }
-        if self.commit.is_none() {
-            let delay = if self.faults { self.dice.below(self.swarm.writer_delay + 1) } else { 0 };
-            self.commit = Some((self.now.mono + delay, self.flushed.clone()));
-            if self.strikes(super::swarm::Mutation::CommitEarly) {
-                for shard in 0..self.shards.len() {
-                    self.shards[shard].committed = self.ledger.pushed[shard];
-                }
-            }
-        }
-        let toggles = self.dice.chance(self.swarm.writer_full) || (!self.faults && self.writer_full);
-        if toggles {
-            self.writer_full = self.faults && !self.writer_full;
+    /// The daemon ends, by a crash, a power cut or in order, and starts again.
+    fn restart(&mut self) {
+        if self.dice.chance(self.swarm.orderly) {
+            self.say("an orderly end");
+            self.marks.hit("orderly restart");
             for shard in &mut self.shards {
-                shard.writer_full = Some(self.writer_full);
+                shard.relay.handle(self.now, Event::Stop, &mut shard.outbox);
             }
+            for shard in (0..self.shards.len()).cycle().take(5 * self.shards.len()) {
+                self.turn(shard);
+            }
+            for shard in 0..self.shards.len() {
+                self.hand_batch(shard);
+            }
+            self.finish_disk();
+        } else {
+            self.say("a crash");
+            self.marks.hit("crashed");
+            self.lose_power();
         }
+        for link in 0..self.links.len() {
+            let (arrives, pause) = (self.dice.chance(500), self.dice.below(Mono::ms(2_000)));
+            self.links[link].die(arrives, self.now.mono + pause);
+        }
+        let down = if self.dice.chance(50) { 40_000 } else { 200 };
+        self.now.mono = self.now.mono + self.dice.below(Mono::ms(down));
+        self.now.wall_ms = self.wall_base_ms + self.now.mono.0 / 1_000_000;
+        let shards = if self.dice.chance(500) { self.swarm.shards } else { self.dice.pick(&[1, 2, 3, 4, 8]) };
+        if shards != self.swarm.shards {
+            self.marks.hit("another number of shards");
+        }
+        self.swarm.shards = shards;
+        let (name_seed, shards) = (self.dice.any(), usize::from(shards));
+        let later = if self.swarm.mutation == Some(Mutation::KeepEpoch) { 0 } else { self.dice.range(1, 3) as u32 };
+        let epoch = self.ledger.epoch + later;
+        self.ledger.crashed(shards, epoch, &mut self.marks);
+        let hasher = NameHasher::new(name_seed);
+        let homes = self.recover(shards, |name| hasher.hash(name.as_bytes()).home(shards as u16));
+        self.lanes = (0..shards).map(|_| (0..shards).map(|_| VecDeque::new()).collect()).collect();
+        self.shards.clear();
+        for (index, rows) in homes.into_iter().enumerate() {
+            let mut shard = Shard::new(index, &self.swarm, epoch, name_seed, &mut self.dice);
+            let owed: u64 = rows.iter().map(|row| row.owed.messages).sum();
+            shard.restored = rows.len();
+            shard.relay.restore(self.now, rows);
+            assert_eq!(shard.relay.gauges().waiting_messages, owed, "what is owed is counted");
+            self.shards.push(shard);
+        }
+        self.say(&format!("it starts again: epoch {epoch}, {shards} shards"));
     }
 
     /// From here on everybody keeps the rules; of programs with one name one goes on.
@@ -299,6 +322,7 @@ impl World {
         }) && self.lanes.iter().flatten().all(VecDeque::is_empty)
             && self.links.iter().all(|link| link.end == End::Gone || link.is_quiet())
             && self.ledger.committed == self.ledger.pushed
+            && self.disk.is_quiet()
             && self.shards.iter().all(|shard| {
                 shard.is_quiet() && {
                     let gauges = shard.relay.gauges();
@@ -311,7 +335,9 @@ impl World {
         self.someone_is_shut_out()
             && self.agents.iter().filter(|agent| !agent.retired && self.minds(agent.id)).all(|agent| {
                 let order = self.ledger.orders.get(&agent.id);
-                order.is_none_or(|order| order.places.iter().all(|place| place.seen || place.failed || place.channel))
+                order.is_none_or(|order| {
+                    order.places().all(|(_, place)| place.seen || place.failed || place.channel || place.lost)
+                })
             })
     }
 
@@ -350,10 +376,11 @@ impl World {
     /// All is quiet: what does each message's story say?
     fn check_outcomes(&mut self) {
         for (index, sent) in self.ledger.sent.iter().enumerate() {
-            for (recipient, ..) in &sent.accepted {
+            for recipient in sent.accepted.iter().map(|accepted| &accepted.recipient) {
                 let order = &self.ledger.orders[recipient];
                 let away = self.agents.iter().all(|agent| agent.id != *recipient || agent.retired);
-                let mut mine = order.places.iter().filter(|place| place.message == index);
+                let mut mine =
+                    order.places().map(|(_, place)| place).filter(|place| place.message == index && !place.lost);
                 assert!(
                     mine.all(|place| place.seen || place.failed || place.channel || away || !self.minds(*recipient)),
                     "message {index} was accepted for {recipient:?}, which never saw it"
@@ -372,8 +399,8 @@ impl World {
                 if sent.accepted.is_empty() || sent.said.len() > 1 || link.dialect == Dialect::Json {
                     continue;
                 }
-                let place = self.ledger.orders[&name].places.iter().find(|place| place.message == index);
-                let place = place.expect("accepted means placed");
+                let place = self.ledger.orders[&name].places().find(|(_, place)| place.message == index && !place.lost);
+                let (_, place) = place.expect("accepted means placed");
                 let told = |wanted: Wants, is: bool, text: &str| {
                     assert!(!sent.wants.contains(wanted) || is, "message {index}: its sender never heard of {text}");
                 };
@@ -412,7 +439,8 @@ impl World {
             let gauges = shard.relay.gauges();
             assert_eq!((gauges.connections, gauges.half_open, gauges.live, gauges.grace), (0, 0, 0, 0), "all are gone");
             if !shut_out {
-                assert_eq!((gauges.waiting_messages, gauges.waiting_bytes), (0, 0), "nothing is owed");
+                let left = (gauges.waiting_messages, gauges.waiting_bytes, gauges.resident_bytes);
+                assert_eq!(left, (0, 0, 0), "nothing is owed");
             }
             self.marks.add("redelivered", gauges.counters.redelivered);
             self.marks.add("duplicate send", gauges.counters.duplicates);
@@ -452,7 +480,7 @@ impl World {
                 let (messages, bytes) = (row.waiting_messages as usize, row.waiting_bytes as usize);
                 assert!(messages <= bounds.waiting_messages_max, "{} has {messages} messages waiting", row.name);
                 // One message always fits an empty window, and one an empty queue behind it, however long they are.
-                let most = bounds.waiting_bytes_max.max(LONGEST) + bounds.in_flight_bytes_max.max(LONGEST);
+                let most = bounds.owed_bytes_max.max(LONGEST);
                 assert!(bytes <= most, "{} has {bytes} bytes waiting", row.name);
                 assert!(row.in_flight <= bounds.in_flight_max, "{} has {} in flight", row.name, row.in_flight);
                 assert!(row.topics.len() <= bounds.subscriptions_max);
@@ -460,12 +488,17 @@ impl World {
         }
         let gauges = heart.relay.gauges();
         assert!(gauges.half_open as usize <= bounds.half_open_max, "{} half-open", gauges.half_open);
-        assert!(gauges.waiting_bytes as usize <= bounds.shard_waiting_bytes_max);
+        // What comes back from the store has room of its own: one answer for each of them.
+        let fetched = gauges.known as usize * 2 * limits::FETCH_BYTES_MAX as usize;
+        assert!(gauges.resident_bytes as usize <= bounds.shard_waiting_bytes_max + fetched);
+        if gauges.waiting_bytes > gauges.resident_bytes {
+            self.marks.hit("spilled");
+        }
         if gauges.known < heart.known {
             self.marks.hit("forgotten");
         }
         heart.known = gauges.known;
-        let share = (bounds.known_agents_max / self.shards.len()).max(1);
+        let share = (bounds.known_agents_max / usize::from(self.swarm.shards)).max(1).max(heart.restored);
         assert!(gauges.known as usize <= share, "{} agents known", gauges.known);
     }
 }

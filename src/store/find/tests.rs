@@ -95,7 +95,7 @@ impl World {
         let agent = AgentId::of(name.as_bytes());
         let counter = self.counters.entry(agent).or_default();
         *counter += 1;
-        Addressee { agent, sequence: Sequence { epoch: self.epoch, counter: *counter }, channel: *counter % 5 == 0 }
+        Addressee { agent, sequence: Sequence { epoch: self.epoch, counter: *counter }, channel: counter.is_multiple_of(5) }
     }
 
     /// A message and its parts: the first to be written now, the others a little later.
@@ -404,7 +404,7 @@ fn a_message_is_found_by_any_beginning_of_its_id() {
                     fitting.push(*other);
                 }
             }
-            let by_prefix = if digits % 2 == 0 { prefix.to_uppercase() } else { prefix.to_owned() };
+            let by_prefix = if digits.is_multiple_of(2) { prefix.to_uppercase() } else { prefix.to_owned() };
             match message_by_prefix(&world.store, &world.tail, &by_prefix).unwrap() {
                 Found::Several(several) => assert_eq!(several, fitting, "{prefix}"),
                 Found::Refused { id: found, .. } => assert_eq!(vec![found], fitting),
@@ -585,7 +585,7 @@ fn a_hostile_group_is_refused_or_answers_and_never_panics() {
             let at = world.dice.roll(value.len() as u64) as usize;
             value[at] = world.dice.roll(256) as u8;
         }
-        if turn % 3 == 0 {
+        if turn.is_multiple_of(3) {
             value.truncate(world.dice.roll(value.len() as u64 + 1) as usize);
         }
         // An attacker who can write the file knows how to make checksums.

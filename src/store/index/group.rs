@@ -1,5 +1,19 @@
 //! A closed group: the index of a run of segments as one value, read where it lies. Each 4 KiB of it have a checksum of
-//! their own, so that a lookup verifies what it reads and reads little.
+//! their own, so that a lookup verifies what it reads and reads little. Little-endian:
+//!
+//! ```text
+//!  0  checksum u32     of everything up to the body, itself left out
+//!  4  version u16, 0u16
+//!  8  first, last segment u64; first, last time u64 (milliseconds since 1970, of the records)
+//! 40  messages, places, terms, postings, ids, outcomes u32
+//! 64  checksum u32 of each 4,096 bytes of the body
+//!     body:
+//!     fences      term u64               of every 256th entry of the dictionary
+//!     dictionary  term u64, first posting u32, postings u32      ascending in terms
+//!     places      segment - first u32 (top bit: a message), offset u32    ascending: the log's own order
+//!     postings    index of a place u32   ascending within a term
+//!     ids         fingerprint u32, index of a place u32           ascending
+//! ```
 
 use super::super::StoreError;
 use super::super::error::Part;
@@ -143,6 +157,11 @@ impl<'a> Group<'a> {
     /// Records in it that say what became of a message.
     pub fn outcomes(&self) -> u32 {
         self.outcomes
+    }
+
+    /// Checks all of its body: what is otherwise done as far as it is read.
+    pub fn check_body(&self) -> Result<(), StoreError> {
+        self.stretch(0, self.body.len()).map(drop)
     }
 
     /// Reads a stretch of the body, once its blocks are found to be what was written.
