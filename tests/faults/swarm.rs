@@ -117,8 +117,14 @@ impl Swarm {
     /// Turns until `enough`.
     pub(crate) fn until(&mut self, what: &str, mut enough: impl FnMut(&mut Swarm) -> bool) {
         let deadline = Instant::now() + PATIENCE;
+        let mut told = Instant::now();
         while !enough(self) {
             self.turn(Duration::from_millis(5));
+            if told.elapsed() > Duration::from_secs(5) {
+                told = Instant::now();
+                let (open, owed) = self.ledger.waiting();
+                eprintln!("still waiting for {what}: {open} without an outcome, {owed} undelivered");
+            }
             if Instant::now() > deadline {
                 // Whatever has not come by now is missing.
                 let (open, owed) = self.ledger.waiting();
