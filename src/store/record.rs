@@ -531,7 +531,7 @@ mod tests {
             Record::Known { agent: AgentId(1), name: "ann".into(), at_ms: 5 },
             Record::Session(Box::new(session)),
             Record::Subscribed { agent: AgentId(1), topic: "builds".into(), channel: true },
-            Record::Progress(Box::new(progress)),
+            Record::Progress(progress),
             Record::Failed { id, recipient: AgentId(3), reason: RefuseReason::Expired },
             Record::Refused { id, reason: RefuseReason::NotFound, at_ms: 6 },
         ];

@@ -369,6 +369,15 @@ impl World {
                 let _ = write!(text, "\n  link {index} of agent {} is not quiet: {:?}", link.agent, link.end);
             }
         }
+        for (agent, order) in &self.ledger.orders {
+            let is_open = |place: &super::ledger::Place| {
+                !(place.acknowledged || place.failed || place.lost || (place.channel && place.written))
+            };
+            let open: Vec<_> = order.places().filter(|(_, place)| is_open(place)).map(|(at, _)| at).collect();
+            if !open.is_empty() {
+                let _ = write!(text, "\n  open for {agent:?}: {open:?}");
+            }
+        }
         let _ = write!(text, "\n  pushed {:?} committed {:?}", self.ledger.pushed, self.ledger.committed);
         text
     }
