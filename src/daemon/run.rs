@@ -23,6 +23,9 @@ use std::sync::mpsc;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
+/// What this daemon may do: everything, until licences say otherwise.
+pub(super) const ENTITLEMENT: Entitlement = Entitlement::UNLIMITED;
+
 /// How long agents may take to read what they were told before the daemon stops without them.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -86,7 +89,8 @@ pub struct Ready {
 }
 
 /// Runs the daemon on this thread until it is told to stop. `ready` is called once every listener is open.
-pub fn run(settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), DaemonError> {
+pub fn run(mut settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), DaemonError> {
+    settings.keep_within(&ENTITLEMENT);
     // Before any thread starts: it edits the environment, and children of nobody should inherit the sockets.
     let inherited = notify::inherited()?;
     settings.layout.create()?;
@@ -335,7 +339,7 @@ fn shard_options(settings: &Settings, index: u16, epoch: u32, seeds: &Seeds) -> 
             token_seed: seeds.tokens_of(index),
             bounds,
             strict: settings.durability == Durability::Strict,
-            entitlement: Entitlement::UNLIMITED,
+            entitlement: ENTITLEMENT,
         },
         owner_uid: rustix::process::getuid().as_raw(),
         flush_interval: Mono::ms(settings.flush_interval_ms),

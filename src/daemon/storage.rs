@@ -55,8 +55,9 @@ impl Storage {
         let key = settings.db_key.as_ref().map(|text| store::Key::parse(text.reveal())).transpose()?;
         let opened = Instant::now();
         let store = Store::open(store::Options::new(settings.layout.folder.join("store"), key))?;
-        let epoch = store.begin_epoch(seconds_now, 0)?;
+        // What is damaged is found before anything is written.
         let (follower, rows) = Follower::recover(&store)?;
+        let epoch = store.begin_epoch(seconds_now, 0)?;
         let took_ms = opened.elapsed().as_millis() as u64;
         tracing::info!(epoch, agents = rows.len(), segments = store.last_segment()?, took_ms, "the store is open");
         Ok(Storage { store, follower: Arc::new(follower), epoch, rows })

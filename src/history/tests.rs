@@ -96,13 +96,13 @@ fn known(name: &str) -> Record {
 }
 
 fn progress(delivered: u64, acknowledged: u64) -> Record {
-    Record::Progress(Box::new(ProgressRecord {
+    Record::Progress(ProgressRecord {
         agent: AgentId::of(b"bob"),
         delivered: at(delivered),
         acknowledged: at(acknowledged),
         settled: Box::new([]),
         owed: Owed::default(),
-    }))
+    })
 }
 
 #[test]

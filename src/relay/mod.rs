@@ -246,7 +246,7 @@ impl Relay {
                 agent.progress_told = (delivered, acknowledged, owed.messages);
                 let settled = agent.queue.settled_runs(limits::SETTLED_RUNS_MAX);
                 let record = ProgressRecord { agent: agent.id, delivered, acknowledged, settled, owed };
-                self.push_record(Record::Progress(Box::new(record)), outbox);
+                self.push_record(Record::Progress(record), outbox);
             }
         }
     }
@@ -533,7 +533,8 @@ impl Relay {
         let mut news = std::mem::take(&mut self.news);
         let (hasher, shards) = (&self.hasher, self.options.shards);
         let home_of = |name: &[u8]| hasher.hash(name).home(shards);
-        let how = Return { now, retention: self.options.bounds.retention, home_of: &home_of };
+        let (retention, committed) = (self.options.bounds.retention, self.committed);
+        let how = Return { now, retention, committed, home_of: &home_of };
         let agent = &mut self.agents[slot];
         let before = agent.queue.load();
         let (more, hungry) = agent.queue.take_fetched(fetched, &how, &mut news);

@@ -167,7 +167,7 @@ pub enum Record {
         recipients: Recipients,
     },
     /// How far a recipient has got.
-    Progress(Box<ProgressRecord>),
+    Progress(ProgressRecord),
     /// An accepted message that will not arrive at one recipient.
     Failed {
         /// Sender and number.
@@ -200,7 +200,7 @@ impl Record {
     pub fn weight(&self) -> usize {
         match self {
             Record::Message { raw, recipients, .. } => raw.len() + recipients.weight(),
-            Record::Progress(progress) => size_of::<ProgressRecord>() + size_of_val(&*progress.settled),
+            Record::Progress(progress) => size_of_val(&*progress.settled),
             Record::Session(_) => size_of::<SessionRecord>(),
             _ => 0,
         }

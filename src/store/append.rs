@@ -8,20 +8,24 @@ use super::{APPLIED_KEY, Databases, EPOCH_KEY, Failed, Store, meta_corrupt, u64_
 use heed::{PutFlags, RwTxn};
 
 impl Store {
-    /// Appends a segment to the log; it is on the disk when this returns its number. After an error the segment is as it
-    /// was, and the same call may be repeated: it is kept once, whether or not the failed commit has reached the disk.
+    /// Appends a segment to the log; it is on the disk when this returns its number. After an error the call may be
+    /// repeated, also when more was pushed meanwhile: each record is kept once, whether or not the failed commit has
+    /// reached the disk. Clear the segment after success.
     pub fn append(&self, segment: &mut Segment) -> Result<u64, StoreError> {
         let current = self.seal().current()?;
         self.write(|transaction, databases| {
             let last = match databases.log.last(transaction)? {
                 Some((key, value)) => {
                     let last = log_number(key)?;
-                    if segment.attempt == Some(last) && value.starts_with(segment.head()) {
-                        // The failed commit was kept after all. Its own first page may still be in memory only: a commit
-                        // of its own makes sure of it.
-                        let epoch = databases.meta.get(transaction, EPOCH_KEY)?.unwrap_or_default().to_vec();
-                        databases.meta.put(transaction, EPOCH_KEY, &epoch)?;
-                        return Ok(last);
+                    if segment.was_kept_as(last, value) {
+                        // The failed commit was kept after all. Its own first page may still be in memory only: this
+                        // commit makes sure of it.
+                        segment.forget_kept();
+                        if segment.is_empty() {
+                            let epoch = databases.meta.get(transaction, EPOCH_KEY)?.unwrap_or_default().to_vec();
+                            databases.meta.put(transaction, EPOCH_KEY, &epoch)?;
+                            return Ok(last);
+                        }
                     }
                     last
                 }

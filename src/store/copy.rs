@@ -10,8 +10,8 @@ use super::seal::{self, Seal};
 use super::segment::Segment;
 use super::snapshot::Snapshot;
 use super::{
-    APPLIED_KEY, Access, Databases, EPOCH_KEY, Failed, Key, MAP_BYTES, Open, Options, Store, append, check, first_meta,
-    meta_corrupt, no_randomness, open, salt_key, u32_of,
+    APPLIED_KEY, Access, Databases, EPOCH_KEY, Failed, Key, MAP_BYTES, MetaValues, Open, Options, Store, append, check,
+    first_meta, meta_corrupt, no_randomness, open, salt_key, u32_of,
 };
 use heed::{PutFlags, RwTxn};
 use rustix::fs::{CWD, RenameFlags};
@@ -86,7 +86,7 @@ impl Store {
             open::make_folder(parent)?;
         }
         open::make_folder(&partial)?;
-        let made = Destination::new(&partial, &[], None).and_then(|to| self.copy_into(&to, &mut progress));
+        let made = Destination::new(&partial, &Vec::new(), None).and_then(|to| self.copy_into(&to, &mut progress));
         let copied = made.and_then(|copied| {
             sync_folder(&partial)?;
             fs::rename(&partial, to).map_err(|error| file_error(to, &error))?;
@@ -272,7 +272,7 @@ impl Copying<'_> {
                 if self.to.seal.is_some() {
                     let mut view = snapshot.segment(next)?.ok_or_else(missing)?;
                     bytes += view.header().bytes as usize;
-                    segments.push((next, view.to_segment()?));
+                    segments.push((next, view.copy_to_segment()?));
                 } else {
                     let value = snapshot.get(Part::Log, &next.to_be_bytes())?.ok_or_else(missing)?;
                     bytes += value.len();
@@ -444,7 +444,7 @@ pub(super) fn parked(folder: &Path) -> PathBuf {
 }
 
 /// `meta` of the same store under another key, and its seal: a new salt, the same id, index key and epoch.
-fn rekeyed_meta(store: &Store, key: Option<Key>) -> Result<(Vec<(Vec<u8>, Vec<u8>)>, Seal), CopyError> {
+fn rekeyed_meta(store: &Store, key: Option<Key>) -> Result<(MetaValues, Seal), CopyError> {
     let snapshot = store.snapshot()?;
     let epoch = snapshot.get(Part::Meta, EPOCH_KEY)?.ok_or(meta_corrupt("`epoch` is missing"))?;
     let epoch = u32_of(EPOCH_KEY, epoch)?;

@@ -192,6 +192,9 @@ impl From<StoreError> for Failed {
     }
 }
 
+/// Names and values of `meta`.
+type MetaValues = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// What stands in `meta`, checked.
 struct Meta {
     store_id: [u8; 16],
@@ -431,11 +434,7 @@ impl Store {
 }
 
 /// The first values of `meta`.
-fn first_meta(
-    key: Option<&Key>,
-    store_id: [u8; 16],
-    index_key: [u8; 16],
-) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+fn first_meta(key: Option<&Key>, store_id: [u8; 16], index_key: [u8; 16]) -> Result<MetaValues, StoreError> {
     let (cipher, index_key) = match key {
         None => (vec![CIPHER_PLAIN], index_key.to_vec()),
         Some(key) => {

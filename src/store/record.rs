@@ -478,3 +478,99 @@ impl<'a> Reader<'a> {
         Ok(Some(profile))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Bytes;
+    use crate::relay::Recipients;
+    use proptest::prelude::*;
+
+    /// Reads all of a record, so that nothing in it is left unlooked at.
+    fn walk(mut bytes: &[u8]) {
+        while let Ok((record, length)) = decode(bytes) {
+            if let RecordRef::Message(message) = &record {
+                assert_eq!(message.recipients.iter().count(), message.recipients.len());
+                let _ = message.expires_ms();
+            }
+            let _ = record.at_ms();
+            assert!(length >= LENGTH_BYTES && length <= bytes.len());
+            bytes = &bytes[length..];
+        }
+    }
+
+    fn some_records() -> Vec<u8> {
+        let id = MessageId { sender: AgentId(1), number: 2 };
+        let sequence = Sequence { epoch: 1, counter: 1 };
+        let to = Addressee { agent: AgentId(3), sequence, channel: true };
+        let progress = ProgressRecord {
+            agent: AgentId(3),
+            delivered: sequence,
+            acknowledged: sequence,
+            settled: [(sequence, sequence)].into(),
+            owed: Owed::default(),
+        };
+        let session = SessionRecord {
+            agent: AgentId(1),
+            at_ms: 5,
+            dialect: Dialect::Json,
+            session: Token([1; 16]),
+            resume: Token([2; 16]),
+            resume_before: Some(Token([3; 16])),
+            profile: Some(Box::default()),
+        };
+        let records = [
+            Record::Message {
+                id,
+                raw: Bytes::from_static(b"body"),
+                checksum: 7,
+                accepted_at_ms: 9,
+                ttl_ms: 1,
+                recipients: Recipients::Many([to, to].into()),
+            },
+            Record::Known { agent: AgentId(1), name: "ann".into(), at_ms: 5 },
+            Record::Session(Box::new(session)),
+            Record::Subscribed { agent: AgentId(1), topic: "builds".into(), channel: true },
+            Record::Progress(progress),
+            Record::Failed { id, recipient: AgentId(3), reason: RefuseReason::Expired },
+            Record::Refused { id, reason: RefuseReason::NotFound, at_ms: 6 },
+        ];
+        let mut bytes = Vec::new();
+        records.iter().for_each(|record| encode(record, &mut bytes));
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_bytes_a_record_has_decoding_ends(bytes in prop::collection::vec(any::<u8>(), 0..300), kind in 0u8..13) {
+            walk(&bytes);
+            let framed = [&(bytes.len() as u32 + 1).to_le_bytes()[..], &[kind], &bytes].concat();
+            walk(&framed);
+        }
+
+        #[test]
+        fn records_with_wrong_bytes_are_read_or_refused_and_never_panic(
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut bytes = some_records();
+            for (at, byte) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            walk(&bytes);
+            walk(&bytes[..cut.index(bytes.len())]);
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_read_to_the_end() {
+        let bytes = some_records();
+        let (mut at, mut count) = (0, 0);
+        while at < bytes.len() {
+            at += decode(&bytes[at..]).unwrap().1;
+            count += 1;
+        }
+        assert_eq!(count, 7);
+    }
+}

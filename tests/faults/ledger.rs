@@ -14,7 +14,7 @@ pub(crate) const SESSION_SETTLES: Micros = 50_000;
 /// What is not acknowledged comes again after 5 s; less what clocks and buffers blur.
 const REPEAT_AFTER: Micros = 4_900_000;
 /// Acknowledgements are handed to the store within this time of their arrival.
-const PROGRESS_SETTLES: Micros = 150_000;
+const PROGRESS_SETTLES: Micros = 200_000;
 
 /// A message as its sender knows it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -89,6 +89,7 @@ struct Place {
 
 /// How often and when a recipient saw a message, under whatever sequence.
 struct Seen {
+    first_life: u32,
     at: Micros,
     life: u32,
     connection: u64,
@@ -108,6 +109,9 @@ struct Reader {
     session: Option<Token>,
     welcomed_at: Micros,
     welcomed_in: u32,
+    /// When it last said a message whose durable receipt came in the same life: whatever it acknowledged well before
+    /// that was read by the relay first, and is committed.
+    proof: Micros,
     /// Acknowledgements of this life.
     acknowledged: Vec<(Micros, Sequence)>,
     /// Known to be committed in an earlier life.
@@ -150,11 +154,10 @@ pub(crate) struct Ledger {
     durable_through: Vec<u64>,
     life: u32,
     ended_at: Micros,
-    /// The highest epoch of an earlier life, and this life's.
+    /// The highest epoch of an earlier life, and this life's; and in which life each began.
     epoch_before: u32,
     epoch: u32,
-    /// The latest time at which a message was said whose durable receipt came in the same life.
-    proof: Micros,
+    lives: HashMap<u32, u32>,
     connections: u64,
     round: u32,
     /// Messages without an outcome, and durable ones that somebody has not seen.
@@ -182,7 +185,7 @@ impl Ledger {
             ended_at: 0,
             epoch_before: 0,
             epoch: 0,
-            proof: 0,
+            lives: HashMap::new(),
             connections: 0,
             round: 0,
             open: 0,
@@ -256,7 +259,8 @@ impl Ledger {
             return false;
         };
         if sent.said_in == life {
-            self.proof = self.proof.max(sent.said_at);
+            let proof = &mut self.readers[letter.sender].proof;
+            *proof = sent.said_at.max(*proof);
         }
         if sent.durable_in.is_some() {
             return false;
@@ -296,8 +300,9 @@ impl Ledger {
 
     /// The daemon is dead.
     pub(crate) fn daemon_ended(&mut self, at: Micros) {
-        let proven = self.proof.saturating_sub(PROGRESS_SETTLES);
         for reader in &mut self.readers {
+            let proven = reader.proof.saturating_sub(PROGRESS_SETTLES);
+            reader.proof = 0;
             let committed = reader.acknowledged.iter().rev().find(|(at, _)| *at <= proven);
             reader.committed = committed.map_or(reader.committed, |(_, through)| reader.committed.max(*through));
             reader.acknowledged.clear();
@@ -307,7 +312,6 @@ impl Ledger {
         self.ended_at = at;
         self.epoch_before = self.epoch_before.max(self.epoch);
         self.epoch = 0;
-        self.proof = 0;
     }
 
     /// Whether this is the session that the agent had.
@@ -329,6 +333,7 @@ impl Ledger {
                 self.broken(Rule::Session, text);
             }
             self.epoch = epoch;
+            self.lives.insert(epoch, life);
         }
         let taken = self.durable_through[agent];
         if arrival.epoch.is_some() && arrival.number < taken {
@@ -394,7 +399,13 @@ impl Ledger {
             self.broken(Rule::Recipient, format!("{letter:?}, for {:?}, came to agent {agent}", sent.to));
             return false;
         }
-        for (rule, text) in judge(&mut self.readers[agent], sent, delivery, self.life, self.strict, at, agent) {
+        let now = Now {
+            at,
+            life: self.life,
+            strict: self.strict,
+            placed_in: delivery.sequence.and_then(|sequence| self.lives.get(&sequence.epoch).copied()),
+        };
+        for (rule, text) in judge(agent, &self.readers[agent], sent, delivery, &now) {
             self.broken(rule, text);
         }
         self.note(agent, delivery, at)
@@ -411,7 +422,8 @@ impl Ledger {
             reader.places.insert(sequence, Place { letter, at, life, connection, round: sent.round });
         }
         let first = !reader.seen.contains_key(&letter);
-        let seen = reader.seen.entry(letter).or_insert(Seen { at, life, connection, sequences: Vec::new() });
+        let seen =
+            reader.seen.entry(letter).or_insert(Seen { first_life: life, at, life, connection, sequences: Vec::new() });
         (seen.at, seen.life, seen.connection) = (at, life, connection);
         if let Some(sequence) = delivery.sequence
             && !seen.sequences.contains(&sequence)
@@ -453,7 +465,7 @@ impl Ledger {
                 let missing: Vec<usize> = (0..self.readers.len()).filter(|bit| sent.missing >> bit & 1 == 1).collect();
                 found.push((
                     Rule::Kept,
-                    format!("{letter:?}, durable in life {life}, to {:?}, never came to agents {missing:?}", sent.to),
+                    format!("{letter:?}, said {} times, last in life {}, durable in life {life}, to {:?}, never came to agents {missing:?}", sent.times, sent.said_in, sent.to),
                 ));
             }
         }
@@ -487,16 +499,18 @@ impl Ledger {
     }
 }
 
-/// Whether a delivery keeps the rules of repeats, order and acknowledgement.
-fn judge(
-    reader: &mut Reader,
-    sent: &Sent,
-    delivery: &Delivery,
+/// When a delivery is judged.
+struct Now {
+    at: Micros,
     life: u32,
     strict: bool,
-    at: Micros,
-    agent: usize,
-) -> Vec<(Rule, String)> {
+    /// The life in which the message got the place that it has.
+    placed_in: Option<u32>,
+}
+
+/// Whether a delivery keeps the rules of repeats, order and acknowledgement.
+fn judge(agent: usize, reader: &Reader, sent: &Sent, delivery: &Delivery, now: &Now) -> Vec<(Rule, String)> {
+    let Now { at, life, strict, placed_in } = *now;
     let letter = delivery.letter;
     let mut found = Vec::new();
     let here = reader.connection;
@@ -535,8 +549,13 @@ fn judge(
     let is_known_place = delivery.sequence.is_none_or(|sequence| seen.sequences.contains(&sequence));
     let shown = format!("{letter:?} to agent {agent}");
     if !is_known_place || delivery.sequence.is_none() && !marked {
-        // A second place: the first was lost with a life in which its sender was promised nothing.
-        let promised = sent.durable_in.is_some_and(|durable| durable < life);
+        // A second place: the first was lost with a life in which its sender was promised nothing, and the message was
+        // said again. Where no epoch is shown, the first place is known to be of the life in which it was first seen.
+        let promised = match (sent.durable_in, placed_in) {
+            (Some(durable), Some(placed)) => durable < placed,
+            (Some(durable), None) => durable <= seen.first_life,
+            (None, _) => false,
+        };
         let mut lives =
             seen.sequences.iter().filter_map(|sequence| reader.places.get(sequence).map(|place| place.life));
         if strict {

@@ -110,6 +110,20 @@ fn a_story_in_which_every_promise_is_kept_has_no_violations() {
 }
 
 #[test]
+fn a_second_place_that_was_durable_may_come_after_another_crash() {
+    let mut story = Story::new();
+    story.say(1, To::One(BOB));
+    story.deliver(BOB, 1, sequence(1, 1), false);
+    story.crash();
+    story.say(1, To::One(BOB));
+    story.durable(1);
+    story.crash();
+    story.deliver(BOB, 1, sequence(2, 1), false);
+    story.ledger.settle();
+    story.good();
+}
+
+#[test]
 fn a_durable_message_that_never_comes_is_lost() {
     let mut story = Story::new();
     story.say(1, To::One(BOB));
@@ -296,8 +310,9 @@ fn what_was_acknowledged_and_comes_again_is_found() {
     let now = committed.now;
     committed.ledger.acknowledged(BOB, sequence(1, 1), now);
     committed.now += SECOND;
-    committed.say(2, To::One(2));
-    committed.durable(2);
+    let later = Letter { sender: BOB, number: 1 };
+    committed.ledger.said(later, To::One(2), committed.now);
+    committed.ledger.durable(later);
     committed.crash();
     committed.deliver(BOB, 1, sequence(1, 1), true);
     committed.broken(Rule::Acknowledged);

@@ -46,6 +46,7 @@ pub struct Agent {
     pub retired: bool,
     pub token: Option<Token>,
     session: Option<Token>,
+    epoch: u32,
     pub handled: Sequence,
     pub told_handled: Sequence,
     single: Vec<(Sequence, MessageId)>,
@@ -101,6 +102,7 @@ impl Agent {
             retired: false,
             token: None,
             session: None,
+            epoch: 0,
             handled: Sequence::default(),
             told_handled: Sequence::default(),
             single: Vec::new(),
@@ -181,7 +183,14 @@ impl Agent {
             }
         }
         around.links.push(link);
-        if around.faults && self.ruly && !self.liar && !self.submitter && !self.loses_state && self.unknown.is_empty() {
+        if around.faults
+            && self.ruly
+            && !self.liar
+            && !self.submitter
+            && !self.loses_state
+            && self.unknown.is_empty()
+            && self.again.is_empty()
+        {
             // Some do not wait for WELCOME.
             for _ in 0..around.dice.below(3).min(self.budget) {
                 self.budget -= 1;
@@ -235,12 +244,27 @@ impl Agent {
                     self.number = self.number.max(welcome.number);
                     if welcome.resumed {
                         around.marks.hit("resumed");
-                        assert!(!self.ruly || self.session == Some(welcome.session), "{} has another session", self.name);
+                        assert!(
+                            !self.ruly || self.session == Some(welcome.session),
+                            "{} has another session",
+                            self.name
+                        );
                     }
                     self.session = Some(welcome.session);
+                    if welcome.epoch != self.epoch {
+                        self.epoch = welcome.epoch;
+                        for index in self.by_number.values() {
+                            around.ledger.sent[*index].told.forget_states();
+                        }
+                    }
+                    // Numbers grow on each connection: what was refused before goes first, in its place.
+                    let again = std::mem::take(&mut self.again);
                     if !around.faults || around.dice.chance(800) {
                         // What may or may not have arrived is said again, in its order, under its numbers.
-                        let unknown: Vec<usize> = self.unknown.keys().copied().collect();
+                        let mut unknown: Vec<usize> = self.unknown.keys().copied().collect();
+                        unknown.extend(again.iter().map(|(_, message)| *message));
+                        unknown.sort_unstable();
+                        unknown.dedup();
                         for message in unknown {
                             self.say(around, link, message);
                         }
@@ -425,6 +449,7 @@ impl Agent {
             accepted: Vec::new(),
             lost: Default::default(),
             durable: false,
+            nameless: false,
             refused: 0,
             failed: Default::default(),
             mails: 0,

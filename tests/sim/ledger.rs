@@ -28,6 +28,8 @@ pub struct Sent {
     pub lost: BTreeSet<AgentId>,
     /// It was called durable, by rules that hold for it.
     pub durable: bool,
+    /// A crash came before its sender's name was on disk: the numbers it had used are forgotten. (Known.)
+    pub nameless: bool,
     /// How often it was refused as a whole.
     pub refused: u64,
     /// Recipients that it failed for.
@@ -57,6 +59,15 @@ pub struct Told {
     pub failed: BTreeSet<AgentId>,
 }
 
+impl Told {
+    /// After a restart they may be told again.
+    pub fn forget_states(&mut self) {
+        self.delivered.clear();
+        self.acknowledged.clear();
+        self.failed.clear();
+    }
+}
+
 /// Whom a message is for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum To {
@@ -83,7 +94,7 @@ pub struct Place {
     pub handed_at: Mono,
     pub written: bool,
     pub acknowledged: bool,
-    /// An acknowledgement named its id, which others may have as well.
+    /// It may be acknowledged: by its id, which others may have as well, or in the turn that closed its connection.
     pub named: bool,
     pub failed: bool,
     pub seen: bool,
@@ -143,7 +154,8 @@ impl Order {
 
     fn through(&mut self, through: Sequence) -> impl DoubleEndedIterator<Item = &mut Place> {
         self.epochs.range_mut(..=through.epoch).flat_map(move |(epoch, places)| {
-            let count = if *epoch == through.epoch { (through.counter as usize).min(places.len()) } else { places.len() };
+            let count =
+                if *epoch == through.epoch { (through.counter as usize).min(places.len()) } else { places.len() };
             places[..count].iter_mut()
         })
     }
@@ -169,6 +181,7 @@ pub struct Ledger {
     pub retention: u64,
     /// The tokens that must resume each session after the last start.
     pub resumable: BTreeMap<AgentId, Vec<Token>>,
+    known_on_disk: BTreeSet<AgentId>,
     sessions_on_disk: BTreeMap<AgentId, Vec<Token>>,
     /// The retention time can end: then names and numbers are forgotten.
     pub forgetful: bool,
@@ -193,6 +206,7 @@ impl Ledger {
             wall_jumps: swarm.wall_jumps > 0,
             retention: swarm.bounds.retention,
             resumable: BTreeMap::new(),
+            known_on_disk: BTreeSet::new(),
             sessions_on_disk: BTreeMap::new(),
             forgetful: swarm.long_jumps > 0,
             sent: Vec::new(),
@@ -248,7 +262,11 @@ impl Ledger {
                         }
                     }
                     let before = sent.accepted.iter().filter(|accepted| accepted.recipient == recipient).count();
-                    let allowed = if sent.submitted || !sent.ruly || ledger.forgetful { sent.said.len() } else { 1 };
+                    let allowed = if sent.submitted || !sent.ruly || sent.nameless || ledger.forgetful {
+                        sent.said.len()
+                    } else {
+                        1
+                    };
                     assert!(before < allowed, "message {index} was accepted {} times for one recipient", before + 1);
                     assert!(
                         !sent.ruly
@@ -269,13 +287,7 @@ impl Ledger {
                     let next = Sequence { epoch, counter: places.len() as u64 + 1 };
                     assert_eq!(sequence, next, "the order of {recipient:?} has no holes and repeats nothing");
                     let record = (shard, number);
-                    places.push(Place {
-                        message: index,
-                        record,
-                        accepted_at: now,
-                        failed: false,
-                        ..Place::skipped()
-                    });
+                    places.push(Place { message: index, record, accepted_at: now, failed: false, ..Place::skipped() });
                 }
                 let shards = sent.accepted.iter().map(|accepted| accepted.shard).collect::<BTreeSet<_>>();
                 if shards.len() > 1 {
@@ -310,7 +322,11 @@ impl Ledger {
             let is_in = |(first, last): &(Sequence, Sequence)| *first <= sequence && sequence <= *last;
             let settled = sequence <= progress.acknowledged || progress.settled.iter().any(is_in);
             let over = place.acknowledged || place.failed || place.lost || (place.channel && place.written);
-            assert!(!settled || over || place.named, "{sequence:?} of {:?} is called settled and is not", progress.agent);
+            assert!(
+                !settled || over || place.named,
+                "{sequence:?} of {:?} is called settled and is not",
+                progress.agent
+            );
             owed.0 += u64::from(!over && !place.named);
             owed.1 += u64::from(!over || (!settled && !place.lost));
         }
@@ -339,7 +355,11 @@ impl Ledger {
                 tokens.extend(session.resume_before);
                 self.sessions_on_disk.insert(session.agent, tokens);
             }
+            RecordRef::Known { agent, .. } => {
+                self.known_on_disk.insert(*agent);
+            }
             RecordRef::Forgotten { agent } => {
+                self.known_on_disk.remove(agent);
                 self.sessions_on_disk.remove(agent);
             }
             _ => {}
@@ -360,7 +380,8 @@ impl Ledger {
             }
             sent.accepted.retain(is_kept);
             sent.lost.extend(lost);
-            sent.told = Told { accepted: sent.told.accepted, durable: sent.told.durable, refused: sent.told.refused, ..Told::default() };
+            sent.told.forget_states();
+            sent.nameless |= !sent.accepted.is_empty() && !self.known_on_disk.contains(&sent.id.sender);
         }
         for order in self.orders.values_mut() {
             let (through, runs) = order.on_disk.clone();
@@ -377,6 +398,7 @@ impl Ledger {
             }
         }
         self.pushed = vec![0; shards];
+        self.taken_over.clear();
         self.resumable = self.sessions_on_disk.clone();
         self.epoch = epoch;
     }
@@ -400,9 +422,7 @@ impl Ledger {
     pub fn failed(&mut self, now: Now, id: MessageId, recipient: AgentId, reason: RefuseReason) {
         let order = self.orders.get_mut(&recipient).expect("only what was accepted can fail");
         let sent = &mut self.sent;
-        let owed = |place: &Place| {
-            !place.failed && !place.lost && sent[place.message].id == id && !place.acknowledged
-        };
+        let owed = |place: &Place| !place.failed && !place.lost && sent[place.message].id == id && !place.acknowledged;
         let mut places = order.places_mut().map(|(_, place)| place);
         let place = places.find(|place| owed(place)).expect("only what is owed can fail");
         place.failed = true;
@@ -457,10 +477,7 @@ impl Ledger {
     /// Everything up to here has been written to a socket.
     pub fn written(&mut self, name: AgentId, link: usize, through: Sequence) {
         let Some(order) = self.orders.get_mut(&name) else { return };
-        for place in order.through(through).rev() {
-            if place.written && place.handed_on == link {
-                break;
-            }
+        for place in order.through(through) {
             place.written |= place.handed > 0 && place.handed_on == link;
         }
     }
@@ -468,7 +485,8 @@ impl Ledger {
     /// A message that its recipient knows of has been written.
     pub fn written_message(&mut self, name: AgentId, id: MessageId) {
         let Some(order) = self.orders.get_mut(&name) else { return };
-        for (_, place) in order.places_mut().filter(|(_, place)| place.handed > 0 && self.sent[place.message].id == id) {
+        for (_, place) in order.places_mut().filter(|(_, place)| place.handed > 0 && self.sent[place.message].id == id)
+        {
             place.written = true;
         }
     }
@@ -486,6 +504,14 @@ impl Ledger {
         let Some(order) = self.orders.get_mut(&name) else { return };
         for place in order.through(through) {
             place.acknowledged |= place.handed > 0 && link.is_none_or(|link| link == place.handed_on);
+        }
+    }
+
+    /// What was handed to this link, up to here, may or may not be acknowledged.
+    pub fn maybe_acknowledged(&mut self, name: AgentId, link: usize, through: Sequence) {
+        let Some(order) = self.orders.get_mut(&name) else { return };
+        for place in order.through(through) {
+            place.named |= place.handed_on == link && place.handed > 0;
         }
     }
 
@@ -507,7 +533,14 @@ impl Ledger {
 
     /// A program handles a message that it has not handled before. `seen`: when, at the earliest, the latest of each
     /// sender's messages that it has handled were said.
-    pub fn handled(&mut self, name: AgentId, sequence: Sequence, raw: &[u8], once: bool, seen: &mut BTreeMap<AgentId, u64>) {
+    pub fn handled(
+        &mut self,
+        name: AgentId,
+        sequence: Sequence,
+        raw: &[u8],
+        once: bool,
+        seen: &mut BTreeMap<AgentId, u64>,
+    ) {
         let index = self.index_of(raw);
         let sent = &self.sent[index];
         let order = self.orders.get_mut(&name).expect("only what was accepted is delivered");
@@ -516,7 +549,7 @@ impl Ledger {
         assert!(!place.seen || !once, "{name:?} sees message {index} at {sequence:?} twice");
         place.seen = true;
         let (strict, lost) = (self.strict, place.lost);
-        if sent.ruly && !sent.submitted && once && !self.forgetful {
+        if sent.ruly && !sent.submitted && !sent.nameless && once && !self.forgetful {
             let twice = order.places().find(|(at, place)| *at != sequence && place.message == index && place.seen);
             // What a crash has undone was handed out before it was committed, and is sent again.
             assert!(
@@ -558,7 +591,11 @@ impl Ledger {
                 .iter()
                 .find(|accepted| accepted.epoch == self.epoch && self.committed[accepted.shard] < accepted.record);
             assert!(late.is_none(), "{id:?} is called durable before its record is committed: {late:?}");
-            assert!(sent.lost.is_empty(), "{id:?} is called durable, and a crash has undone it for {:?}", sent.lost);
+            // A fan-out's parts are committed one by one. When a crash comes between them, its number is taken all the
+            // same: what was undone stays undone. (Known; the number says nothing of parts.)
+            let part = !matches!(sent.to, To::Name(_)) && !sent.accepted.is_empty();
+            let lost = &sent.lost;
+            assert!(part || lost.is_empty(), "{id:?} is called durable, and a crash has undone it for {lost:?}");
             let index = self.by_id[&id];
             self.sent[index].durable = true;
         }

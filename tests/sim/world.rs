@@ -335,7 +335,9 @@ impl World {
         self.someone_is_shut_out()
             && self.agents.iter().filter(|agent| !agent.retired && self.minds(agent.id)).all(|agent| {
                 let order = self.ledger.orders.get(&agent.id);
-                order.is_none_or(|order| order.places().all(|(_, place)| place.seen || place.failed || place.channel || place.lost))
+                order.is_none_or(|order| {
+                    order.places().all(|(_, place)| place.seen || place.failed || place.channel || place.lost)
+                })
             })
     }
 
@@ -365,6 +367,15 @@ impl World {
         for (index, link) in self.links.iter().enumerate() {
             if link.end != End::Gone && !link.is_quiet() {
                 let _ = write!(text, "\n  link {index} of agent {} is not quiet: {:?}", link.agent, link.end);
+            }
+        }
+        for (agent, order) in &self.ledger.orders {
+            let is_open = |place: &super::ledger::Place| {
+                !(place.acknowledged || place.failed || place.lost || (place.channel && place.written))
+            };
+            let open: Vec<_> = order.places().filter(|(_, place)| is_open(place)).map(|(at, _)| at).collect();
+            if !open.is_empty() {
+                let _ = write!(text, "\n  open for {agent:?}: {open:?}");
             }
         }
         let _ = write!(text, "\n  pushed {:?} committed {:?}", self.ledger.pushed, self.ledger.committed);
