@@ -183,7 +183,14 @@ impl Agent {
             }
         }
         around.links.push(link);
-        if around.faults && self.ruly && !self.liar && !self.submitter && !self.loses_state && self.unknown.is_empty() && self.again.is_empty() {
+        if around.faults
+            && self.ruly
+            && !self.liar
+            && !self.submitter
+            && !self.loses_state
+            && self.unknown.is_empty()
+            && self.again.is_empty()
+        {
             // Some do not wait for WELCOME.
             for _ in 0..around.dice.below(3).min(self.budget) {
                 self.budget -= 1;
@@ -237,7 +244,11 @@ impl Agent {
                     self.number = self.number.max(welcome.number);
                     if welcome.resumed {
                         around.marks.hit("resumed");
-                        assert!(!self.ruly || self.session == Some(welcome.session), "{} has another session", self.name);
+                        assert!(
+                            !self.ruly || self.session == Some(welcome.session),
+                            "{} has another session",
+                            self.name
+                        );
                     }
                     self.session = Some(welcome.session);
                     if welcome.epoch != self.epoch {
@@ -503,7 +514,10 @@ impl Agent {
             }
             ReceiptState::Acknowledged => {
                 around.marks.hit("acknowledged");
-                assert!(sent.told.acknowledged.insert(receipt.recipient) || again, "message {index} was acknowledged twice");
+                assert!(
+                    sent.told.acknowledged.insert(receipt.recipient) || again,
+                    "message {index} was acknowledged twice"
+                );
             }
             ReceiptState::Failed(_) => {
                 around.marks.hit("failed receipt");

@@ -156,7 +156,8 @@ impl Order {
 
     fn through(&mut self, through: Sequence) -> impl DoubleEndedIterator<Item = &mut Place> {
         self.epochs.range_mut(..=through.epoch).flat_map(move |(epoch, places)| {
-            let count = if *epoch == through.epoch { (through.counter as usize).min(places.len()) } else { places.len() };
+            let count =
+                if *epoch == through.epoch { (through.counter as usize).min(places.len()) } else { places.len() };
             places[..count].iter_mut()
         })
     }
@@ -230,6 +231,13 @@ impl Ledger {
         index
     }
 
+    /// The same for what a liar may have forged.
+    pub fn find_index(&self, raw: &[u8]) -> Option<usize> {
+        let text = Message::check(raw, 0)?.fields().text;
+        let index = u64::from_le_bytes(*text.first_chunk()?) as usize;
+        (self.sent.get(index)?.raw == raw).then_some(index)
+    }
+
     /// A SEND goes onto a link.
     pub fn said(&mut self, index: usize, link: usize) {
         self.clock += 1;
@@ -263,7 +271,11 @@ impl Ledger {
                         }
                     }
                     let before = sent.accepted.iter().filter(|accepted| accepted.recipient == recipient).count();
-                    let allowed = if sent.submitted || !sent.ruly || sent.nameless || ledger.forgetful { sent.said.len() } else { 1 };
+                    let allowed = if sent.submitted || !sent.ruly || sent.nameless || ledger.forgetful {
+                        sent.said.len()
+                    } else {
+                        1
+                    };
                     assert!(before < allowed, "message {index} was accepted {} times for one recipient", before + 1);
                     assert!(
                         !sent.ruly
@@ -284,13 +296,7 @@ impl Ledger {
                     let next = Sequence { epoch, counter: places.len() as u64 + 1 };
                     assert_eq!(sequence, next, "the order of {recipient:?} has no holes and repeats nothing");
                     let record = (shard, number);
-                    places.push(Place {
-                        message: index,
-                        record,
-                        accepted_at: now,
-                        failed: false,
-                        ..Place::skipped()
-                    });
+                    places.push(Place { message: index, record, accepted_at: now, failed: false, ..Place::skipped() });
                 }
                 let shards = sent.accepted.iter().map(|accepted| accepted.shard).collect::<BTreeSet<_>>();
                 if shards.len() > 1 {
@@ -325,7 +331,11 @@ impl Ledger {
             let is_in = |(first, last): &(Sequence, Sequence)| *first <= sequence && sequence <= *last;
             let settled = sequence <= progress.acknowledged || progress.settled.iter().any(is_in);
             let over = place.acknowledged || place.failed || place.lost || (place.channel && place.written);
-            assert!(!settled || over || place.named, "{sequence:?} of {:?} is called settled and is not", progress.agent);
+            assert!(
+                !settled || over || place.named,
+                "{sequence:?} of {:?} is called settled and is not",
+                progress.agent
+            );
             owed.0 += u64::from(!over && !place.named);
             owed.1 += u64::from(!over || (!settled && !place.lost));
         }
@@ -428,7 +438,9 @@ impl Ledger {
             !place.failed && !place.lost && sent[place.message].id == id && open
         };
         let mut places = order.places_mut().map(|(_, place)| place);
-        let place = places.find(|place| owed(place)).unwrap_or_else(|| panic!("{id:?} fails for {recipient:?} and is not owed"));
+        let place = places
+            .find(|place| owed(place))
+            .unwrap_or_else(|| panic!("{id:?} fails for {recipient:?} and is not owed"));
         place.failed = true;
         if !self.wall_jumps {
             let ttl_ms = Message::check(&sent[place.message].raw, 0).expect("ours").ttl_ms();
@@ -489,7 +501,8 @@ impl Ledger {
     /// A message that its recipient knows of has been written.
     pub fn written_message(&mut self, name: AgentId, id: MessageId) {
         let Some(order) = self.orders.get_mut(&name) else { return };
-        for (_, place) in order.places_mut().filter(|(_, place)| place.handed > 0 && self.sent[place.message].id == id) {
+        for (_, place) in order.places_mut().filter(|(_, place)| place.handed > 0 && self.sent[place.message].id == id)
+        {
             place.written = true;
         }
     }
@@ -538,7 +551,14 @@ impl Ledger {
 
     /// A program handles a message that it has not handled before. `seen`: when, at the earliest, the latest of each
     /// sender's messages that it has handled were said.
-    pub fn handled(&mut self, name: AgentId, sequence: Sequence, raw: &[u8], once: bool, seen: &mut BTreeMap<AgentId, u64>) {
+    pub fn handled(
+        &mut self,
+        name: AgentId,
+        sequence: Sequence,
+        raw: &[u8],
+        once: bool,
+        seen: &mut BTreeMap<AgentId, u64>,
+    ) {
         let index = self.index_of(raw);
         let sent = &self.sent[index];
         let order = self.orders.get_mut(&name).expect("only what was accepted is delivered");

@@ -2,6 +2,7 @@
 
 use super::dice::Dice;
 use super::ledger::Place;
+use super::ledger::To;
 use super::link::End;
 use super::speech;
 use super::swarm::{Mutation, Swarm};
@@ -9,7 +10,7 @@ use super::world::World;
 use agent_relay::base::tier::Entitlement;
 use agent_relay::base::{AgentId, CloseReason, MessageId, Mono, RefuseReason, Sequence, SessionId, ShardId};
 use agent_relay::relay::{Event, Fetched, Mail, Options, Outbox, Output, Peer, Record, Relay};
-use agent_relay::wire::{Ack, Frame, Hello, ReceiptState};
+use agent_relay::wire::{Ack, Dialect, Frame, Hello, ReceiptState};
 use std::collections::VecDeque;
 
 /// What travels between shards.
@@ -284,7 +285,8 @@ impl World {
                         // Nobody acknowledges what had not left yet when it was read.
                         let name = self.agents[link.agent].id;
                         let handed = self.ledger.orders.get(&name).map(|order| order.handed_through);
-                        let most = handed.filter(|handed| handed.0 == index).map_or(Sequence::default(), |handed| handed.1);
+                        let most =
+                            handed.filter(|handed| handed.0 == index).map_or(Sequence::default(), |handed| handed.1);
                         for ack in &acks {
                             match ack {
                                 Ack::Through(through) => self.ledger.written(name, index, *through),
@@ -294,9 +296,7 @@ impl World {
                             }
                         }
                         shard.read_acks.extend(acks.into_iter().filter_map(|ack| match ack {
-                            Ack::Through(through) => {
-                                Some((index, Ack::Through(through.min(most)), through))
-                            }
+                            Ack::Through(through) => Some((index, Ack::Through(through.min(most)), through)),
                             Ack::One(sequence) if sequence <= most => Some((index, ack, Sequence::default())),
                             Ack::Message(_) => Some((index, ack, Sequence::default())),
                             _ => None,
@@ -314,20 +314,28 @@ impl World {
                     {
                         hello.handled = Sequence::default();
                     }
-                    let fanout = match &heard.frame {
-                        Frame::Send(message) if matches!(message.to().first(), Some(b'*' | b'#')) => {
+                    let sent = match &heard.frame {
+                        Frame::Send(message) => {
                             let duplicates = shard.relay.gauges().counters.duplicates;
-                            Some((self.ledger.index_of(message.raw), duplicates))
+                            self.ledger.find_index(message.raw).map(|index| (index, duplicates))
                         }
                         _ => None,
                     };
                     let event = Event::Frame { session, dialect, ack: heard.ack, frame: heard.frame };
                     shard.relay.handle(self.now, event, &mut shard.outbox);
-                    if let Some((index, duplicates)) = fanout
-                        && shard.relay.gauges().counters.duplicates == duplicates
-                    {
-                        // Sent anew, to whoever is reachable now.
-                        self.ledger.sent[index].lost.clear();
+                    if let Some((index, duplicates)) = sent {
+                        let sent = &mut self.ledger.sent[index];
+                        if shard.relay.gauges().counters.duplicates == duplicates {
+                            if !matches!(sent.to, To::Name(_)) {
+                                // Sent anew, to whoever is reachable now.
+                                sent.lost.clear();
+                            }
+                        } else if sent.accepted.iter().any(|accepted| accepted.epoch < self.ledger.epoch) {
+                            self.marks.hit("duplicate after a restart");
+                            if dialect == Dialect::Json {
+                                self.marks.hit("label sent again after a restart");
+                            }
+                        }
                     }
                 }
                 Err(corrupt) => {
@@ -540,7 +548,6 @@ impl World {
                 self.ledger.says_refused(id(busy.number));
                 match busy.reason {
                     RefuseReason::RecipientFull => self.marks.hit("recipient full"),
-                    RefuseReason::ShardFull => self.marks.hit("shard full"),
                     RefuseReason::WriterFull => self.marks.hit("writer full"),
                     _ => {}
                 }

@@ -335,7 +335,9 @@ impl World {
         self.someone_is_shut_out()
             && self.agents.iter().filter(|agent| !agent.retired && self.minds(agent.id)).all(|agent| {
                 let order = self.ledger.orders.get(&agent.id);
-                order.is_none_or(|order| order.places().all(|(_, place)| place.seen || place.failed || place.channel || place.lost))
+                order.is_none_or(|order| {
+                    order.places().all(|(_, place)| place.seen || place.failed || place.channel || place.lost)
+                })
             })
     }
 
@@ -364,7 +366,17 @@ impl World {
         }
         for (index, link) in self.links.iter().enumerate() {
             if link.end != End::Gone && !link.is_quiet() {
-                let _ = write!(text, "\n  link {index} of agent {} is not quiet: {:?} {} {} {} {} {}", link.agent, link.end, link.up.len(), link.arrived.len(), link.flush.len(), link.down.len(), link.heard.len());
+                let _ = write!(
+                    text,
+                    "\n  link {index} of agent {} is not quiet: {:?} {} {} {} {} {}",
+                    link.agent,
+                    link.end,
+                    link.up.len(),
+                    link.arrived.len(),
+                    link.flush.len(),
+                    link.down.len(),
+                    link.heard.len()
+                );
             }
         }
         for (agent, order) in &self.ledger.orders {

@@ -114,9 +114,8 @@ impl Cold {
     /// It is settled, and stays in the store for a while. What there is no room for, `expired_before_ms` keeps out.
     fn skip_one(&mut self, sequence: Sequence) {
         let index = self.skip.partition_point(|(_, last)| *last < sequence);
-        let follows = |(_, last): &(Sequence, Sequence)| {
-            last.epoch == sequence.epoch && last.counter + 1 == sequence.counter
-        };
+        let follows =
+            |(_, last): &(Sequence, Sequence)| last.epoch == sequence.epoch && last.counter + 1 == sequence.counter;
         if let Some(before) = index.checked_sub(1).and_then(|index| self.skip.get_mut(index))
             && follows(before)
         {
