@@ -3,7 +3,7 @@
 //! ```text
 //! floor 6  cli                                  one file a command
 //! floor 5  daemon                               settings, open, spawn, wait, drain
-//! floor 4  shard   writer                       a thread per core; one writer thread
+//! floor 4  shard   writer   keeper   history    a thread per core; three threads of the store
 //! floor 3  uring   mesh   client   store        the kernel; queues between threads; a blocking client; the disk
 //! floor 2  relay                                the heart: events in, outbox out, nothing else
 //! floor 1  wire                                 bytes to Frame and back, both dialects

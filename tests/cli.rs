@@ -7,8 +7,10 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-const COMMANDS: [&str; 11] =
-    ["up", "down", "status", "agents", "who", "send", "listen", "read", "doctor", "bench", "config"];
+const COMMANDS: [&str; 18] = [
+    "up", "down", "status", "agents", "who", "send", "listen", "read", "history", "doctor", "bench", "config",
+    "keygen", "rekey", "backup", "restore", "export", "import",
+];
 
 /// `relay` in a data directory of its own and an environment without surprises.
 fn relay(directory: &Path) -> Command {
@@ -102,6 +104,13 @@ fn bad_usage_exits_with_two_and_says_what_to_do() {
         (&["up", "--require-auth"], "--require-auth is not in this version"),
         (&["up", "--listen", "0.0.0.0:7070"], "TCP off loopback requires TLS and authentication"),
         (&["read", "xyz"], "hexadecimal"),
+        (&["up", "--retention", "0"], "from 1 to 36500 days"),
+        (&["up", "--durability", "sometimes"], "one of batch, strict, relaxed"),
+        (&["history", "--since", "yesterday"], "--since: "),
+        (&["history", "--limit", "1000000"], "relay export"),
+        (&["export", "--format", "csv"], "only jsonl"),
+        (&["rekey"], "--new-db-key FILE or --to-plain"),
+        (&["keygen"], "--output"),
         (&["bench", "--pairs", "0"], "from 1 to 256"),
     ];
     for (line, sentence) in cases {
@@ -122,6 +131,7 @@ fn without_a_daemon_commands_fail_with_a_sentence_and_json_stays_json() {
         &["who"],
         &["down"],
         &["read", "4f"],
+        &["history"],
         &["send", "--from", "a", "--to", "b", "x"],
         &["listen", "--as", "a"],
     ];
@@ -240,4 +250,128 @@ fn output_that_nobody_reads_any_more_is_no_failure() {
     let mut said = String::new();
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     assert!(child.wait().unwrap().success() && said.is_empty(), "{said}");
+}
+
+/// The lines of standard output as JSON values.
+fn json_lines(output: &Output) -> Vec<serde_json::Value> {
+    assert_eq!(code(output), 0, "{}", stderr(output));
+    stdout(output).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn texts(lines: &[serde_json::Value]) -> Vec<&str> {
+    lines.iter().map(|line| line["text"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn a_store_lives_through_kill_backup_restore_and_rekey() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let (key, backup, exported) = (path("relay.key"), path("backup"), path("messages.jsonl"));
+    let ok = |line: &[&str]| {
+        let output = run(directory.path(), line);
+        assert_eq!(code(&output), 0, "{line:?}: {}{}", stdout(&output), stderr(&output));
+        output
+    };
+    let refused = |line: &[&str], sentence: &str| {
+        let output = run(directory.path(), line);
+        assert_eq!(code(&output), 1, "{line:?}: {}", stdout(&output));
+        assert!(stderr(&output).contains(sentence), "{line:?}: {}", stderr(&output));
+    };
+    let send = |text: &str| {
+        ok(&["send", "--global", "--from", "alice", "--to", "bob", "--wait", "durable", text]);
+    };
+    let with_key = ["--global", "--db-key", &key];
+    ok(&["keygen", "--output", &key]);
+    refused(&["keygen", "--output", &key], "never overwritten");
+
+    let mut daemon = start(directory.path(), &["--db-key", &key, "--retention", "30d"]);
+    ok(&["listen", "--global", "--as", "bob", "--timeout", "0"]);
+    send("one");
+    daemon.0.kill().unwrap();
+    daemon.0.wait().unwrap();
+    drop(daemon);
+
+    let daemon = start(directory.path(), &["--db-key", &key, "--retention", "30d"]);
+    send("two");
+    let status = stdout(&ok(&["status", "--global", "--verbose"]));
+    assert!(
+        status.contains("encrypted") && status.contains("batch: what has a durable receipt survives kill"),
+        "{status}"
+    );
+    assert!(status.contains("Retention: 30 days (no tier maximum)"), "{status}");
+    assert_eq!(texts(&json_lines(&ok(&["history", "--global", "--json"]))), ["two", "one"]);
+    assert_eq!(texts(&json_lines(&ok(&["history", "--global", "--json", "--limit", "1"]))), ["two"]);
+    assert!(json_lines(&ok(&["history", "--global", "--json", "--from", "carol"])).is_empty());
+    assert!(stdout(&ok(&["history", "--global", "--to", "bob"])).contains("alice"));
+    ok(&[&["backup", &backup], &with_key[..]].concat());
+    refused(&[&["backup", &backup], &with_key[..]].concat(), "choose another folder");
+    let lines = json_lines(&ok(&[&["export"], &with_key[..]].concat()));
+    assert_eq!(texts(&lines), ["one", "two"]);
+    ok(&[&["export", "--output", &exported], &with_key[..]].concat());
+    assert_eq!(std::fs::read_to_string(&exported).unwrap().lines().count(), 2);
+    refused(&["export", "--global"], "--db-key");
+    refused(&[&["restore", &backup, "--replace"], &with_key[..]].concat(), "already running");
+    refused(&[&["rekey", "--to-plain"], &with_key[..]].concat(), "already running");
+    send("three");
+    ok(&["down", "--global"]);
+    drop(daemon);
+
+    refused(&[&["restore", &backup], &with_key[..]].concat(), "--replace");
+    let restored = stdout(&ok(&[&["restore", &backup, "--replace"], &with_key[..]].concat()));
+    assert!(restored.contains("store.replaced-"), "{restored}");
+    ok(&[&["rekey", "--to-plain"], &with_key[..]].concat());
+    let doctor = run(directory.path(), &["doctor", "--global"]);
+    assert!(stdout(&doctor).contains("sound: 2 messages"), "{}", stdout(&doctor));
+
+    let _daemon = start(directory.path(), &[]);
+    assert_eq!(texts(&json_lines(&ok(&["history", "--global", "--json"]))), ["two", "one"]);
+    let heard = ok(&["listen", "--global", "--as", "bob", "--count", "2", "--timeout", "30", "--json"]);
+    assert_eq!(texts(&json_lines(&heard)), ["one", "two"]);
+}
+
+#[test]
+fn an_npm_relays_messages_become_history() {
+    let directory = tempfile::tempdir().unwrap();
+    let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cli/fixtures/messages-1.6.0.sqlite");
+    let import = || run(directory.path(), &["import", "--global", fixture]);
+    let first = import();
+    assert_eq!(stdout(&first).lines().next(), Some("8 messages imported"), "{}", stderr(&first));
+    assert!(stdout(&import()).starts_with("0 messages imported\n8 were in the store already\n"));
+    let daemon = start(directory.path(), &["--retention", "unlimited"]);
+    let refused = import();
+    assert!(
+        code(&refused) == 1 && stderr(&refused).contains(&format!("pid {}", daemon.0.id())),
+        "{}",
+        stderr(&refused)
+    );
+    let history = json_lines(&run(directory.path(), &["history", "--global", "--json", "--thread", "review-7"]));
+    assert_eq!(texts(&history), ["two\nlines, and 日本"]);
+    assert_eq!(json_lines(&run(directory.path(), &["history", "--global", "--json", "--to", "Bob"])).len(), 4);
+    let listened = run(directory.path(), &["listen", "--global", "--as", "Bob", "--timeout", "1", "--json"]);
+    assert!(json_lines(&listened).is_empty(), "nothing of it is owed to anybody");
+}
+
+#[test]
+fn history_follows_what_comes() {
+    let directory = tempfile::tempdir().unwrap();
+    let _daemon = start(directory.path(), &[]);
+    run(directory.path(), &["listen", "--global", "--as", "bob", "--timeout", "0"]);
+    let send = |text: &str| {
+        let output =
+            run(directory.path(), &["send", "--global", "--from", "alice", "--to", "bob", "--wait", "durable", text]);
+        assert_eq!(code(&output), 0, "{}", stderr(&output));
+    };
+    send("before");
+    let mut command = relay(directory.path());
+    let mut follow =
+        command.args(["history", "--global", "--follow", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(follow.stdout.take().unwrap()));
+    let mut next =
+        || serde_json::from_str::<serde_json::Value>(&lines.next().unwrap().unwrap()).unwrap()["text"].clone();
+    assert_eq!(next(), "before");
+    send("after");
+    assert_eq!(next(), "after");
+    // Whoever read it goes away: so does it.
+    drop(lines);
+    assert!(follow.wait().unwrap().success());
 }

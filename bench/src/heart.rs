@@ -28,6 +28,7 @@ impl World {
             shard: ShardId(0),
             shards: 1,
             epoch: 1,
+            strict: false,
             name_seed: 7,
             token_seed: [7; 32],
             bounds: Bounds::default(),
@@ -124,7 +125,7 @@ impl World {
         }
         self.outbox.records.clear();
         self.outbox.mails.clear();
-        self.relay.tell_progress(&mut self.outbox);
+        self.relay.tell_progress(self.now, &mut self.outbox);
         self.outbox.records.clear();
         self.relay.end_turn();
     }

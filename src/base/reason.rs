@@ -96,8 +96,7 @@ pub enum RefuseReason {
     RecipientFull = 2,
     /// The writer's queue is full.
     WriterFull = 3,
-    /// The shard's memory for waiting messages is full.
-    ShardFull = 4,
+    // 4 is not used: a shard whose memory is full lets messages wait in the store.
     /// Too many SENDs of this sender wait for unknown names.
     GraceFull = 5,
     /// The message's time to live ended before it was acknowledged.
@@ -118,11 +117,10 @@ pub enum RefuseReason {
 
 impl RefuseReason {
     /// Every reason, for metrics and documents.
-    pub const ALL: [RefuseReason; 12] = [
+    pub const ALL: [RefuseReason; 11] = [
         RefuseReason::NotFound,
         RefuseReason::RecipientFull,
         RefuseReason::WriterFull,
-        RefuseReason::ShardFull,
         RefuseReason::GraceFull,
         RefuseReason::Expired,
         RefuseReason::Retention,
@@ -139,7 +137,6 @@ impl RefuseReason {
             RefuseReason::NotFound => "not_found",
             RefuseReason::RecipientFull => "recipient_full",
             RefuseReason::WriterFull => "writer_full",
-            RefuseReason::ShardFull => "shard_full",
             RefuseReason::GraceFull => "grace_full",
             RefuseReason::Expired => "expired",
             RefuseReason::Retention => "retention",

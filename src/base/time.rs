@@ -9,7 +9,7 @@ pub struct Mono(pub u64);
 impl Mono {
     /// `ms` milliseconds as a span.
     pub const fn ms(ms: u64) -> u64 {
-        ms * 1_000_000
+        ms.saturating_mul(1_000_000)
     }
 
     /// Nanoseconds from `earlier` to here; 0 when `earlier` is later.

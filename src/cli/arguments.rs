@@ -142,10 +142,8 @@ mod tests {
     fn a_dash_is_standard_input_and_the_word_help_is_a_body() {
         assert_eq!(normal(&["send", "--to", "bob", "-"]), ["send", "--to", "bob"]);
         let line = normal(&["send", "--from", "a", "--to", "b", "help"]);
-        assert!(matches!(
-            super::super::parse(&line),
-            Ok(super::super::Parsed::Command(super::super::Command::Send(_)))
-        ));
+        let Ok(super::super::Parsed::Command(command)) = super::super::parse(&line) else { panic!("{line:?}") };
+        assert!(matches!(*command, super::super::Command::Send(_)));
     }
 
     #[test]

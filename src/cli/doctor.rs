@@ -80,7 +80,7 @@ pub(super) fn run(command: &Doctor) -> Result<(), Failure> {
     }
     let reach = Reach::of(command.data_dir.as_deref(), command.socket.as_deref(), command.global)?;
     let layout = &reach.layout;
-    let checks = vec![
+    let mut checks = vec![
         kernel(&rustix::system::uname().release().to_string_lossy()),
         io_uring(),
         seccomp(),
@@ -101,6 +101,7 @@ pub(super) fn run(command: &Doctor) -> Result<(), Failure> {
         processors(),
         daemon(&reach),
     ];
+    checks.extend(store_check::leftovers(&layout.store_folder()));
     let failed = checks.iter().any(|check| check.verdict == Verdict::Fail);
     if command.json {
         let list: Vec<_> = checks

@@ -9,9 +9,11 @@ use crate::base::limits::{FRAME_BYTES_MAX, LABEL_BYTES_MAX};
 use crate::base::name::check_agent;
 use crate::base::{AgentId, MessageId};
 use crate::relay::{Recipients, Record};
+use crate::store::index::GroupLimits;
 use crate::store::{Segment, Store};
 use crate::wire::{MessageFields, encode};
 use argh::{ArgsInfo, FromArgs};
+use parking_lot::RwLock;
 use rusqlite::{Connection, OpenFlags, Row};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -74,6 +76,9 @@ pub(super) fn run(command: &Import) -> Result<(), Failure> {
     let lock = place.lock()?;
     let store = place.open_for_writing()?;
     let count = import(&connection, &columns, &store, &command.file, &mut Progress::start())?;
+    // Here, where nobody waits, rather than at the next start.
+    let tail = RwLock::new(store.tail(GroupLimits::default()).map_err(Failure::failed)?);
+    store.index(&tail, true).map_err(Failure::failed)?;
     drop(store);
     drop(lock);
     if command.json {
@@ -81,7 +86,7 @@ pub(super) fn run(command: &Import) -> Result<(), Failure> {
             "imported": count.imported, "known": count.known, "too_long": count.too_long, "unusable": count.unusable,
         }));
     }
-    let mut text = format!("{} messages imported\n", count.imported);
+    let mut text = format!("{} imported\n", print::count(count.imported, "message"));
     for (number, what) in [
         (count.known, "were in the store already"),
         (count.too_long, "are longer than a message may be (1 MiB) and were left out"),
@@ -220,6 +225,7 @@ impl Imported {
             checksum: self.checksum,
             accepted_at_ms: self.at_ms,
             ttl_ms: 0,
+            parts: 0,
             recipients: Recipients::Many(Box::default()),
         }
     }
@@ -365,10 +371,10 @@ mod tests {
 
     #[test]
     fn imported_messages_are_found_by_both_sides_and_owed_to_nobody() {
-        use crate::store::{find, index::GroupLimits, replay};
+        use crate::store::{find, replay};
         let world = World::new();
         world.import(&world.file(FIXTURE)).unwrap();
-        let tail = parking_lot::RwLock::new(world.store.tail(GroupLimits::default()).unwrap());
+        let tail = RwLock::new(world.store.tail(GroupLimits::default()).unwrap());
         world.store.index(&tail, true).unwrap();
         let count = |query: find::HistoryQuery| {
             find::history(&world.store, &tail, &find::HistoryQuery { limit: 100, ..query }).unwrap().rows.len()

@@ -6,8 +6,10 @@ mod agents;
 mod arguments;
 mod bench;
 mod config;
+mod copies;
 mod doctor;
 mod down;
+mod export;
 mod filter;
 mod history;
 mod import;
@@ -64,6 +66,10 @@ enum Command {
     Bench(bench::Bench),
     Config(config::Config),
     Keygen(keygen::Keygen),
+    Rekey(copies::Rekey),
+    Backup(copies::Backup),
+    Restore(copies::Restore),
+    Export(export::Export),
     Import(import::Import),
 }
 
@@ -126,27 +132,34 @@ fn run(arguments: &[String]) -> Result<(), Failure> {
         return print::out(&format!("relay {}\n", env!("CARGO_PKG_VERSION")));
     }
     let arguments = arguments::normalise(arguments)?;
-    match parse(&arguments)? {
-        Parsed::Help(text) => print::out(&text),
-        Parsed::Command(Command::Up(command)) => up::run(command),
-        Parsed::Command(Command::Down(command)) => down::run(&command),
-        Parsed::Command(Command::Status(command)) => status::run(&command),
-        Parsed::Command(Command::Agents(command)) => agents::run(&command),
-        Parsed::Command(Command::Who(command)) => agents::run_who(&command),
-        Parsed::Command(Command::Send(command)) => send::run(&command),
-        Parsed::Command(Command::Listen(command)) => listen::run(&command),
-        Parsed::Command(Command::Read(command)) => read::run(&command),
-        Parsed::Command(Command::History(command)) => history::run(&command),
-        Parsed::Command(Command::Doctor(command)) => doctor::run(&command),
-        Parsed::Command(Command::Bench(command)) => bench::run(&command),
-        Parsed::Command(Command::Config(command)) => config::run(command),
-        Parsed::Command(Command::Keygen(command)) => keygen::run(&command),
-        Parsed::Command(Command::Import(command)) => import::run(&command),
+    let command = match parse(&arguments)? {
+        Parsed::Help(text) => return print::out(&text),
+        Parsed::Command(command) => command,
+    };
+    match *command {
+        Command::Up(command) => up::run(command),
+        Command::Down(command) => down::run(&command),
+        Command::Status(command) => status::run(&command),
+        Command::Agents(command) => agents::run(&command),
+        Command::Who(command) => agents::run_who(&command),
+        Command::Send(command) => send::run(&command),
+        Command::Listen(command) => listen::run(&command),
+        Command::Read(command) => read::run(&command),
+        Command::History(command) => history::run(&command),
+        Command::Doctor(command) => doctor::run(&command),
+        Command::Bench(command) => bench::run(&command),
+        Command::Config(command) => config::run(command),
+        Command::Keygen(command) => keygen::run(&command),
+        Command::Rekey(command) => copies::rekey(&command),
+        Command::Backup(command) => copies::backup(&command),
+        Command::Restore(command) => copies::restore(&command),
+        Command::Export(command) => export::run(&command),
+        Command::Import(command) => import::run(&command),
     }
 }
 
 enum Parsed {
-    Command(Command),
+    Command(Box<Command>),
     Help(String),
 }
 
@@ -154,7 +167,7 @@ enum Parsed {
 fn parse(arguments: &[String]) -> Result<Parsed, Failure> {
     let borrowed: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match Relay::from_args(&["relay"], &borrowed) {
-        Ok(relay) => Ok(Parsed::Command(relay.command)),
+        Ok(relay) => Ok(Parsed::Command(Box::new(relay.command))),
         Err(early) if early.status.is_ok() => Ok(Parsed::Help(format!("{}\n", early.output.trim_end()))),
         Err(early) => {
             let command = arguments.first().filter(|first| !first.starts_with('-'));

@@ -24,7 +24,12 @@ pub(super) fn json(value: &serde_json::Value) -> Result<(), Failure> {
 
 /// Prints one JSON value on one line.
 pub(super) fn json_line(value: &serde_json::Value) -> Result<(), Failure> {
-    out(&format!("{}\n", safe_json(&value.to_string())))
+    out(&format!("{}\n", json_text(value)))
+}
+
+/// One JSON value on one line, harmless to a terminal.
+pub(super) fn json_text(value: &serde_json::Value) -> String {
+    safe_json(&value.to_string()).into_owned()
 }
 
 /// The same JSON with characters that could drive a terminal as \u escapes: what a program reads does not change.
@@ -157,6 +162,11 @@ pub(super) fn bytes(count: u64) -> String {
         unit += 1;
     }
     format!("{amount:.1} {}", UNITS[unit])
+}
+
+/// So many of something that has a plural in s.
+pub(super) fn count(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 /// Seconds for people: the two largest units.

@@ -7,7 +7,6 @@ use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
 use serde_json::Value;
 use std::path::PathBuf;
-use std::time::Duration;
 
 /// Show one message in full and what became of it at each recipient.
 #[derive(FromArgs, ArgsInfo)]
@@ -37,11 +36,6 @@ pub(super) struct Read {
     global: bool,
 }
 
-/// The daemon's `persistence.flush_interval_ms` unless set otherwise.
-const FLUSH: Duration = Duration::from_millis(50);
-/// A message that is not known is asked for again so often.
-const LATER_TRIES: u32 = 2;
-
 pub(super) fn run(command: &Read) -> Result<(), Failure> {
     let id = command.id.to_ascii_lowercase();
     if id.is_empty() || id.len() > 32 || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
@@ -51,16 +45,7 @@ pub(super) fn run(command: &Read) -> Result<(), Failure> {
     }
     let reach = Reach::of(command.data_dir.as_deref(), command.socket.as_deref(), command.global)?;
     let question = serde_json::json!({ "id": id });
-    let mut answer = talk::ask(&reach, QueryKind::Message, &question);
-    for _ in 0..LATER_TRIES {
-        if answer.is_ok() {
-            break;
-        }
-        // Its recipient's shard tells the writer of it within one flush; this may be the moment before.
-        std::thread::sleep(FLUSH);
-        answer = talk::ask(&reach, QueryKind::Message, &question);
-    }
-    let message = answer?;
+    let message = talk::ask(&reach, QueryKind::Message, &question)?;
     if command.json { print::json(&message) } else { print::out(&describe(&message, Style::of_output())) }
 }
 

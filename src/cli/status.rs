@@ -110,7 +110,7 @@ fn stored(store: &Value) -> String {
     parts.push(if store["encrypted"] == true { "encrypted" } else { "not encrypted" }.to_owned());
     parts.push(format!("{} ({} used)", bytes(number(&store["file_bytes"])), bytes(number(&store["used_bytes"]))));
     if let Some(messages) = store["messages"].as_u64() {
-        parts.push(format!("{messages} messages"));
+        parts.push(print::count(messages, "message"));
     }
     if let Some(owed) = store["owed_messages"].as_u64() {
         parts.push(format!("{owed} owed ({})", bytes(number(&store["owed_bytes"]))));
@@ -134,7 +134,16 @@ fn health(store: &Value, style: Style) -> String {
     }
     let since = health["since_ms"].as_i64().and_then(|since| jiff::Timestamp::from_millisecond(since).ok());
     let since = since.map_or_else(String::new, |since| format!(" since {since:.0}"));
-    style.coloured(31, &format!("{}{since}: {}", cell(&health["problem"]), cell(&health["sentence"])))
+    let problem = match health["problem"].as_str() {
+        Some("full") => "disk full".to_owned(),
+        Some("quota") => "disk quota reached".to_owned(),
+        Some("io") => "disk error".to_owned(),
+        Some("read_only") => "not writable".to_owned(),
+        Some("gone") => "store gone".to_owned(),
+        Some("corrupt") => "damaged".to_owned(),
+        _ => cell(&health["problem"]),
+    };
+    style.coloured(31, &format!("{problem}{since}: {}", cell(&health["sentence"])))
 }
 
 /// `Retention: 30 days (Pro tier max: 90 days)`.
@@ -299,7 +308,7 @@ mod tests {
     fn a_sick_store_says_why_and_since_when() {
         let health = |value| health(&serde_json::json!({ "health": value }), Style::plain());
         let sick = serde_json::json!({
-            "ok": false, "problem": "disk full", "since_ms": 1_795_262_400_000_u64, "sentence": "free some space",
+            "ok": false, "problem": "full", "since_ms": 1_795_262_400_000_u64, "sentence": "free some space",
         });
         assert_eq!(health(sick), "disk full since 2026-11-21T12:00:00Z: free some space");
         assert_eq!(health(serde_json::json!({ "ok": true })), "ok");

@@ -1,9 +1,11 @@
 //! What `relay doctor` says of the store. Its contents are read by a child process: reading a damaged map, or one whose
 //! file was cut short, can end the process that does it.
 
+use super::Failure;
 use super::doctor::Check;
-use super::stored::{self, Place};
-use super::{Failure, print};
+use super::print::{self, Progress};
+use super::stored::Place;
+use crate::store::{check, copy};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -40,6 +42,14 @@ pub(super) fn permissions(folder: &Path) -> Check {
         }
     }
     Check::ok(name, format!("{}, yours alone", folder.display()))
+}
+
+/// What interrupted copies have left: it may be under an old key, or none.
+pub(super) fn leftovers(folder: &Path) -> Option<Check> {
+    let left: Vec<String> = copy::leftovers(folder).iter().map(|path| path.display().to_string()).collect();
+    let repair = format!("relay down; rm -r {}", left.join(" "));
+    (!left.is_empty())
+        .then(|| Check::warn("store leftovers", format!("{}, of copies that did not end", left.join(", ")), repair))
 }
 
 /// Asks a child process to read all of it.
@@ -106,20 +116,25 @@ fn judge(mut command: Command, time: Duration) -> Check {
 /// The child's life.
 pub(super) fn run(data_dir: Option<&Path>, global: bool, db_key: Option<&Path>) -> Result<(), Failure> {
     let place = Place::of(data_dir, global, db_key)?;
-    let store = place.open_for_reading()?;
-    let mut messages = 0u64;
-    stored::each_message(&store, |_, _| {
-        messages += 1;
-        Ok(())
-    })?;
-    let (file, used) = store.file_bytes().map_err(Failure::failed)?;
-    let (first, last) =
-        (store.first_segment().map_err(Failure::failed)?, store.last_segment().map_err(Failure::failed)?);
+    let mut progress = Progress::start();
+    let report = check::check(&place.options().reading(), |segment| progress.show(&format!("segment {segment} …")));
+    let report = report.map_err(Failure::failed)?;
+    drop(progress);
+    if let Some(first) = report.damages.first() {
+        let more = match report.damage_count {
+            1 => String::new(),
+            count => format!(", the first of {count} places"),
+        };
+        return Err(Failure::Failed(format!("damaged: {first}{more}")));
+    }
+    let ((first, last), (file, used)) = (report.segments, report.file_bytes);
     print::out(&format!(
-        "sound: {messages} messages in segments {first} to {last}, {} ({} used){}\n",
+        "sound: {} in segments {first} to {last}, {}, {} ({} used){}\n",
+        print::count(report.messages, "message"),
+        print::count(report.agents, "agent"),
         print::bytes(file),
         print::bytes(used),
-        if store.is_encrypted() { ", encrypted" } else { "" }
+        if report.encrypted { ", encrypted" } else { "" }
     ))
 }
 

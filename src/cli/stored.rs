@@ -3,9 +3,15 @@
 use super::{Failure, up};
 use crate::daemon::lock::Lock;
 use crate::daemon::paths::{self, Layout};
-use crate::daemon::settings::{Flags, Settings};
+use crate::daemon::settings::Flags;
 use crate::daemon::settings_key::KeyText;
+use crate::history;
+use crate::relay::Memory;
+use crate::store::index::{GroupLimits, Tail};
 use crate::store::{Key, MessageRef, Options, RecordRef, Store};
+use crate::wire::QueryKind;
+use parking_lot::RwLock;
+use serde_json::Value;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -18,7 +24,6 @@ const READ_BYTES: u64 = 4 * 1024 * 1024;
 /// The store of one place, and the key that was given for it.
 pub(super) struct Place {
     pub(super) layout: Layout,
-    pub(super) settings: Settings,
     key: Option<Key>,
 }
 
@@ -28,7 +33,7 @@ impl Place {
         let values = db_key.map(|path| ("persistence.db_key", path.display().to_string()));
         let settings = up::settings(&Flags { place, config: None, values: values.into_iter().collect() })?;
         let key = settings.db_key.as_ref().map(key_of).transpose()?;
-        Ok(Place { layout: settings.layout.clone(), settings, key })
+        Ok(Place { layout: settings.layout, key })
     }
 
     /// Its folder.
@@ -46,17 +51,50 @@ impl Place {
         Lock::take(&self.layout, jiff::Timestamp::now()).map_err(Failure::failed)
     }
 
+    /// How to open it.
+    pub(super) fn options(&self) -> Options {
+        Options::new(self.folder(), self.key())
+    }
+
     /// For reading, beside a running daemon or without one.
     pub(super) fn open_for_reading(&self) -> Result<Store, Failure> {
-        Store::open(Options::new(self.folder(), self.key()).reading()).map_err(Failure::failed)
+        Store::open(self.options().reading()).map_err(Failure::failed)
     }
 
     /// For writing, by whoever holds the lock.
     pub(super) fn open_for_writing(&self) -> Result<Store, Failure> {
-        let store = Store::open(Options::new(self.folder(), self.key())).map_err(Failure::failed)?;
+        let store = Store::open(self.options()).map_err(Failure::failed)?;
         let seconds = u32::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0);
         store.begin_epoch(seconds, 0).map_err(Failure::failed)?;
         Ok(store)
+    }
+}
+
+/// Answers what a daemon would be asked, from the store itself, as it was when this was opened.
+pub(super) struct Reader {
+    store: Store,
+    tail: RwLock<Tail>,
+    memory: RwLock<Memory>,
+}
+
+impl Reader {
+    pub(super) fn open(place: &Place) -> Result<Reader, Failure> {
+        let store = place.open_for_reading()?;
+        // What the daemon has not indexed yet: at most one group.
+        let tail = RwLock::new(store.tail(GroupLimits::default()).map_err(Failure::failed)?);
+        store.index(&tail, false).map_err(Failure::failed)?;
+        let memory = RwLock::new(store.recover(|_| {}).map_err(Failure::failed)?);
+        Ok(Reader { store, tail, memory })
+    }
+
+    /// The answer, a JSON value.
+    pub(super) fn ask(&self, kind: QueryKind, arguments: &Value) -> Result<Value, Failure> {
+        let (failed, answer) = history::answer(&self.store, &self.tail, &self.memory, kind, &arguments.to_string());
+        let value: Value = serde_json::from_slice(&answer).map_err(Failure::failed)?;
+        match (failed, value["error"].as_str()) {
+            (true, reason) => Err(Failure::Failed(reason.unwrap_or("the store could not answer").to_owned())),
+            (false, _) => Ok(value),
+        }
     }
 }
 

@@ -4,13 +4,12 @@
 use super::presence::{Presence, time_of};
 use super::settings::{Durability, Settings};
 use super::storage::StorageGauges;
-use crate::store::Store;
-use crate::base::tier::Entitlement;
 use crate::base::name::is_internal;
 use crate::base::{CloseReason, RefuseReason, SessionId, ShardId};
 use crate::mesh::{Answered, ClerkPost, Mesh, Notice, ShardGauges};
 use crate::relay::{AgentRow, CensusPart, CensusTicket, Gauges, Question};
 use crate::shard::Bells;
+use crate::store::{Follower, Store, StoreError};
 use crate::wire::QueryKind;
 use serde_json::{Map, Value, json};
 use std::collections::VecDeque;
@@ -33,6 +32,7 @@ pub(super) struct Facts {
     pub(super) cpus: Vec<usize>,
     pub(super) reports: Vec<crate::uring::Report>,
     pub(super) store: Store,
+    pub(super) follower: Arc<Follower>,
     pub(super) storage: StorageGauges,
 }
 
@@ -251,7 +251,7 @@ impl Clerk {
             "uptime_s": uptime.as_secs(),
             "socket": self.settings.layout.socket,
             "listen": self.facts.listen,
-            "store": self.store_status(),
+            "store": self.store_status(sum(|heart| heart.waiting_messages), sum(|heart| heart.waiting_bytes)),
             "durability": {
                 "mode": self.settings.durability.name(),
                 "survives": survives(self.settings.durability),
@@ -287,10 +287,17 @@ impl Clerk {
     }
 
     /// The store, its health, and how far its threads have got.
-    fn store_status(&self) -> Value {
+    fn store_status(&self, owed_messages: u64, owed_bytes: u64) -> Value {
         let (writer, keeper) = (&self.facts.storage.writer, &self.facts.storage.keeper);
         let trouble = writer.trouble.lock().clone();
+        let damage = self.facts.follower.damage();
         let health = match &trouble {
+            None if damage.is_some() => json!({
+                "ok": false,
+                "problem": "corrupt",
+                "since_ms": null,
+                "sentence": damage.map(|damage| StoreError::Corrupt(damage).to_string()),
+            }),
             None => json!({ "ok": true, "problem": null, "since_ms": null, "sentence": null }),
             Some(trouble) => json!({
                 "ok": false,
@@ -303,7 +310,7 @@ impl Clerk {
         let (first, last) = (self.facts.store.first_segment().ok(), self.facts.store.last_segment().ok());
         let applied = keeper.applied.load(Ordering::Relaxed);
         let swept_at_ms = keeper.swept_at_ms.load(Ordering::Relaxed);
-        let entitlement = Entitlement::UNLIMITED;
+        let entitlement = super::run::ENTITLEMENT;
         json!({
             "path": self.facts.store.folder(),
             "durability": self.settings.durability.name(),
@@ -315,6 +322,8 @@ impl Clerk {
             "unindexed_segments": keeper.unindexed_segments.load(Ordering::Relaxed),
             "checkpoint_lag_segments": last.map(|last| last.saturating_sub(applied)),
             "health": health,
+            "owed_messages": owed_messages,
+            "owed_bytes": owed_bytes,
             "pending_records": writer.pending.load(Ordering::Relaxed),
             "fetched_messages": keeper.fetched_messages.load(Ordering::Relaxed),
             "upkeep_failures": keeper.failures.load(Ordering::Relaxed),
@@ -371,7 +380,9 @@ fn survives(durability: Durability) -> &'static str {
             "a durable receipt survives a kill and a power loss; what has none yet (at most the last 50 ms) is lost with \
              the process"
         }
-        Durability::Strict => "whatever was delivered, and whatever has a durable receipt, survives a kill and a power loss",
+        Durability::Strict => {
+            "whatever was delivered, and whatever has a durable receipt, survives a kill and a power loss"
+        }
     }
 }
 

@@ -9,10 +9,10 @@ pub mod notify;
 pub mod paths;
 mod presence;
 mod run;
-mod storage;
 pub mod settings;
 pub(crate) mod settings_file;
 pub mod settings_key;
 mod settings_records;
+mod storage;
 
 pub use run::{DaemonError, Ready, run};

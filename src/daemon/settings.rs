@@ -237,7 +237,7 @@ impl Durability {
                 "what was delivered or has a durable receipt survives kill and power loss; delivery waits for the disk"
             }
             Durability::Relaxed => {
-                "a kill or a power cut loses at most the last second; delivery does not wait for the disk"
+                "what has a durable receipt, which may take a second, survives kill and power loss; a crash loses the rest of that second"
             }
         }
     }

@@ -36,9 +36,13 @@ impl Historian {
             while let Some((shard, question)) = self.mesh.pop_historian() {
                 // The writer has committed what the asker saw; the index may not have followed yet.
                 let (failed, json) = match self.follower.catch_up(&self.store) {
-                    Ok(()) => {
-                        answer(&self.store, &self.follower.tail, &self.follower.memory, question.kind, &question.arguments)
-                    }
+                    Ok(()) => answer(
+                        &self.store,
+                        &self.follower.tail,
+                        &self.follower.memory,
+                        question.kind,
+                        &question.arguments,
+                    ),
                     Err(error) => (true, serde_json::json!({ "error": error.to_string() }).to_string().into_bytes()),
                 };
                 let answered = Answered { session: question.session, number: question.number, failed, json };

@@ -6,7 +6,7 @@
 use crate::base::limits::FETCHES_IN_HAND_MAX;
 use crate::base::{AgentId, ShardId};
 use crate::mesh::{Mesh, Notice};
-use crate::relay::{Fetched, Remembered};
+use crate::relay::{Fetch, Fetched};
 use crate::store::{Follower, Store, StoreError};
 use crate::uring::Waker;
 use std::collections::VecDeque;
@@ -66,6 +66,8 @@ pub struct Keeper {
     stop: Arc<AtomicBool>,
     /// Answers that a shard's queue did not take.
     held: VecDeque<(ShardId, Box<Fetched>)>,
+    /// A fetch that was taken and could not be answered: the agent it is for asks for nothing else until it is.
+    unanswered: Option<(ShardId, Fetch)>,
     /// Rows to be written before the log is applied further in the rows' own view.
     checkpoint: Option<Checkpoint>,
     checkpointed_at: Instant,
@@ -76,6 +78,8 @@ pub struct Keeper {
     /// The wall clock at the start, and when that was: the sweep's clock follows the monotonic one.
     started: (u64, Instant),
     failing_since: Option<Instant>,
+    /// Whether damage was met and told.
+    damaged: bool,
 }
 
 /// Rows on their way to the disk.
@@ -100,6 +104,7 @@ impl Keeper {
         stop: Arc<AtomicBool>,
     ) -> Keeper {
         let now = Instant::now();
+        gauges.applied.store(store.applied(), Ordering::Relaxed);
         Keeper {
             options,
             mesh,
@@ -110,6 +115,7 @@ impl Keeper {
             gauges,
             stop,
             held: VecDeque::new(),
+            unanswered: None,
             checkpoint: None,
             checkpointed_at: now,
             swept_at: None,
@@ -118,6 +124,7 @@ impl Keeper {
             readers_cleared_at: now,
             started: (wall_ms(), now),
             failing_since: None,
+            damaged: false,
         }
     }
 
@@ -135,6 +142,12 @@ impl Keeper {
                     }
                     self.failing_since = Some(Instant::now());
                 }
+            }
+            if !self.damaged
+                && let Some(damage) = self.follower.damage()
+            {
+                self.damaged = true;
+                tracing::error!("the store is damaged ({damage}): what lies there is passed over; run `relay doctor`");
             }
             if stopping {
                 return;
@@ -190,23 +203,32 @@ impl Keeper {
 
     fn answer_fetches(&mut self) -> Result<(), StoreError> {
         self.pass_answers();
-        let mut caught_up = false;
         for index in 0..self.shards.len() {
             let shard = ShardId(index as u16);
             while self.held.len() < FETCHES_IN_HAND_MAX {
-                let Some(fetch) = self.mesh.pop_fetch(shard) else { break };
-                if !caught_up {
-                    // What the shard knows to be committed must be found.
-                    self.follower.catch_up(&self.store)?;
-                    caught_up = true;
+                let taken = self.unanswered.take().or_else(|| Some((shard, self.mesh.pop_fetch(shard)?)));
+                let Some((shard, fetch)) = taken else { break };
+                match self.answer(&fetch) {
+                    Ok(fetched) => self.held.push_back((shard, Box::new(fetched))),
+                    Err(error) => {
+                        self.unanswered = Some((shard, fetch));
+                        return Err(error);
+                    }
                 }
-                let fetched = self.follower.fetch(&self.store, &fetch)?;
-                self.gauges.fetched_messages.fetch_add(fetched.messages.len() as u64, Ordering::Relaxed);
-                self.held.push_back((shard, Box::new(fetched)));
                 self.pass_answers();
             }
         }
         Ok(())
+    }
+
+    fn answer(&mut self, fetch: &Fetch) -> Result<Fetched, StoreError> {
+        // What the shard knew to be committed when it asked must be found: it takes a complete answer at its word.
+        if self.follower.is_behind(&self.store) {
+            self.follower.catch_up(&self.store)?;
+        }
+        let fetched = self.follower.fetch(&self.store, fetch)?;
+        self.gauges.fetched_messages.fetch_add(fetched.messages.len() as u64, Ordering::Relaxed);
+        Ok(fetched)
     }
 
     fn pass_answers(&mut self) {
@@ -232,13 +254,13 @@ impl Keeper {
         while let Some(checkpoint) = &mut self.checkpoint {
             let started = Instant::now();
             let first = checkpoint.rows.len().saturating_sub(ROWS_AT_ONCE);
-            let rows: Vec<Remembered> = self.follower.stamped(&checkpoint.rows[first..]);
             let last = first == 0;
             let forgotten: &[AgentId] = if last { &checkpoint.forgotten } else { &[] };
-            // The mark rides on the last transaction: a crash before it replays a little more.
-            self.store.keep_rows(&rows, forgotten, last.then_some(checkpoint.through))?;
+            self.follower.keep_rows(&self.store, &checkpoint.rows[first..], forgotten)?;
             checkpoint.rows.truncate(first);
             if last {
+                // A crash before this mark replays a little more.
+                self.store.mark_applied(checkpoint.through)?;
                 self.gauges.applied.store(checkpoint.through, Ordering::Relaxed);
                 self.checkpoint = None;
             }

@@ -149,12 +149,16 @@ struct ShardPort {
     spare: ArrayQueue<Vec<Record>>,
     /// To the keeper.
     fetches: ArrayQueue<Fetch>,
+    /// The last wish for records that this shard has followed.
+    flushed: AtomicU64,
 }
 
 /// All queues of a daemon; shared by all its threads.
 pub struct Mesh {
     shards: Vec<ShardPort>,
     writer_sleeper: Sleeper,
+    /// Counts the writer's wishes for all records that shards hold back.
+    flush_wanted: AtomicU64,
     clerk: ArrayQueue<ClerkPost>,
     clerk_sleeper: Sleeper,
     keeper_sleeper: Sleeper,
@@ -181,10 +185,12 @@ impl Mesh {
             batches: ArrayQueue::new(WRITER_BATCHES_MAX),
             spare: ArrayQueue::new(WRITER_BATCHES_MAX),
             fetches: ArrayQueue::new(FETCHES_MAX),
+            flushed: AtomicU64::new(0),
         };
         Mesh {
             shards: (0..count).map(port).collect(),
             writer_sleeper: Sleeper::default(),
+            flush_wanted: AtomicU64::new(0),
             clerk: ArrayQueue::new(QUESTIONS_MAX + 4 * count),
             clerk_sleeper: Sleeper::default(),
             keeper_sleeper: Sleeper::default(),
@@ -305,6 +311,28 @@ impl Mesh {
         self.clerk.pop()
     }
 
+    /// The writer wants all records that shards hold back: whoever asks about messages must find what it has caused
+    /// anywhere. Gives the number of the wish.
+    pub fn want_flush(&self) -> u64 {
+        self.flush_wanted.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// The last wish, if this shard has not followed it yet.
+    pub fn flush_wanted(&self, shard: ShardId) -> Option<u64> {
+        let wanted = self.flush_wanted.load(Ordering::SeqCst);
+        (wanted > self.port(shard).flushed.load(Ordering::Relaxed)).then_some(wanted)
+    }
+
+    /// A shard has handed over everything it had when it saw this wish.
+    pub fn set_flushed(&self, shard: ShardId, wish: u64) {
+        self.port(shard).flushed.store(wish, Ordering::Release);
+    }
+
+    /// The last wish that all shards have followed.
+    pub fn flushed_by_all(&self) -> u64 {
+        self.shards.iter().map(|port| port.flushed.load(Ordering::Acquire)).min().unwrap_or(0)
+    }
+
     /// Asks the keeper for owed messages; gives the request back when its queue is full.
     pub fn push_fetch(&self, from: ShardId, fetch: Fetch) -> Result<(), Fetch> {
         self.port(from).fetches.push(fetch)
@@ -370,6 +398,7 @@ impl Mesh {
         let port = self.port(shard);
         port.lanes.iter().any(|lane| !lane.outcomes.is_empty() || !lane.mail.is_empty())
             || !port.notices.is_empty()
+            || self.flush_wanted(shard).is_some()
             || committed.is_some_and(|known| port.committed.load(Ordering::Acquire) != known)
     }
 

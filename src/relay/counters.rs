@@ -26,7 +26,7 @@ pub struct Counters {
     /// Connections closed, by `CloseReason as usize`.
     pub closes: [u64; CloseReason::ALL.len() + 1],
     /// Messages refused or failed, by `RefuseReason as usize`.
-    pub refusals: [u64; RefuseReason::ALL.len() + 1],
+    pub refusals: [u64; RefuseReason::Stopping as usize + 1],
 }
 
 /// What is here now, beside what has happened.

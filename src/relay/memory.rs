@@ -6,7 +6,11 @@ use crate::base::ids::{NUMBER_FROM_LABEL, Token};
 use crate::base::limits::{LABELS_REMEMBERED, NUMBERS_REMEMBERED};
 use crate::base::{AgentId, MessageId, Name, Sequence};
 use crate::wire::Dialect;
-use std::collections::{HashMap, VecDeque};
+use hashbrown::HashTable;
+use std::collections::VecDeque;
+
+/// Unfinished fan-outs of one sender: as many as numbers are remembered.
+pub const PARTIAL_MAX: usize = NUMBERS_REMEMBERED as usize;
 
 /// One agent, as far as the store knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,6 +90,24 @@ pub struct SentMarks {
     pub labels: VecDeque<u64>,
     /// How many labels were ever pushed: says which of a stored ring's parts have changed.
     pub labels_pushed: u64,
+    /// Fan-outs of which some homes' parts are in the log and others are not: not taken yet. After a crash such a one may
+    /// be sent again, and those who have it must not get it twice. Oldest first.
+    pub partial: VecDeque<Partial>,
+}
+
+/// A fan-out, as far as its parts are in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Partial {
+    /// The sender's number for it.
+    pub number: u64,
+    /// The start of the daemon whose parts are counted.
+    pub epoch: u32,
+    /// How many there are to be.
+    pub parts: u16,
+    /// How many have been seen.
+    pub seen: u16,
+    /// Who has it.
+    pub recipients: Vec<AgentId>,
 }
 
 impl SentMarks {
@@ -114,6 +136,44 @@ impl SentMarks {
             let bit = number % NUMBERS_REMEMBERED;
             self.taken[(bit / 64) as usize] |= 1 << (bit % 64);
         }
+    }
+
+    /// Takes note of a number that is in use without being taken.
+    fn see(&mut self, number: u64) {
+        if number & NUMBER_FROM_LABEL == 0 && number > self.high {
+            self.take(number);
+            let bit = number % NUMBERS_REMEMBERED;
+            self.taken[(bit / 64) as usize] &= !(1 << (bit % 64));
+        }
+    }
+
+    /// Takes note of one home's part of a fan-out; says whether that was the last.
+    fn take_part(&mut self, number: u64, epoch: u32, parts: u16, recipients: impl Iterator<Item = AgentId>) -> bool {
+        let index = match self.partial.iter().position(|partial| partial.number == number) {
+            Some(index) => index,
+            None => {
+                if self.partial.len() == PARTIAL_MAX {
+                    self.partial.pop_front();
+                }
+                self.partial.push_back(Partial { number, epoch, parts, seen: 0, recipients: Vec::new() });
+                self.partial.len() - 1
+            }
+        };
+        let partial = &mut self.partial[index];
+        if partial.epoch != epoch {
+            // Sent again after a crash: every home has its say once more, and who has it keeps it.
+            (partial.epoch, partial.parts, partial.seen) = (epoch, parts, 0);
+        }
+        partial.seen += 1;
+        partial.recipients.extend(recipients);
+        let complete = partial.seen >= partial.parts;
+        if complete {
+            self.partial.remove(index);
+            self.take(number);
+        } else {
+            self.see(number);
+        }
+        complete
     }
 
     /// Whether a native number was accepted. What is too old to be known counts as accepted.
@@ -216,7 +276,8 @@ pub struct ProgressRecord {
 /// All rows.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
-    rows: HashMap<AgentId, Kept>,
+    /// By number, which is the uniform half of a SHA-256.
+    rows: HashTable<Kept>,
     /// Agents whose row has changed since it was last taken, each once.
     dirty: Vec<AgentId>,
     /// Agents that were forgotten since the last time that was asked.
@@ -233,22 +294,23 @@ struct Kept {
 impl Memory {
     /// A row that was kept.
     pub fn restore(&mut self, row: Remembered) {
-        self.rows.insert(row.agent, Kept { row, dirty: false });
+        self.remove(row.agent);
+        self.rows.insert_unique(row.agent.0, Kept { row, dirty: false }, |kept| kept.row.agent.0);
     }
 
     /// One agent.
     pub fn row(&self, agent: AgentId) -> Option<&Remembered> {
-        self.rows.get(&agent).map(|kept| &kept.row)
+        self.rows.find(agent.0, |kept| kept.row.agent == agent).map(|kept| &kept.row)
     }
 
     /// All of them, in no order.
     pub fn rows(&self) -> impl Iterator<Item = &Remembered> {
-        self.rows.values().map(|kept| &kept.row)
+        self.rows.iter().map(|kept| &kept.row)
     }
 
     /// All of them, given away.
     pub fn into_rows(self) -> impl Iterator<Item = Remembered> {
-        self.rows.into_values().map(|kept| kept.row)
+        self.rows.into_iter().map(|kept| kept.row)
     }
 
     /// Whether anything has changed since `take_dirty`.
@@ -258,7 +320,7 @@ impl Memory {
 
     /// Lets go of senders that nobody has met.
     pub fn forget_nameless(&mut self) {
-        self.rows.retain(|_, kept| kept.row.name.is_some());
+        self.rows.retain(|kept| kept.row.name.is_some());
     }
 
     /// Agents known by name, or by messages alone.
@@ -277,7 +339,7 @@ impl Memory {
         dirty.sort_unstable();
         dirty.dedup();
         for agent in &dirty {
-            if let Some(kept) = self.rows.get_mut(agent) {
+            if let Some(kept) = self.kept(*agent) {
                 kept.dirty = false;
             }
         }
@@ -289,10 +351,21 @@ impl Memory {
         std::mem::take(&mut self.forgotten)
     }
 
+    fn kept(&mut self, agent: AgentId) -> Option<&mut Kept> {
+        self.rows.find_mut(agent.0, |kept| kept.row.agent == agent)
+    }
+
+    fn remove(&mut self, agent: AgentId) {
+        if let Ok(entry) = self.rows.find_entry(agent.0, |kept| kept.row.agent == agent) {
+            entry.remove();
+        }
+    }
+
     /// The row to change, unless it holds this segment already.
     fn touch(&mut self, segment: u64, agent: AgentId) -> Option<&mut Remembered> {
         let fresh = || Kept { row: Remembered::new(agent), dirty: false };
-        let kept = self.rows.entry(agent).or_insert_with(fresh);
+        let entry = self.rows.entry(agent.0, |kept| kept.row.agent == agent, |kept| kept.row.agent.0);
+        let kept = entry.or_insert_with(fresh).into_mut();
         if segment <= kept.row.as_of {
             return None;
         }
@@ -307,14 +380,14 @@ impl Memory {
     /// go: whoever sends under a name that nobody has met has no order, no session and no marks. But not the first time:
     /// a message may be committed before the name of its sender, by whom another shard is home.
     pub fn stamp(&mut self, agent: AgentId, segment: u64) -> Option<&Remembered> {
-        let kept = self.rows.get_mut(&agent)?;
+        let kept = self.kept(agent)?;
         let before = kept.row.as_of;
         kept.row.as_of = before.max(segment);
         if kept.row.name.is_some() {
             return self.row(agent);
         }
         if before > 0 {
-            self.rows.remove(&agent);
+            self.remove(agent);
         } else if !std::mem::replace(&mut kept.dirty, true) {
             self.dirty.push(agent);
         }
@@ -371,16 +444,35 @@ impl Memory {
     /// Nobody has seen it within the retention time, and nothing is owed to it.
     pub fn forgotten(&mut self, segment: u64, agent: AgentId) {
         if self.touch(segment, agent).is_some() {
-            self.rows.remove(&agent);
+            self.remove(agent);
             self.forgotten.push(agent);
         }
     }
 
     /// A message was accepted from `id.sender`: its number is taken.
-    pub fn sent(&mut self, segment: u64, id: MessageId, at_ms: u64) {
+    fn sent(&mut self, segment: u64, id: MessageId, at_ms: u64) {
         if let Some(row) = self.touch(segment, id.sender) {
             row.sent.take(id.number);
             row.messages_sent += 1;
+            row.last_seen_ms = row.last_seen_ms.max(at_ms);
+        }
+    }
+
+    /// One home's part of a message was accepted from `id.sender`; `parts` of them make it whole.
+    pub fn part(
+        &mut self,
+        segment: u64,
+        id: MessageId,
+        at_ms: u64,
+        epoch: u32,
+        parts: u16,
+        recipients: impl Iterator<Item = AgentId>,
+    ) {
+        if parts <= 1 {
+            return self.sent(segment, id, at_ms);
+        }
+        if let Some(row) = self.touch(segment, id.sender) {
+            row.messages_sent += u64::from(row.sent.take_part(id.number, epoch, parts, recipients));
             row.last_seen_ms = row.last_seen_ms.max(at_ms);
         }
     }
@@ -442,6 +534,19 @@ mod tests {
         assert_eq!(memory.take_dirty(), [AgentId(7), AgentId(8)], "both are looked at again");
         assert!(memory.stamp(AgentId(7), 2).is_some_and(|row| row.sent.is_taken(1)));
         assert!(memory.stamp(AgentId(8), 2).is_none() && memory.len() == 1);
+    }
+
+    #[test]
+    fn a_fan_out_is_taken_when_every_home_has_had_its_say() {
+        let mut marks = SentMarks::default();
+        assert!(!marks.take_part(5, 1, 2, [AgentId(1)].into_iter()));
+        assert!(!marks.is_taken(5) && marks.high == 5, "in use, and may be sent again");
+        // A crash; it is sent again: the parts are counted anew, and who has it is remembered.
+        assert!(!marks.take_part(5, 2, 3, [].into_iter()));
+        assert!(!marks.take_part(5, 2, 3, [AgentId(2)].into_iter()));
+        assert_eq!(marks.partial[0].recipients, [AgentId(1), AgentId(2)]);
+        assert!(marks.take_part(5, 2, 3, [AgentId(3)].into_iter()));
+        assert!(marks.is_taken(5) && marks.partial.is_empty());
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! The heart driven by hand: one short test for each bug that the simulated worlds found.
 
 use super::*;
-use crate::base::AgentId;
 use crate::wire::{Hello, MessageFields, Wants};
 
 /// Two hearts and nothing between them: mail is carried when a test says so.

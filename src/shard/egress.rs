@@ -294,6 +294,8 @@ impl Inner {
     pub(super) fn flush_records(&mut self, at_once: bool) {
         self.push_writer_hold();
         self.behind = false;
+        let wish = self.mesh.flush_wanted(self.shard);
+        let at_once = at_once || wish.is_some();
         if !self.writer_hold.is_empty() {
             // The writer does not keep up, or its disk is in trouble: what waits here is bounded by what the heart still
             // accepts, and progress stays where each agent has one place for it.
@@ -326,6 +328,13 @@ impl Inner {
         }
         self.push_writer_hold();
         let full = !self.writer_hold.is_empty();
+        if let Some(wish) = wish
+            && !full
+            && self.batch.is_empty()
+        {
+            self.mesh.set_flushed(self.shard, wish);
+            self.writer_pushed = true;
+        }
         if full != self.writer_was_full {
             self.writer_was_full = full;
             self.relay.handle(self.now, Event::WriterFull(full), &mut self.outbox);

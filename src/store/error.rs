@@ -175,6 +175,14 @@ pub enum OpenError {
         /// Which.
         kind: &'static str,
     },
+    /// A re-keying was interrupted between two renames.
+    #[error("`relay rekey` was interrupted: run it again, or rename {parked} back to {folder}")]
+    Interrupted {
+        /// Where the store should be.
+        folder: PathBuf,
+        /// Where it is.
+        parked: PathBuf,
+    },
     /// As for each other use.
     #[error(transparent)]
     Store(#[from] StoreError),

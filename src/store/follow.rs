@@ -3,10 +3,12 @@
 
 use super::error::Damage;
 use super::index::{GroupLimits, Tail};
+use super::rows::RowChange;
 use super::{Store, StoreError, find, replay};
 use crate::base::AgentId;
 use crate::relay::{Fetch, Fetched, Memory, Place, Remembered};
 use parking_lot::{Mutex, RwLock};
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -24,12 +26,15 @@ pub struct Follower {
     turn: Mutex<()>,
     position: AtomicU64,
     damage: Mutex<Option<Damage>>,
+    /// How many labels each sender had pushed when its row was last kept.
+    labels_kept: Mutex<HashMap<AgentId, u64>>,
 }
 
 impl Follower {
     /// Reads rows, the end of the log, and the index of what no group covers. Gives the rows as well, for their homes.
     pub fn recover(store: &Store) -> Result<(Follower, Vec<Remembered>), StoreError> {
-        let (mut memory, through) = store.recover()?;
+        let mut memory = store.recover(|_| {})?;
+        let through = store.last_segment()?;
         let tail = RwLock::new(store.tail(GroupLimits::default())?);
         let damage = store.index(&tail, false)?;
         // Senders that nobody has met have no home and no order.
@@ -41,6 +46,7 @@ impl Follower {
             turn: Mutex::new(()),
             position: AtomicU64::new(through),
             damage: Mutex::new(damage),
+            labels_kept: Mutex::default(),
         };
         Ok((follower, rows))
     }
@@ -53,18 +59,14 @@ impl Follower {
         Ok(())
     }
 
-    /// The first damage that was met, if any was.
+    /// The first damage that was met, if any was. What is damaged is passed over.
     pub fn damage(&self) -> Option<Damage> {
         self.damage.lock().clone()
     }
 
     fn note(&self, damage: Option<Damage>) {
         let Some(damage) = damage else { return };
-        let mut first = self.damage.lock();
-        if first.is_none() {
-            tracing::error!("the store is damaged ({damage}): what is there is passed over; run `relay doctor`");
-            *first = Some(damage);
-        }
+        self.damage.lock().get_or_insert(damage);
     }
 
     /// The last segment that was followed.
@@ -148,11 +150,29 @@ impl Follower {
         Some((self.position(), memory.take_dirty(), memory.take_forgotten()))
     }
 
-    /// These rows as they are to be kept now.
-    pub fn stamped(&self, agents: &[AgentId]) -> Vec<Remembered> {
-        let _turn = self.turn.lock();
-        let position = self.position();
-        let mut memory = self.memory.write();
-        agents.iter().filter_map(|agent| memory.stamp(*agent, position).cloned()).collect()
+    /// Keeps the rows of these agents as they are now, and removes those that were forgotten.
+    pub fn keep_rows(&self, store: &Store, agents: &[AgentId], forgotten: &[AgentId]) -> Result<(), StoreError> {
+        let rows: Vec<Remembered> = {
+            let _turn = self.turn.lock();
+            let position = self.position();
+            let mut memory = self.memory.write();
+            agents.iter().filter_map(|agent| memory.stamp(*agent, position).cloned()).collect()
+        };
+        let mut kept = self.labels_kept.lock();
+        let changes: Vec<RowChange<'_>> = rows
+            .iter()
+            .map(|row| {
+                let before = kept.get(&row.agent).copied().unwrap_or(0);
+                RowChange { row, labels_pushed: row.sent.labels_pushed - before }
+            })
+            .collect();
+        store.keep_rows(&changes, forgotten)?;
+        for row in rows.iter().filter(|row| row.sent.labels_pushed > 0) {
+            kept.insert(row.agent, row.sent.labels_pushed);
+        }
+        for agent in forgotten {
+            kept.remove(agent);
+        }
+        Ok(())
     }
 }

@@ -12,25 +12,31 @@
 //! map and opening the file anew hold it for writing, so that they happen while no transaction is going on.
 
 mod append;
+pub mod check;
+pub mod copy;
 mod error;
 pub mod find;
 mod follow;
-mod stub;
 pub mod index;
 mod key;
 mod open;
 mod record;
 pub mod replay;
+mod rows;
 mod seal;
 mod segment;
 mod snapshot;
+mod sweep;
 
+pub use copy::{Copied, CopyError};
 pub use error::{Damage, OpenError, Part, StoreError};
 pub use follow::Follower;
 pub use key::{Key, KeyError};
 pub use record::{MessageRef, RecipientsRef, RecordRef};
+pub use rows::RowChange;
 pub use segment::{Segment, SegmentHeader, SegmentView};
 pub use snapshot::Snapshot;
+pub use sweep::Swept;
 
 use crate::base::AgentId;
 use heed::types::Bytes;
@@ -186,6 +192,9 @@ impl From<StoreError> for Failed {
     }
 }
 
+/// Names and values of `meta`.
+type MetaValues = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// What stands in `meta`, checked.
 struct Meta {
     store_id: [u8; 16],
@@ -199,6 +208,10 @@ impl Store {
         let Options { folder, key, map_bytes, access } = options;
         let found = open::look(&folder)?;
         if found == open::Found::Nothing {
+            let parked = copy::parked(&folder);
+            if parked.exists() {
+                return Err(OpenError::Interrupted { folder, parked });
+            }
             if access == Access::Read {
                 return Err(OpenError::Absent(folder));
             }
@@ -209,7 +222,7 @@ impl Store {
             if access == Access::Read {
                 return Err(OpenError::Absent(folder));
             }
-            let first = first_meta(key.as_ref())?;
+            let first = first_meta(key.as_ref(), random()?, random()?)?;
             let databases = open::create(&env, &first).map_err(|error| error::of_heed(error, &folder))?;
             return Store::assemble(folder, key, map_bytes, access, Open { env, databases });
         }
@@ -421,16 +434,13 @@ impl Store {
 }
 
 /// The first values of `meta`.
-fn first_meta(key: Option<&Key>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, OpenError> {
-    let nothing = || OpenError::Store(no_randomness());
-    let store_id: [u8; 16] = seal::random().ok_or_else(nothing)?;
-    let index_key: [u8; 16] = seal::random().ok_or_else(nothing)?;
+fn first_meta(key: Option<&Key>, store_id: [u8; 16], index_key: [u8; 16]) -> Result<MetaValues, StoreError> {
     let (cipher, index_key) = match key {
         None => (vec![CIPHER_PLAIN], index_key.to_vec()),
         Some(key) => {
             let mut cipher = vec![CIPHER_AES_256_GCM];
-            cipher.extend(seal::seal_alone(key, &store_id, CIPHER_KEY, CHECK).ok_or_else(nothing)?);
-            (cipher, seal::seal_alone(key, &store_id, INDEX_KEY_KEY, &index_key).ok_or_else(nothing)?)
+            cipher.extend(seal::seal_alone(key, &store_id, CIPHER_KEY, CHECK).ok_or(no_randomness())?);
+            (cipher, seal::seal_alone(key, &store_id, INDEX_KEY_KEY, &index_key).ok_or(no_randomness())?)
         }
     };
     Ok([
@@ -482,6 +492,10 @@ fn read_meta(folder: &Path, open: &Open, key: Option<&Key>) -> Result<Meta, Open
     };
     let index_key = index_key.try_into().map_err(|_| corrupt("`index_key` has not 16 bytes"))?;
     Ok(Meta { store_id, index_key, applied })
+}
+
+fn random() -> Result<[u8; 16], StoreError> {
+    seal::random().ok_or(no_randomness())
 }
 
 fn salt_key(epoch: u32) -> Vec<u8> {

@@ -13,8 +13,6 @@ use std::path::Path;
 
 /// The file with the data.
 pub(super) const DATA_FILE: &str = "data.mdb";
-/// The file in which readers are entered.
-pub(super) const LOCK_FILE: &str = "lock.mdb";
 /// Programs that may read at once, each with a few threads.
 const READERS_MAX: u32 = 126;
 /// Databases: ours, and room for those of later versions.
@@ -129,6 +127,16 @@ pub(super) fn map(folder: &Path, map_bytes: usize, access: Access) -> Result<Env
         // SAFETY: READ_ONLY takes abilities away and none of the guarantees that a transaction has.
         unsafe { options.flags(EnvFlags::READ_ONLY) };
     }
+    #[cfg(relay_unsafe_sync = "no_sync")]
+    // SAFETY: for scripts/power-cut.sh --self-test alone, which shows that the power cut test notices it.
+    unsafe {
+        options.flags(EnvFlags::NO_SYNC)
+    };
+    #[cfg(relay_unsafe_sync = "no_meta_sync")]
+    // SAFETY: as above.
+    unsafe {
+        options.flags(EnvFlags::NO_META_SYNC)
+    };
     // SAFETY: nobody but LMDB writes the file: it is in a folder for its owner alone, on a local file system, its
     // length was compared with what it counts on, and the path is opened once in this process (heed refuses a second).
     let opened = unsafe { options.open(folder) };

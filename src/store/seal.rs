@@ -143,7 +143,7 @@ impl Seal {
         out.extend_from_slice(&if self.is_sealed() { FLAG_SEALED } else { 0 }.to_le_bytes());
         out.extend_from_slice(&current.epoch.to_le_bytes());
         out.extend_from_slice(&counter.to_le_bytes());
-        let checksum = if self.is_sealed() { 0 } else { checksum(part, key, payload) };
+        let checksum = if self.is_sealed() { 0 } else { checksum(part, key, &out[start..], payload) };
         out.extend_from_slice(&checksum.to_le_bytes());
         out.extend_from_slice(payload);
         if self.is_sealed() {
@@ -174,7 +174,7 @@ impl Seal {
             return Err(corrupt("it is not encrypted as the rest of the store"));
         }
         if !self.is_sealed() {
-            let fits = u32_at(16) == checksum(part, key, rest);
+            let fits = u32_at(16) == checksum(part, key, &header[..VALUE_HEADER_BYTES - 4], rest);
             return if fits { Ok(rest) } else { Err(corrupt("its checksum does not fit")) };
         }
         let (data, tag) = rest.split_last_chunk::<TAG_BYTES>().ok_or(corrupt("it is too short"))?;
@@ -196,10 +196,11 @@ pub(super) fn number_of(key: &[u8]) -> u64 {
 }
 
 /// The checksum of a plain value: a value under another key does not fit.
-pub(super) fn checksum(part: Part, key: &[u8], payload: &[u8]) -> u32 {
+fn checksum(part: Part, key: &[u8], header: &[u8], payload: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&[part as u8]);
     hasher.update(key);
+    hasher.update(header);
     hasher.update(payload);
     hasher.finalize()
 }

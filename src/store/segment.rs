@@ -37,8 +37,17 @@ pub struct Segment {
     timed: bool,
     /// Header and table as they were last written; what a failed commit tried to keep.
     head: Vec<u8>,
-    /// The number under which that was.
-    pub(super) attempt: Option<u64>,
+    /// What that attempt was.
+    attempt: Option<Attempt>,
+}
+
+/// What was in a segment when it was last given to a commit.
+#[derive(Clone, Copy)]
+struct Attempt {
+    number: u64,
+    bytes: usize,
+    records: u32,
+    messages: u32,
 }
 
 impl Segment {
@@ -61,8 +70,6 @@ impl Segment {
         }
         self.records += 1;
         self.messages += u32::from(matches!(record, Record::Message { .. }));
-        // What was added since is not what a failed commit tried to keep.
-        self.attempt = None;
         start as u32
     }
 
@@ -124,9 +131,28 @@ impl Segment {
         self.attempt = None;
     }
 
-    /// Header and table of the last attempt.
-    pub(super) fn head(&self) -> &[u8] {
-        &self.head
+    /// Whether this is the value that the last attempt, reported as failed, tried to keep under this number.
+    pub(super) fn was_kept_as(&self, number: u64, value: &[u8]) -> bool {
+        self.attempt.is_some_and(|attempt| attempt.number == number) && value.starts_with(&self.head)
+    }
+
+    /// Lets go of what the last attempt has kept after all; what was pushed since remains.
+    pub(super) fn forget_kept(&mut self) {
+        let Some(kept) = self.attempt.take() else { return };
+        self.plain.drain(..kept.bytes);
+        self.records -= kept.records;
+        self.messages -= kept.messages;
+        self.starts.retain_mut(|start| match (*start as usize).checked_sub(kept.bytes) {
+            Some(moved) => {
+                *start = moved as u32;
+                true
+            }
+            None => false,
+        });
+        // The piece that was open then goes on with what came behind.
+        if self.records > 0 && self.starts.first() != Some(&0) {
+            self.starts.insert(0, 0);
+        }
     }
 
     /// Makes header and table for segment `number`; returns the bytes of the whole value.
@@ -165,7 +191,8 @@ impl Segment {
         }
         let checksum = head_checksum(&key, &self.head);
         self.head[40..44].copy_from_slice(&checksum.to_le_bytes());
-        self.attempt = Some(number);
+        let Segment { records, messages, .. } = *self;
+        self.attempt = Some(Attempt { number, bytes: self.plain.len(), records, messages });
         Ok(self.head.len() + self.plain.len() + if sealed { pieces * TAG_BYTES } else { 0 })
     }
 
@@ -404,6 +431,18 @@ impl<'s> SegmentView<'s> {
         Ok(())
     }
 
+    /// The same records in the same pieces, to be sealed again.
+    pub(super) fn copy_to_segment(&mut self) -> Result<Segment, StoreError> {
+        let SegmentHeader { records, messages, first_ms, last_ms, pieces, .. } = self.header;
+        let mut segment = Segment { records, messages, first_ms, last_ms, timed: true, ..Segment::default() };
+        for index in 0..pieces as usize {
+            segment.starts.push(segment.plain.len() as u32);
+            let piece = self.piece(index)?;
+            segment.plain.extend_from_slice(piece);
+        }
+        Ok(segment)
+    }
+
     /// The plaintext of one piece, checked.
     fn piece(&mut self, index: usize) -> Result<&[u8], StoreError> {
         let corrupt = |what| StoreError::corrupt(Part::Log, self.header.number, what);
@@ -444,6 +483,80 @@ impl Drop for SegmentView<'_> {
     fn drop(&mut self) {
         if let Some(pool) = self.pool {
             pool.give(std::mem::take(&mut self.buffer));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::AgentId;
+    use proptest::prelude::*;
+
+    fn value(seal: &Seal) -> Vec<u8> {
+        let mut segment = Segment::new();
+        for number in 0..3 {
+            segment.push(&Record::Known { agent: AgentId(number), name: "x".repeat(40_000).into(), at_ms: number });
+        }
+        let current = seal.current().unwrap();
+        segment.prepare(5, seal, &current).unwrap();
+        let mut value = segment.head.clone();
+        value.extend_from_slice(&segment.plain);
+        value
+    }
+
+    /// As if somebody who knows the format had written it: the header's checksum fits.
+    fn with_checksum(mut value: Vec<u8>) -> Vec<u8> {
+        if value.len() >= HEADER_BYTES {
+            let pieces = u32_at(&value, 36) as usize;
+            let head = pieces.checked_mul(ENTRY_BYTES).and_then(|table| value.get(..HEADER_BYTES + table));
+            if let Some(head) = head {
+                let checksum = head_checksum(&5u64.to_be_bytes(), head);
+                value[40..44].copy_from_slice(&checksum.to_le_bytes());
+            }
+        }
+        value
+    }
+
+    fn walk(seal: &Seal, value: &[u8], offset: u32) {
+        let Ok(mut view) = SegmentView::parse(5, value, seal, None, |_| Ok(None)) else { return };
+        let _ = view.records(|_, _| ControlFlow::Continue(()));
+        let _ = view.record_at(offset);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_bytes_a_segment_has_reading_ends(
+            bytes in prop::collection::vec(any::<u8>(), 0..200),
+            pieces in 0u32..4,
+            offset in any::<u32>(),
+        ) {
+            let seal = Seal::new([1; 16], None);
+            walk(&seal, &bytes, offset);
+            let mut framed = bytes;
+            if framed.len() >= HEADER_BYTES {
+                framed[..4].copy_from_slice(&[1, 0, 0, 0]);
+                framed[36..40].copy_from_slice(&pieces.to_le_bytes());
+                let plain = framed.len().saturating_sub(HEADER_BYTES + pieces as usize * ENTRY_BYTES);
+                framed[12..16].copy_from_slice(&(plain as u32).to_le_bytes());
+            }
+            walk(&seal, &with_checksum(framed), offset);
+        }
+
+        #[test]
+        fn a_segment_with_wrong_bytes_is_read_or_refused_and_never_panics(
+            at in 0usize..120,
+            byte in any::<u8>(),
+            offset in 0u32..200_000,
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let seal = Seal::new([1; 16], None);
+            let mut value = value(&seal);
+            value[at] = byte;
+            walk(&seal, &value, offset);
+            let value = with_checksum(value);
+            walk(&seal, &value, offset);
+            walk(&seal, &value[..cut.index(value.len())], offset);
         }
     }
 }

@@ -96,6 +96,8 @@ pub(super) struct Ring {
     alarm_time: Box<Timespec>,
     /// Sends that post no completion when they succeed; settled after each system call.
     quiet: Vec<SessionId>,
+    /// Whether the last system call took every submission: what is pushed while its completions are read comes later.
+    submitted: bool,
     /// Operations that hold memory or a descriptor of ours.
     in_flight: usize,
     dropping: bool,
@@ -174,6 +176,7 @@ impl Ring {
             alarm: None,
             alarm_time: Box::new(Timespec::new()),
             quiet: Vec::new(),
+            submitted: false,
             in_flight: 0,
             dropping: false,
             ring,
@@ -347,7 +350,9 @@ impl Ring {
     /// The one system call.
     fn enter(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let wait = timeout != Some(Duration::ZERO);
-        enter(&mut self.ring, wait, self.no_iowait, timeout)
+        let entered = enter(&mut self.ring, wait, self.no_iowait, timeout);
+        self.submitted = self.ring.submission().is_empty();
+        entered
     }
 
     pub(super) fn turn(&mut self, timeout: Option<Duration>, each: &mut impl FnMut(Completion<'_>)) -> io::Result<()> {

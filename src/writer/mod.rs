@@ -86,8 +86,10 @@ pub struct Writer {
     /// Records taken and committed, per shard.
     taken: Vec<u64>,
     committed: Vec<u64>,
-    /// Questions that wait for the commit of what was taken before them.
-    questions: Vec<(ShardId, Question)>,
+    /// Questions that wait for the commit of what every shard had when they came: each with the number of that wish.
+    questions: Vec<(u64, ShardId, Question)>,
+    /// The last wish that all shards had followed when their queues were last found empty.
+    flushed: u64,
     /// When the oldest record of the segment was taken.
     since: Option<Instant>,
     urgent: bool,
@@ -118,6 +120,7 @@ impl Writer {
             taken: none.clone(),
             committed: none,
             questions: Vec::new(),
+            flushed: 0,
             since: None,
             urgent: false,
             retry: None,
@@ -177,6 +180,7 @@ impl Writer {
     /// Takes what the shards have, one batch each in turn, so that no shard waits for another's flood. What does not fit
     /// into one commit stays in their queues, which are bounded. Says whether there was anything.
     fn take(&mut self) -> bool {
+        let flushed = self.mesh.flushed_by_all();
         let mut took_any = false;
         for _ in 0..WRITER_BATCHES_MAX {
             let mut took = false;
@@ -197,7 +201,13 @@ impl Writer {
                         took = true;
                     }
                     Some(WriterPost::Question(asker, question)) => {
-                        self.questions.push((asker, question));
+                        let wish = self.mesh.want_flush();
+                        self.questions.push((wish, asker, question));
+                        for (index, bell) in self.bells.shards.iter().enumerate() {
+                            if self.mesh.shard_sleeper(ShardId(index as u16)).rouse() {
+                                bell.wake();
+                            }
+                        }
                         took = true;
                     }
                     None => {}
@@ -205,6 +215,8 @@ impl Writer {
             }
             took_any |= took;
             if !took {
+                // Whatever was handed over before that wish was followed has been taken.
+                self.flushed = flushed;
                 break;
             }
         }
@@ -281,7 +293,8 @@ impl Writer {
         if self.questions.is_empty() {
             return;
         }
-        for (asker, question) in self.questions.drain(..) {
+        let trouble = self.retry.is_some();
+        for (_, asker, question) in self.questions.extract_if(.., |(wish, _, _)| trouble || *wish <= self.flushed) {
             // A full queue means a thousand unanswered questions: the asker's own deadline will tell it.
             let _ = self.mesh.push_historian(asker, question);
         }

@@ -24,7 +24,7 @@ RECORD = struct.Struct("<QQQIBBH")  # one record of a RECEIPT
 KINDS = ("HELLO WELCOME SEND DELIVER ACK RECEIPT SUBSCRIBE UNSUBSCRIBE PING PONG BUSY ERROR BYE SUBMIT QUERY "
          "ANSWER").split()
 NUMBER_OF = {name: number for number, name in enumerate(KINDS, 1)}
-REASONS = ("not_found recipient_full writer_full shard_full grace_full expired retention too_long rate_limited "
+REASONS = ("not_found recipient_full writer_full (unused) grace_full expired retention too_long rate_limited "
            "malformed lane_full stopping").split()
 CODES = ("BAD_REQUEST UNAUTHORIZED FORBIDDEN QUOTA_EXCEEDED NOT_FOUND INTERNAL RESUME_TOO_OLD DUPLICATE_CONNECTION "
          "TIMEOUT").split()

@@ -95,7 +95,11 @@ impl World {
         let agent = AgentId::of(name.as_bytes());
         let counter = self.counters.entry(agent).or_default();
         *counter += 1;
-        Addressee { agent, sequence: Sequence { epoch: self.epoch, counter: *counter }, channel: *counter % 5 == 0 }
+        Addressee {
+            agent,
+            sequence: Sequence { epoch: self.epoch, counter: *counter },
+            channel: counter.is_multiple_of(5),
+        }
     }
 
     /// A message and its parts: the first to be written now, the others a little later.
@@ -147,6 +151,7 @@ impl World {
             checksum,
             accepted_at_ms: part.accepted_at_ms,
             ttl_ms,
+            parts: 1,
             recipients,
         };
         if kind > 2 {
@@ -375,7 +380,8 @@ fn following_sees_each_message_once_in_the_order_of_the_log() {
             seen.extend(shape(&page.rows));
             query.after = page.next;
         }
-        let ids = |rows: &[(Place, MessageId, usize)]| rows.iter().map(|(place, id, _)| (*place, *id)).collect::<Vec<_>>();
+        let ids =
+            |rows: &[(Place, MessageId, usize)]| rows.iter().map(|(place, id, _)| (*place, *id)).collect::<Vec<_>>();
         assert_eq!(ids(&seen), ids(&world.expected(&query, world.parts.len())), "seed {seed}");
     }
 }
@@ -403,7 +409,7 @@ fn a_message_is_found_by_any_beginning_of_its_id() {
                     fitting.push(*other);
                 }
             }
-            let by_prefix = if digits % 2 == 0 { prefix.to_uppercase() } else { prefix.to_owned() };
+            let by_prefix = if digits.is_multiple_of(2) { prefix.to_uppercase() } else { prefix.to_owned() };
             match message_by_prefix(&world.store, &world.tail, &by_prefix).unwrap() {
                 Found::Several(several) => assert_eq!(several, fitting, "{prefix}"),
                 Found::Refused { id: found, .. } => assert_eq!(vec![found], fitting),
@@ -529,7 +535,10 @@ fn lost_and_damaged_groups_are_read_from_the_log_and_made_again() {
     }
     // Some are gone, the last among them.
     for (key, _) in [&before[1], &before[5], &before[before.len() - 1]] {
-        world.store.write(|transaction, databases| Ok(databases.index.delete(transaction, &key.to_be_bytes())?)).unwrap();
+        world
+            .store
+            .write(|transaction, databases| Ok(databases.index.delete(transaction, &key.to_be_bytes())?))
+            .unwrap();
     }
     world.tail = RwLock::new(world.store.tail(World::small_groups()).unwrap());
     assert_eq!(world.store.index(&world.tail, true).unwrap(), None);
@@ -581,7 +590,7 @@ fn a_hostile_group_is_refused_or_answers_and_never_panics() {
             let at = world.dice.roll(value.len() as u64) as usize;
             value[at] = world.dice.roll(256) as u8;
         }
-        if turn % 3 == 0 {
+        if turn.is_multiple_of(3) {
             value.truncate(world.dice.roll(value.len() as u64 + 1) as usize);
         }
         // An attacker who can write the file knows how to make checksums.

@@ -1,11 +1,26 @@
 //! A closed group: the index of a run of segments as one value, read where it lies. Each 4 KiB of it have a checksum of
-//! their own, so that a lookup verifies what it reads and reads little.
+//! their own, so that a lookup verifies what it reads and reads little. Little-endian:
+//!
+//! ```text
+//!  0  checksum u32     of everything up to the body, itself left out
+//!  4  version u16, 0u16
+//!  8  first, last segment u64; first, last time u64 (milliseconds since 1970, of the records)
+//! 40  messages, places, terms, postings, ids, outcomes u32
+//! 64  checksum u32 of each 4,096 bytes of the body
+//!     body:
+//!     fences      term u64               of every 256th entry of the dictionary
+//!     dictionary  term u64, first posting u32, postings u32      ascending in terms
+//!     places      segment - first u32 (top bit: a message), offset u32    ascending: the log's own order
+//!     postings    index of a place u32   ascending within a term
+//!     ids         fingerprint u32, index of a place u32           ascending
+//! ```
 
 use super::super::StoreError;
 use super::super::error::Part;
 use super::{Term, Wanted, intersection, union};
 use crate::relay::Place;
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// This format.
 pub(super) const VERSION: u16 = 1;
@@ -145,6 +160,11 @@ impl<'a> Group<'a> {
         self.outcomes
     }
 
+    /// Checks all of its body: what is otherwise done as far as it is read.
+    pub fn check_body(&self) -> Result<(), StoreError> {
+        self.stretch(0, self.body.len()).map(drop)
+    }
+
     /// Reads a stretch of the body, once its blocks are found to be what was written.
     fn stretch(&self, start: usize, length: usize) -> Result<&'a [u8], StoreError> {
         let damaged = |what| StoreError::corrupt(Part::Index, self.key, what);
@@ -232,36 +252,51 @@ impl<'a> Group<'a> {
         Ok(low)
     }
 
+    /// The indexes of the records from `from` on and before `before`.
+    fn range(&self, from: Place, before: Place) -> Result<Range<u32>, StoreError> {
+        let start = if from.segment < self.first { 0 } else { self.seek(from)? };
+        let end = if before.segment > self.last { self.places() } else { self.seek(before)? };
+        Ok(start..end)
+    }
+
     /// Records that have what is wanted, with places from `from` on and before `before`, ascending.
     pub fn candidates(&self, wanted: &Wanted, from: Place, before: Place) -> Result<Vec<Place>, StoreError> {
-        let range = self.seek(from)?..self.seek(before)?;
         if wanted.clauses.is_empty() {
-            let places = range.map(|index| self.place(index));
-            return places
-                .filter_map(|found| found.map(|(place, is_message)| is_message.then_some(place)).transpose())
-                .collect();
+            let places = self.range(from, before)?.map(|index| self.place(index));
+            let messages =
+                places.filter_map(|found| found.map(|(place, is_message)| is_message.then_some(place)).transpose());
+            return messages.collect();
         }
+        // First whether all of it is here at all: most groups end here.
         let mut clauses = Vec::with_capacity(wanted.clauses.len());
         for clause in &wanted.clauses {
-            let mut lists = Vec::with_capacity(clause.len());
-            for term in clause {
-                let postings = self.postings(*term)?;
-                if !postings.is_empty() {
-                    let (start, end) = (postings.below(range.start), postings.below(range.end));
-                    lists.push(postings.iter().skip(start).take(end.saturating_sub(start)).collect());
-                }
-            }
-            if lists.is_empty() {
+            let lists = clause.iter().map(|term| self.postings(*term)).collect::<Result<Vec<_>, _>>()?;
+            if lists.iter().all(Postings::is_empty) {
                 return Ok(Vec::new());
             }
-            clauses.push(union(lists));
+            clauses.push(lists);
         }
+        let range = self.range(from, before)?;
+        let in_range = |postings: &Postings<'_>| -> Vec<u32> {
+            let (start, end) = (postings.below(range.start), postings.below(range.end));
+            postings.iter().skip(start).take(end.saturating_sub(start)).collect()
+        };
+        let clauses = clauses.iter().map(|lists| union(lists.iter().map(in_range).collect())).collect();
         intersection(clauses).into_iter().map(|index| self.place(index).map(|(place, _)| place)).collect()
     }
 
     /// Records of messages whose fingerprint is between these two, both included; ascending.
     pub fn with_fingerprint(&self, low: u32, high: u32) -> Result<Vec<Place>, StoreError> {
-        let (mut start, mut end) = (0, self.ids);
+        // Fingerprints are evenly spread: it is near where it would be among evenly spaced ones.
+        const NEAR: usize = 256;
+        let near = (u64::from(low) * self.ids as u64 >> 32) as usize;
+        let (mut start, mut end) = (near.saturating_sub(NEAR), (near + NEAR).min(self.ids));
+        if start > 0 && self.id(start - 1)?.0 >= low {
+            start = 0;
+        }
+        if end < self.ids && self.id(end)?.0 < low {
+            end = self.ids;
+        }
         while start < end {
             let middle = start + (end - start) / 2;
             if self.id(middle)?.0 < low { start = middle + 1 } else { end = middle }

@@ -1,0 +1,144 @@
+//! `relay export`: every stored message that is asked for, as JSON lines, the oldest first. Reads the store itself, beside
+//! a running relay or without one, a page at a time.
+
+use super::Failure;
+use super::filter::Filter;
+use super::print::{self, Progress};
+use super::stored::{Place, Reader};
+use crate::wire::QueryKind;
+use argh::{ArgsInfo, FromArgs};
+use serde_json::Value;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+
+/// Write stored messages as JSON lines, the oldest first, while the relay runs or while it does not.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "export",
+    help_triggers("-h", "--help"),
+    example = "relay export --output messages.jsonl
+relay export --agent bob --since 7d | jq -r .text",
+    note = "Each line is one message as `relay history --json` shows it, with data, metadata, recipients and state. It is for
+other programs; `relay backup` makes what `relay restore` takes."
+)]
+pub(super) struct Export {
+    /// jsonl, the only one so far
+    #[argh(option, arg_name = "format", default = "String::from(\"jsonl\")")]
+    format: String,
+    /// a new file instead of standard output; one that exists is not overwritten
+    #[argh(option, arg_name = "file")]
+    output: Option<PathBuf>,
+    /// only messages from this agent
+    #[argh(option, arg_name = "name")]
+    from: Option<String>,
+    /// only messages to this agent, to everybody (*) or to a #topic
+    #[argh(option, arg_name = "name")]
+    to: Option<String>,
+    /// only messages from or to this agent
+    #[argh(option, arg_name = "name")]
+    agent: Option<String>,
+    /// only messages of this thread
+    #[argh(option, arg_name = "thread")]
+    thread: Option<String>,
+    /// only messages to this topic
+    #[argh(option, arg_name = "topic")]
+    topic: Option<String>,
+    /// only messages since then: 90m, 2h, 7d ago, or a time such as 2026-11-21T10:00:00Z
+    #[argh(option, arg_name = "time")]
+    since: Option<String>,
+    /// only messages until then, said in the same way
+    #[argh(option, arg_name = "time")]
+    until: Option<String>,
+    /// file with the key of an encrypted store (else AGENT_RELAY_DB_KEY)
+    #[argh(option, arg_name = "file")]
+    db_key: Option<PathBuf>,
+    /// base directory of all data
+    #[argh(option, arg_name = "directory")]
+    data_dir: Option<PathBuf>,
+    /// the machine's relay instead of the project's
+    #[argh(switch)]
+    global: bool,
+}
+
+/// The cursor before every message.
+const BEGINNING: &str = "0.0";
+/// Messages read at once; a page is bounded in bytes as well.
+const PAGE_MESSAGES: u32 = 500;
+
+pub(super) fn run(command: &Export) -> Result<(), Failure> {
+    if command.format != "jsonl" {
+        return Err(Failure::Usage("--format: only jsonl is written".to_owned()));
+    }
+    let filter = Filter::of(&[
+        ("from", &command.from),
+        ("to", &command.to),
+        ("agent", &command.agent),
+        ("thread", &command.thread),
+        ("topic", &command.topic),
+        ("since", &command.since),
+        ("until", &command.until),
+    ])?;
+    let place = Place::of(command.data_dir.as_deref(), command.global, command.db_key.as_deref())?;
+    let mut progress = Progress::start();
+    progress.show("reading the store …");
+    let reader = Reader::open(&place)?;
+    match &command.output {
+        None => {
+            export(&reader, &filter, &mut BufWriter::new(io::stdout().lock()), &mut progress, "the output")?;
+        }
+        Some(path) => {
+            let name = path.display().to_string();
+            let failed = |error: io::Error| Failure::Failed(format!("cannot write {name}: {error}"));
+            let file: File = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
+            let count = export(&reader, &filter, &mut BufWriter::new(&file), &mut progress, &name)?;
+            file.sync_all().map_err(failed)?;
+            drop(progress);
+            print::out(&format!("{} written to {}\n", print::count(count, "message"), print::clean(&name)))?;
+        }
+    }
+    Ok(())
+}
+
+fn export(
+    reader: &Reader,
+    filter: &Filter,
+    out: &mut impl Write,
+    progress: &mut Progress,
+    name: &str,
+) -> Result<u64, Failure> {
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::BrokenPipe => Failure::OutputClosed,
+        _ => Failure::Failed(format!("cannot write {name}: {error}")),
+    };
+    let mut question = filter.as_json();
+    question["limit"] = PAGE_MESSAGES.into();
+    question["after"] = BEGINNING.into();
+    let mut count = 0u64;
+    loop {
+        let mut answer = reader.ask(QueryKind::History, &question)?;
+        let Value::Array(messages) = answer["messages"].take() else { break };
+        if messages.is_empty() {
+            break;
+        }
+        for message in &messages {
+            // A very long one is cut on a page, and whole by itself.
+            let whole = match message["text_truncated"] == true {
+                true => Some(reader.ask(QueryKind::Message, &serde_json::json!({ "id": message["id"] }))?),
+                false => None,
+            };
+            writeln!(out, "{}", print::json_text(whole.as_ref().unwrap_or(message))).map_err(failed)?;
+        }
+        count += messages.len() as u64;
+        progress.show(&format!("{count} messages exported …"));
+        let next = answer["next"].take();
+        if next.is_null() || next == question["after"] {
+            break;
+        }
+        question["after"] = next;
+    }
+    out.flush().map_err(failed)?;
+    Ok(count)
+}

@@ -1,0 +1,515 @@
+//! Copies of the store: a backup while the daemon writes, its restoration, and the same store under another key.
+//!
+//! A backup holds no long read transaction, since that would keep the file growing. It reads in the order in which nothing
+//! can be missed: first `applied`, then rows with their labels, then the index, then the log up to a moment behind all of
+//! them. Rows say up to which segment they are made, so that what is applied twice is applied once.
+
+use super::error::{self, OpenError, Part, StoreError};
+use super::rows::label_key;
+use super::seal::{self, Seal};
+use super::segment::Segment;
+use super::snapshot::Snapshot;
+use super::{
+    APPLIED_KEY, Access, Databases, EPOCH_KEY, Failed, Key, MAP_BYTES, MetaValues, Open, Options, Store, append, check,
+    first_meta, meta_corrupt, no_randomness, open, salt_key, u32_of,
+};
+use heed::{PutFlags, RwTxn};
+use rustix::fs::{CWD, RenameFlags};
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+
+/// Bytes that are read within one transaction.
+const CHUNK_BYTES: usize = 4 * 1024 * 1024;
+/// How often a copy is begun again because the sweep was faster.
+const TRIES_MAX: u32 = 4;
+
+/// Why there is no copy. The store itself is as it was.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum CopyError {
+    /// As for each opening.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// As for each use.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Something is there already.
+    #[error("{0} exists and is not empty: choose another folder")]
+    Exists(PathBuf),
+    /// A store is there already.
+    #[error("there is a store in {0}: restore with --replace, which moves it aside first")]
+    Occupied(PathBuf),
+    /// A folder could not be made, renamed or removed.
+    #[error("{0}: {1}")]
+    File(PathBuf, String),
+    /// What was to be restored is not whole.
+    #[error(
+        "the backup in {folder} is damaged in {places} places, the first is {first}: nothing was changed; take another"
+    )]
+    Damaged {
+        /// Where.
+        folder: PathBuf,
+        /// How much.
+        places: u64,
+        /// What.
+        first: String,
+    },
+    /// The sweep deleted segments faster than they were copied.
+    #[error("the store changes faster than it can be copied: try again later")]
+    TooFast,
+    /// Two keys that are the same, or none twice.
+    #[error("the store has this key already")]
+    SameKey,
+}
+
+/// How far a copy is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Copied {
+    /// Bytes written.
+    pub bytes: u64,
+    /// The last segment copied.
+    pub segment: u64,
+    /// The last segment of the original, when it was last looked at.
+    pub last_segment: u64,
+}
+
+impl Store {
+    /// Copies the store to the folder `to`, which must be absent or empty, while it goes on being written. The copy is
+    /// complete, and on the disk, when it appears under its name.
+    pub fn backup(&self, to: &Path, mut progress: impl FnMut(Copied)) -> Result<Copied, CopyError> {
+        refuse_if_taken(to)?;
+        let partial = beside(to, "partial")?;
+        remove(&partial)?;
+        if let Some(parent) = to.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            open::make_folder(parent)?;
+        }
+        open::make_folder(&partial)?;
+        let made = Destination::new(&partial, &Vec::new(), None).and_then(|to| self.copy_into(&to, &mut progress));
+        let copied = made.and_then(|copied| {
+            sync_folder(&partial)?;
+            fs::rename(&partial, to).map_err(|error| file_error(to, &error))?;
+            sync_folder(parent_of(to))?;
+            Ok(copied)
+        });
+        if copied.is_err() {
+            let _ = fs::remove_dir_all(&partial);
+        }
+        copied
+    }
+
+    /// Copies everything into a new file.
+    fn copy_into(&self, to: &Destination<'_>, progress: &mut dyn FnMut(Copied)) -> Result<Copied, CopyError> {
+        let mut copying = Copying { from: self, to, done: Copied::default(), progress };
+        for _ in 0..TRIES_MAX {
+            let applied = self.snapshot()?.applied()?;
+            copying.rows()?;
+            copying.index()?;
+            // What was swept before it was copied must be in rows that say so.
+            if copying.log()? <= applied + 1 {
+                copying.meta(applied)?;
+                return Ok(copying.done);
+            }
+        }
+        Err(CopyError::TooFast)
+    }
+}
+
+/// A file that a copy is written to.
+struct Destination<'a> {
+    folder: &'a Path,
+    open: Open,
+    /// Seals the values again; without it they are copied as they are.
+    seal: Option<Seal>,
+}
+
+impl Destination<'_> {
+    fn new<'a>(
+        folder: &'a Path,
+        meta: &[(Vec<u8>, Vec<u8>)],
+        seal: Option<Seal>,
+    ) -> Result<Destination<'a>, CopyError> {
+        let env = open::map(folder, MAP_BYTES, Access::Write)?;
+        let databases = open::create(&env, meta).map_err(|error| error::of_heed(error, folder))?;
+        Ok(Destination { folder, open: Open { env, databases }, seal })
+    }
+
+    /// One transaction.
+    fn write(&self, work: impl FnOnce(&mut RwTxn<'_>, &Databases) -> Result<(), Failed>) -> Result<(), StoreError> {
+        let attempt = || -> Result<(), Failed> {
+            let mut transaction = self.open.env.write_txn()?;
+            work(&mut transaction, &self.open.databases)?;
+            Ok(transaction.commit()?)
+        };
+        attempt().map_err(|failed| match failed {
+            Failed::Store(error) => error,
+            Failed::Library(error) => error::of_heed(error, self.folder),
+        })
+    }
+}
+
+/// A copy that is being made.
+struct Copying<'a> {
+    from: &'a Store,
+    to: &'a Destination<'a>,
+    done: Copied,
+    progress: &'a mut dyn FnMut(Copied),
+}
+
+impl Copying<'_> {
+    /// The value as it is to be in the copy.
+    fn value(&self, snapshot: &Snapshot<'_>, part: Part, key: &[u8], value: &[u8]) -> Result<Vec<u8>, StoreError> {
+        let Some(seal) = &self.to.seal else { return Ok(value.to_vec()) };
+        let (mut buffer, mut out) = (Vec::new(), Vec::new());
+        let plain = self.from.seal().unwrap(part, key, value, &mut buffer, |epoch| snapshot.salt(epoch))?;
+        seal.wrap(part, key, plain, &mut out)?;
+        Ok(out)
+    }
+
+    /// Rows, each with its labels in the same transaction.
+    fn rows(&mut self) -> Result<(), CopyError> {
+        self.clear(&[Part::Agents, Part::Labels])?;
+        let mut behind: Option<[u8; 8]> = None;
+        loop {
+            let snapshot = self.from.snapshot()?;
+            let mut values: Vec<(Part, Vec<u8>, Vec<u8>)> = Vec::new();
+            let mut bytes = 0;
+            let failed = |error| self.from.failed(error);
+            let start = behind.as_ref().map_or(Bound::Unbounded, |key| Bound::Excluded(&key[..]));
+            let rows = snapshot.databases().agents.range(snapshot.transaction(), &(start, Bound::Unbounded));
+            for item in rows.map_err(failed)? {
+                let (key, value) = item.map_err(failed)?;
+                let agent: [u8; 8] = key.try_into().map_err(|_| {
+                    StoreError::corrupt(Part::Agents, super::seal::number_of(key), "its key has not 8 bytes")
+                })?;
+                let out = self.value(&snapshot, Part::Agents, key, value)?;
+                bytes += out.len();
+                values.push((Part::Agents, key.to_vec(), out));
+                let (first, last) = (label_key(agent, 0), label_key(agent, u8::MAX));
+                let labels = (Bound::Included(&first[..]), Bound::Included(&last[..]));
+                let labels = snapshot.databases().labels.range(snapshot.transaction(), &labels);
+                for item in labels.map_err(failed)? {
+                    let (key, value) = item.map_err(failed)?;
+                    let out = self.value(&snapshot, Part::Labels, key, value)?;
+                    bytes += out.len();
+                    values.push((Part::Labels, key.to_vec(), out));
+                }
+                behind = Some(agent);
+                if bytes >= CHUNK_BYTES {
+                    break;
+                }
+            }
+            drop(snapshot);
+            if values.is_empty() {
+                return Ok(());
+            }
+            self.to.write(|transaction, databases| {
+                for (part, key, value) in &values {
+                    databases.of(*part).put(transaction, key, value)?;
+                }
+                Ok(())
+            })?;
+            self.tell(bytes, 0, 0);
+        }
+    }
+
+    /// Groups of the index. One that was swept meanwhile is missing in the copy, and nothing that it would find is there.
+    fn index(&mut self) -> Result<(), CopyError> {
+        self.clear(&[Part::Index])?;
+        let mut behind: Option<Vec<u8>> = None;
+        loop {
+            let snapshot = self.from.snapshot()?;
+            let mut values: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+            let mut bytes = 0;
+            let failed = |error| self.from.failed(error);
+            let start = behind.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+            let groups = snapshot.databases().index.range(snapshot.transaction(), &(start, Bound::Unbounded));
+            for item in groups.map_err(failed)? {
+                let (key, value) = item.map_err(failed)?;
+                // Keyed hashes and places alone, under a key that the copy keeps: never sealed.
+                bytes += value.len();
+                values.push((key.to_vec(), value.to_vec()));
+                if bytes >= CHUNK_BYTES {
+                    break;
+                }
+            }
+            drop(snapshot);
+            let Some((last, _)) = values.last() else { return Ok(()) };
+            behind = Some(last.clone());
+            self.to.write(|transaction, databases| {
+                for (key, value) in &values {
+                    databases.index.put_with_flags(transaction, PutFlags::APPEND, key, value)?;
+                }
+                Ok(())
+            })?;
+            self.tell(bytes, 0, 0);
+        }
+    }
+
+    /// The log, up to its end as it is after everything else was copied. Returns the number of the copy's first segment.
+    fn log(&mut self) -> Result<u64, CopyError> {
+        self.clear(&[Part::Log])?;
+        let end = self.from.snapshot()?.last_segment()?;
+        let mut first = None;
+        let mut next = 0;
+        loop {
+            let snapshot = self.from.snapshot()?;
+            let kept = snapshot.first_segment()?;
+            if kept > next {
+                // The beginning, or the sweep went over where this copy stood: what it has is no longer wanted.
+                self.clear(&[Part::Log])?;
+                (first, next) = (Some(kept), kept);
+            }
+            if next > end {
+                return Ok(first.unwrap_or(kept));
+            }
+            let mut raw: Vec<(u64, Vec<u8>)> = Vec::new();
+            let mut segments: Vec<(u64, Segment)> = Vec::new();
+            let mut bytes = 0;
+            while next <= end && bytes < CHUNK_BYTES {
+                let missing = || StoreError::corrupt(Part::Log, next, "it is missing");
+                if self.to.seal.is_some() {
+                    let mut view = snapshot.segment(next)?.ok_or_else(missing)?;
+                    bytes += view.header().bytes as usize;
+                    segments.push((next, view.copy_to_segment()?));
+                } else {
+                    let value = snapshot.get(Part::Log, &next.to_be_bytes())?.ok_or_else(missing)?;
+                    bytes += value.len();
+                    raw.push((next, value.to_vec()));
+                }
+                next += 1;
+            }
+            drop(snapshot);
+            self.to.write(|transaction, databases| {
+                for (number, value) in &raw {
+                    databases.log.put_with_flags(transaction, PutFlags::APPEND, &number.to_be_bytes(), value)?;
+                }
+                if let Some(seal) = &self.to.seal {
+                    let current = seal.current()?;
+                    for (number, segment) in &mut segments {
+                        append::put(transaction, databases, seal, &current, *number, segment)?;
+                    }
+                }
+                Ok(())
+            })?;
+            self.tell(bytes, next - 1, end);
+        }
+    }
+
+    /// `meta`, last: without it the copy is no store.
+    fn meta(&mut self, applied: u64) -> Result<(), CopyError> {
+        let snapshot = self.from.snapshot()?;
+        let failed = |error| self.from.failed(error);
+        let mut values: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+        if self.to.seal.is_none() {
+            for item in snapshot.databases().meta.iter(snapshot.transaction()).map_err(failed)? {
+                let (key, value) = item.map_err(failed)?;
+                values.push((key.to_vec(), value.to_vec()));
+            }
+        }
+        drop(snapshot);
+        self.to.write(|transaction, databases| {
+            for (key, value) in &values {
+                databases.meta.put(transaction, key, value)?;
+            }
+            databases.meta.put(transaction, APPLIED_KEY, &applied.to_be_bytes())?;
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    fn clear(&self, parts: &[Part]) -> Result<(), StoreError> {
+        self.to.write(|transaction, databases| {
+            for part in parts {
+                databases.of(*part).clear(transaction)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn tell(&mut self, bytes: usize, segment: u64, last_segment: u64) {
+        self.done.bytes += bytes as u64;
+        self.done.segment = segment;
+        self.done.last_segment = last_segment;
+        (self.progress)(self.done);
+    }
+}
+
+/// Puts the backup in `from` where the store is to be. It is checked first. A store that is there is refused, or moved
+/// aside to `<folder>.replaced-<seconds_now>` when `replace` says so; nobody may have it open.
+pub fn restore(
+    from: &Path,
+    to: &Path,
+    key: Option<Key>,
+    replace: bool,
+    seconds_now: u64,
+    mut progress: impl FnMut(Copied),
+) -> Result<Copied, CopyError> {
+    let options = Options::new(from, key).reading();
+    let occupied = refuse_if_taken(to).is_err();
+    if occupied && !replace {
+        return Err(CopyError::Occupied(to.to_path_buf()));
+    }
+    let report = check::check(&options, |_| {})?;
+    if let Some(first) = report.damages.first() {
+        let (places, first) = (report.damage_count, first.to_string());
+        return Err(CopyError::Damaged { folder: from.to_path_buf(), places, first });
+    }
+    let backup = Store::open(options)?;
+    // Made beside its place under a name of its own, so that at no moment neither the old nor the new one is whole.
+    let fresh = beside(to, "restored")?;
+    remove(&fresh)?;
+    let copied = backup.backup(&fresh, &mut progress)?;
+    if occupied {
+        let aside = beside(to, &format!("replaced-{seconds_now}"))?;
+        if aside.exists() {
+            return Err(CopyError::Exists(aside));
+        }
+        fs::rename(to, &aside).map_err(|error| file_error(to, &error))?;
+    }
+    fs::rename(&fresh, to).map_err(|error| file_error(to, &error))?;
+    sync_folder(parent_of(to))?;
+    Ok(copied)
+}
+
+/// Encrypts the store with `new` instead of `old` (none: plain). Nobody may have it open. The new file is made beside the
+/// old one and the two change places at once: after a crash either is whole under the store's name, and what is left
+/// beside it is removed by the next try.
+pub fn rekey(
+    folder: &Path,
+    old: Option<Key>,
+    new: Option<Key>,
+    mut progress: impl FnMut(Copied),
+) -> Result<Copied, CopyError> {
+    let leftover = beside(folder, "rekeyed")?;
+    let parked = parked(folder);
+    if !folder.exists() && parked.exists() {
+        // A file system that cannot exchange, and a crash between two renames: the old store goes back.
+        fs::rename(&parked, folder).map_err(|error| file_error(folder, &error))?;
+    }
+    let same = match (&old, &new) {
+        (Some(old), Some(new)) => old.bytes() == new.bytes(),
+        (None, None) => true,
+        _ => false,
+    };
+    if same {
+        return Err(CopyError::SameKey);
+    }
+    let store = Store::open(Options::new(folder, old).reading())?;
+    remove(&leftover)?;
+    remove(&parked)?;
+    open::make_folder(&leftover)?;
+    let copied = (|| {
+        let (meta, seal) = rekeyed_meta(&store, new)?;
+        let destination = Destination::new(&leftover, &meta, Some(seal))?;
+        store.copy_into(&destination, &mut progress)
+    })();
+    drop(store);
+    let copied = match copied {
+        Ok(copied) => copied,
+        Err(error) => {
+            let _ = fs::remove_dir_all(&leftover);
+            return Err(error);
+        }
+    };
+    sync_folder(&leftover)?;
+    if rustix::fs::renameat_with(CWD, &leftover, CWD, folder, RenameFlags::EXCHANGE).is_err() {
+        fs::rename(folder, &parked).map_err(|error| file_error(folder, &error))?;
+        fs::rename(&leftover, folder).map_err(|error| file_error(folder, &error))?;
+    }
+    sync_folder(parent_of(folder))?;
+    remove(&leftover)?;
+    remove(&parked)?;
+    sync_folder(parent_of(folder))?;
+    Ok(copied)
+}
+
+/// What interrupted copies have left beside the store: not needed by anybody, and perhaps under an old key or none.
+pub fn leftovers(folder: &Path) -> Vec<PathBuf> {
+    let restored = beside(folder, "restored").and_then(|restored| beside(&restored, "partial"));
+    let beside = ["partial", "restored", "rekeyed"].into_iter().filter_map(|what| beside(folder, what).ok());
+    beside
+        .chain(restored)
+        .chain([parked(folder)].into_iter().filter(|_| folder.exists()))
+        .filter(|path| path.exists())
+        .collect()
+}
+
+/// Where a re-keying parks the old store for a moment on a file system that cannot exchange two names.
+pub(super) fn parked(folder: &Path) -> PathBuf {
+    let mut name = folder.file_name().unwrap_or_default().to_os_string();
+    name.push(".before-rekey");
+    folder.with_file_name(name)
+}
+
+/// `meta` of the same store under another key, and its seal: a new salt, the same id, index key and epoch.
+fn rekeyed_meta(store: &Store, key: Option<Key>) -> Result<(MetaValues, Seal), CopyError> {
+    let snapshot = store.snapshot()?;
+    let epoch = snapshot.get(Part::Meta, EPOCH_KEY)?.ok_or(meta_corrupt("`epoch` is missing"))?;
+    let epoch = u32_of(EPOCH_KEY, epoch)?;
+    let salt: [u8; seal::SALT_BYTES] = seal::random().ok_or(no_randomness())?;
+    let mut meta = first_meta(key.as_ref(), store.store_id(), store.0.index_key)?;
+    for (name, value) in &mut meta {
+        if name == EPOCH_KEY {
+            *value = epoch.to_be_bytes().to_vec();
+        }
+    }
+    if key.is_some() {
+        meta.push((salt_key(epoch), salt.to_vec()));
+    }
+    let seal = Seal::new(store.store_id(), key);
+    seal.begin(epoch, &salt);
+    Ok((meta, seal))
+}
+
+/// A copy is never written over anything.
+fn refuse_if_taken(folder: &Path) -> Result<(), CopyError> {
+    match fs::read_dir(folder) {
+        Ok(mut entries) => match entries.next() {
+            None => Ok(()),
+            Some(_) => Err(CopyError::Exists(folder.to_path_buf())),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Err(CopyError::Exists(folder.to_path_buf())),
+        Err(error) => Err(file_error(folder, &error)),
+    }
+}
+
+/// `.<name>.<what>` in the same folder, hence on the same file system.
+fn beside(folder: &Path, what: &str) -> Result<PathBuf, CopyError> {
+    let Some(name) = folder.file_name() else {
+        return Err(CopyError::File(folder.to_path_buf(), "it has no name of its own".to_owned()));
+    };
+    if what.starts_with("replaced") {
+        let mut visible = name.to_os_string();
+        visible.push(format!(".{what}"));
+        return Ok(folder.with_file_name(visible));
+    }
+    let mut hidden = OsString::from(".");
+    hidden.push(name);
+    hidden.push(format!(".{what}"));
+    Ok(folder.with_file_name(hidden))
+}
+
+/// Removes what an earlier try has left.
+fn remove(folder: &Path) -> Result<(), CopyError> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file_error(folder, &error)),
+        _ => Ok(()),
+    }
+}
+
+fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Names in a folder are on the disk when the folder is.
+fn sync_folder(folder: &Path) -> Result<(), CopyError> {
+    let synced = fs::File::open(folder).and_then(|folder| folder.sync_all());
+    synced.map_err(|error| file_error(folder, &error))
+}
+
+fn file_error(path: &Path, error: &io::Error) -> CopyError {
+    CopyError::File(path.to_path_buf(), error.to_string())
+}

@@ -1,0 +1,316 @@
+//! Disks that are full, broken, read-only or gone: what was accepted stays, senders hear of it, health says why, and
+//! everything goes on by itself when the disk does.
+
+use crate::broken_disk::{BrokenDisk, Calls, Failure};
+use crate::daemon::{Daemon, Place};
+use crate::dice;
+use crate::mount::{Memory, with_own_mounts};
+use crate::swarm::Swarm;
+use rustix::io::Errno;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+fn is_green(health: &str) -> bool {
+    health.contains("\"ok\":true")
+}
+
+/// "Within seconds".
+const RECOVERY: Duration = Duration::from_secs(10);
+
+/// Fills the file system that this file is on; the file is what has to go.
+fn fill(path: &Path) {
+    use std::io::Write;
+    let mut file = fs::File::create(path).unwrap();
+    let mut piece = vec![7; 1 << 20];
+    while !piece.is_empty() {
+        if file.write_all(&piece).is_err() {
+            piece.truncate(piece.len() / 2);
+        }
+    }
+}
+
+fn place_in(data: &Path) -> (Place, TempDir) {
+    let outside = tempfile::Builder::new().prefix("relay-disk").tempdir().unwrap();
+    let place = Place::new(&data.join("data"), outside.path());
+    fs::create_dir_all(&place.data).unwrap();
+    (place, outside)
+}
+
+/// A place whose disk breaks on demand; none, visibly, without a C compiler.
+fn breakable(name: &str) -> Option<(Place, TempDir, BrokenDisk)> {
+    let directory = tempfile::Builder::new().prefix("relay-broken").tempdir().unwrap();
+    let mut place = Place::new(&directory.path().join("data"), directory.path());
+    fs::create_dir_all(&place.data).unwrap();
+    match BrokenDisk::under(&mut place) {
+        Ok(disk) => Some((place, directory, disk)),
+        Err(why) => {
+            eprintln!("SKIP(cc) {name}: {why}");
+            None
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_and_outlived() {
+    let seed = dice::seed("full disk");
+    with_own_mounts("full disk", move || {
+        // Room for all that is accepted while there is none.
+        let disk = Memory::new("800m");
+        let (place, _outside) = place_in(disk.path());
+        let ballast = disk.path().join("ballast");
+        let mut swarm = Swarm::new(14, 2, place.socket(), seed);
+        let mut daemon = place.start();
+        swarm.gather();
+        swarm.saturate(16, 500);
+        swarm.calm();
+        assert!(is_green(&place.health()), "{}", place.health());
+        fill(&ballast);
+        swarm.kibibytes = 8;
+        let mut window = 16;
+        swarm.until("BUSY", |swarm| {
+            swarm.fill(window);
+            window += 8;
+            swarm.busy() >= 20
+        });
+        assert_eq!(swarm.busy_reasons().into_iter().collect::<Vec<_>>(), ["writer_full"]);
+        let health = place.until_health("red", |health| !is_green(health));
+        assert!(health.contains("disk is full"), "{health}");
+        swarm.listen_out();
+        let (receipts, delivered) = (swarm.receipts(), swarm.ledger.delivered);
+        swarm.fill(window);
+        swarm.listen_out();
+        assert_eq!(swarm.receipts(), receipts, "no receipt without a commit");
+        assert!(daemon.is_alive());
+        let waiting = swarm.ledger.waiting().0;
+        assert!(waiting > 0, "accepted messages wait for the disk");
+        let begun = Instant::now();
+        fs::remove_file(&ballast).unwrap();
+        swarm.until("a receipt after there was room again", |swarm| swarm.receipts() > receipts);
+        assert!(begun.elapsed() < RECOVERY, "{:?}", begun.elapsed());
+        swarm.kibibytes = 0;
+        swarm.calm();
+        place.until_health("green again", is_green);
+        swarm.saturate(16, 200);
+        swarm.calm();
+        eprintln!(
+            "full disk: {waiting} accepted messages waited and were committed, {} refused, {delivered} delivered meanwhile",
+            swarm.busy()
+        );
+        daemon.kill();
+        swarm.bury();
+        // A start on a full disk is refused with a sentence.
+        fill(&ballast);
+        match place.try_start() {
+            Ok(daemon) => {
+                daemon.kill();
+            }
+            Err(said) => {
+                let told = said.contains("disk is full") || said.contains("No space left");
+                assert!(told && !said.contains("panicked"), "{said}");
+            }
+        }
+        fs::remove_file(&ballast).unwrap();
+        let daemon = place.start();
+        swarm.gather();
+        swarm.calm();
+        daemon.kill();
+    });
+}
+
+/// How a call fails, by lot.
+fn any_failure(swarm: &mut Swarm) -> Failure {
+    match swarm.dice.below(4) {
+        0 => Failure::Error(Errno::NOSPC),
+        1 => Failure::Error(Errno::DQUOT),
+        2 => Failure::Short,
+        _ => Failure::Error(Errno::IO),
+    }
+}
+
+#[test]
+fn commits_that_fail_are_never_acknowledged_and_always_made_up_for() {
+    let Some((place, _directory, disk)) = breakable("failing commits") else { return };
+    let seed = dice::seed("failing commits");
+    let mut swarm = Swarm::new(10, 2, place.socket(), seed);
+    let mut daemon = Some(place.start());
+    swarm.gather();
+    swarm.saturate(8, 50);
+    let rounds = crate::tally::cycles(36);
+    let mut failed = 0;
+    for round in 0..rounds {
+        let failure = any_failure(&mut swarm);
+        // A short write fails no flush.
+        let calls = match swarm.dice.below(3) {
+            0 if failure != Failure::Short => Calls::Flushes,
+            1 => Calls::Writes,
+            _ => Calls::All,
+        };
+        let lasting = swarm.dice.one_in(3);
+        let passing = round % 12;
+        let failing = if lasting { u64::MAX } else { 1 + swarm.dice.below(3) };
+        let story = format!("round {round}: after {passing} {calls:?} calls {failing} fail with {failure:?}");
+        swarm.disk_fails();
+        disk.fail(calls, passing, failing, failure);
+        swarm.until(&format!("a call that fails, {story}"), |swarm| {
+            swarm.fill(8);
+            disk.failed() >= failing.min(2)
+        });
+        if lasting {
+            swarm.listen_out();
+            let receipts = swarm.receipts();
+            swarm.fill(12);
+            swarm.listen_out();
+            assert_eq!(swarm.receipts(), receipts, "a receipt without a commit: {story}");
+            let health = place.until_health("red", |health| !is_green(health));
+            assert!(health.len() > 20, "says what to do: {health}");
+            if swarm.dice.one_in(2) {
+                daemon.take().unwrap().kill();
+                swarm.bury();
+            }
+        }
+        failed += disk.failed();
+        disk.heal();
+        swarm.disk_works();
+        if daemon.is_none() {
+            daemon = Some(place.start());
+            swarm.gather();
+        }
+        let begun = Instant::now();
+        swarm.saturate(8, 40);
+        assert!(begun.elapsed() < RECOVERY, "{:?}: {story}", begun.elapsed());
+        swarm.calm();
+        assert!(daemon.as_mut().is_some_and(Daemon::is_alive), "{story}");
+        if swarm.dice.one_in(4) {
+            daemon.take().unwrap().kill();
+            swarm.bury();
+            daemon = Some(place.start());
+            swarm.gather();
+            swarm.calm();
+        }
+    }
+    place.until_health("green", is_green);
+    daemon.unwrap().kill();
+    eprintln!(
+        "RESULT failing commits: {rounds} rounds, {failed} calls failed, {} durable, 0 lost",
+        swarm.ledger.durable
+    );
+}
+
+#[test]
+fn a_start_on_a_failing_disk_works_or_says_why_not_and_the_next_one_works() {
+    let Some((mut place, directory, disk)) = breakable("failing starts") else { return };
+    let seed = dice::seed("failing starts");
+    // A new store each time, then one store with mail in it.
+    for fresh in [true, false] {
+        let failure = if fresh { Failure::Error(Errno::NOSPC) } else { Failure::Error(Errno::IO) };
+        place.data = directory.path().join(format!("data-fresh-{fresh}"));
+        fs::create_dir_all(&place.data).unwrap();
+        let mut swarm = Swarm::new(4, 1, place.socket(), seed);
+        let (mut refused, mut call) = (0, 0);
+        loop {
+            if fresh {
+                place.data = directory.path().join(format!("data-{call}"));
+                fs::create_dir_all(&place.data).unwrap();
+                swarm = Swarm::new(4, 1, place.socket(), seed);
+            }
+            disk.fail(Calls::All, call, 1, failure);
+            let started = place.try_start();
+            let reached = disk.failed() > 0;
+            disk.heal();
+            let daemon = started.unwrap_or_else(|said| {
+                refused += 1;
+                assert!(reached, "refused without a failure: {said}");
+                assert!(!said.contains("panicked"), "{said}");
+                assert!(said.contains("disk") || said.contains("store"), "says what is wrong: {said}");
+                place.start()
+            });
+            swarm.gather();
+            swarm.calm();
+            swarm.saturate(8, 20);
+            daemon.kill();
+            swarm.bury();
+            call += 1;
+            if !reached || call > 60 {
+                break;
+            }
+        }
+        eprintln!("failing starts: {call} calls tried, fresh {fresh}, {refused} refused with a sentence");
+    }
+}
+
+#[test]
+fn a_file_system_that_turned_read_only_is_told() {
+    let Some((place, _directory, disk)) = breakable("read-only") else { return };
+    let mut swarm = Swarm::new(4, 1, place.socket(), dice::seed("read-only"));
+    let daemon = place.start();
+    swarm.gather();
+    swarm.saturate(8, 50);
+    disk.fail(Calls::All, 0, u64::MAX, Failure::Error(Errno::ROFS));
+    swarm.until("a call that fails", |swarm| {
+        swarm.fill(8);
+        disk.failed() >= 2
+    });
+    let health = place.until_health("red", |health| !is_green(health));
+    assert!(health.contains("read-only"), "{health}");
+    disk.heal();
+    swarm.calm();
+    place.until_health("green", is_green);
+    daemon.kill();
+}
+
+#[test]
+fn a_read_only_folder_is_refused_at_the_start_and_left_as_it_is() {
+    with_own_mounts("read-only folder", || {
+        let disk = Memory::new("64m");
+        let (place, _outside) = place_in(disk.path());
+        let mut swarm = Swarm::new(4, 1, place.socket(), dice::seed("read-only folder"));
+        let daemon = place.start();
+        swarm.gather();
+        swarm.saturate(8, 50);
+        daemon.kill();
+        swarm.bury();
+        let before = fs::read(place.store()).unwrap();
+        disk.remount("ro");
+        let said = place.try_start().err().expect("nothing can be kept there");
+        assert!(said.to_lowercase().contains("read-only") && !said.contains("panicked"), "{said}");
+        assert!(fs::read(place.store()).unwrap() == before);
+        disk.remount("rw");
+        let daemon = place.start();
+        swarm.gather();
+        swarm.calm();
+        daemon.kill();
+    });
+}
+
+#[test]
+fn a_store_that_vanishes_is_told_and_not_made_anew_in_silence() {
+    let directory = tempfile::Builder::new().prefix("relay-gone").tempdir().unwrap();
+    let (place, _outside) = place_in(directory.path());
+    let mut swarm = Swarm::new(4, 1, place.socket(), dice::seed("vanished store"));
+    let mut daemon = place.start();
+    swarm.gather();
+    swarm.saturate(8, 50);
+    swarm.calm();
+    let folder = place.store().parent().unwrap().to_owned();
+    fs::remove_dir_all(&folder).unwrap();
+    let begun = Instant::now();
+    let mut health = place.health();
+    while is_green(&health) {
+        swarm.fill(4);
+        swarm.turn(Duration::from_millis(5));
+        assert!(begun.elapsed() < RECOVERY, "nobody says that the store is gone");
+        health = place.health();
+    }
+    assert!(health.contains("gone"), "{health}");
+    assert!(!folder.exists(), "it is not made anew while the daemon runs");
+    // What is promised from now on would be lost with the process.
+    swarm.listen_out();
+    let receipts = swarm.receipts();
+    swarm.fill(12);
+    swarm.listen_out();
+    assert_eq!(swarm.receipts(), receipts, "a receipt without a store");
+    assert!(daemon.is_alive());
+    daemon.kill();
+}

@@ -1,0 +1,136 @@
+//! Backups of a store that is being written, their restoration, and other keys.
+
+use crate::made::*;
+use agent_relay::store::copy::{leftovers, rekey, restore};
+use agent_relay::store::{CopyError, Key, RowChange, Store};
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+#[test]
+fn a_backup_of_a_busy_store_is_whole_up_to_a_moment_after_it_began() {
+    for key in [None, key()] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(&folder.path().join("store"), key.clone());
+        fill(&store, 300, 20, 1000);
+        let backup = folder.path().join("backups").join("monday");
+        let stop = AtomicBool::new(false);
+        let before = store.last_segment().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // As the keeper does: rows, then `applied`, while segments come in.
+                while !stop.load(Ordering::Relaxed) {
+                    fill(&store, 5, 20, 1000);
+                    let segment = store.last_segment().unwrap();
+                    let mut memory = store.recover(|_| {}).unwrap();
+                    for agent in memory.take_dirty() {
+                        if let Some(row) = memory.stamp(agent, segment) {
+                            store.keep_rows(&[RowChange { row, labels_pushed: 0 }], &[]).unwrap();
+                        }
+                    }
+                    store.mark_applied(segment).unwrap();
+                }
+            });
+            let mut told = 0;
+            let copied = store.backup(&backup, |copied| told = copied.segment).unwrap();
+            stop.store(true, Ordering::Relaxed);
+            assert!(told >= before && copied.segment == told);
+        });
+        assert!(matches!(store.backup(&backup, |_| {}), Err(CopyError::Exists(_))));
+        let id = store.store_id();
+        drop(store);
+        let copy = Store::open(options(&backup, key).reading()).unwrap();
+        assert_eq!(copy.store_id(), id);
+        let report = copy.check(|_| {}).unwrap();
+        assert_eq!(report.damages, []);
+        assert!(report.segments.0 == 1 && report.segments.1 >= before);
+        let found = messages(&copy);
+        assert_eq!(found.len() as u64, report.segments.1 * 20);
+        copy.recover(|_| {}).unwrap();
+        assert_eq!(fs::read_dir(backup.parent().unwrap()).unwrap().count(), 1, "no temporary is left");
+    }
+}
+
+#[test]
+fn a_restored_store_goes_on_under_a_subkey_of_its_own_and_the_old_one_is_kept_aside() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, backup) = (folder.path().join("store"), folder.path().join("backup"));
+    let store = open(&place, key());
+    fill(&store, 3, 10, 100);
+    store.backup(&backup, |_| {}).unwrap();
+    fill(&store, 3, 10, 100);
+    drop(store);
+    assert!(matches!(restore(&backup, &place, key(), false, 7, |_| {}), Err(CopyError::Occupied(_))));
+    restore(&backup, &place, key(), true, 7, |_| {}).unwrap();
+    let store = open(&place, key());
+    assert_eq!(store.last_segment(), Ok(3));
+    fill(&store, 1, 10, 100);
+    assert_eq!(messages(&store).len(), 40);
+    drop(store);
+    let aside = Store::open(options(&folder.path().join("store.replaced-7"), key())).unwrap();
+    assert_eq!(aside.last_segment(), Ok(6));
+    assert!(restore(&backup, &place, None, true, 8, |_| {}).is_err(), "without its key nothing can be checked");
+    assert_eq!(leftovers(&place), Vec::<std::path::PathBuf>::new());
+}
+
+#[test]
+fn a_damaged_backup_is_not_restored() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, backup) = (folder.path().join("store"), folder.path().join("backup"));
+    let store = open(&place, None);
+    fill(&store, 3, 10, 100);
+    store.backup(&backup, |_| {}).unwrap();
+    drop(store);
+    let mut value = crate::damage::raw_values(&backup, "log").remove(1).1;
+    *value.last_mut().unwrap() ^= 1;
+    crate::damage::put(&backup, "log", &2u64.to_be_bytes(), &value);
+    let before = fs::read(place.join("data.mdb")).unwrap();
+    assert!(matches!(restore(&backup, &place, None, true, 7, |_| {}), Err(CopyError::Damaged { places: 1, .. })));
+    assert_eq!(before, fs::read(place.join("data.mdb")).unwrap());
+}
+
+#[test]
+fn another_key_none_and_one_again_keep_everything() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("store");
+    let other = || Some(Key::parse(OTHER_KEY).unwrap());
+    let store = open(&place, None);
+    store.append(&mut segment(&every_kind())).unwrap();
+    fill(&store, 20, 10, 5000);
+    let memory = store.recover(|_| {}).unwrap();
+    let changes: Vec<_> = memory.rows().map(|row| RowChange { row, labels_pushed: 0 }).collect();
+    store.keep_rows(&changes, &[]).unwrap();
+    let wanted = messages(&store);
+    drop(store);
+    let mut from = None;
+    for to in [key(), other(), None] {
+        fs::create_dir_all(folder.path().join(".store.rekeyed")).unwrap();
+        rekey(&place, from.clone(), to.clone(), |_| {}).unwrap();
+        assert!(matches!(rekey(&place, to.clone(), to.clone(), |_| {}), Err(CopyError::SameKey)));
+        let bytes = fs::read(place.join("data.mdb")).unwrap();
+        let has_secret = bytes.windows(SECRET_WORD.len()).any(|window| window == SECRET_WORD.as_bytes());
+        assert_eq!(has_secret, to.is_none());
+        if from.is_some() {
+            assert!(Store::open(options(&place, from)).is_err());
+        }
+        let store = Store::open(options(&place, to.clone())).unwrap();
+        assert_eq!(store.check(|_| {}).unwrap().damages, []);
+        assert_eq!(messages(&store), wanted);
+        assert_eq!(store.recover(|_| {}).unwrap().len(), memory.len());
+        assert!(store.begin_epoch(0, 0).unwrap() > 1000);
+        drop(store);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
+        from = to;
+    }
+}
+
+#[test]
+fn an_interrupted_exchange_is_told_and_put_right() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("store");
+    fill(&open(&place, None), 3, 10, 100);
+    fs::rename(&place, folder.path().join("store.before-rekey")).unwrap();
+    let error = Store::open(options(&place, None)).err().unwrap();
+    assert!(error.to_string().contains("relay rekey"), "{error}");
+    rekey(&place, None, key(), |_| {}).unwrap();
+    assert_eq!(messages(&Store::open(options(&place, key())).unwrap()).len(), 30);
+}

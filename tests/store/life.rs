@@ -1,0 +1,300 @@
+//! A store's life: opened, written, read, recovered, swept.
+
+use crate::made::*;
+use agent_relay::base::{AgentId, Sequence};
+use agent_relay::relay::{Memory, Record, Remembered};
+use agent_relay::store::{OpenError, Options, RecordRef, RowChange, Segment, Store, StoreError, replay};
+use std::ops::ControlFlow;
+use std::os::unix::fs::MetadataExt;
+
+/// As text, so that records and what was read can be compared: kinds, names, numbers.
+fn told(record: &RecordRef<'_>) -> String {
+    match record {
+        RecordRef::Message(message) => {
+            let to: Vec<_> = message.recipients.iter().collect();
+            format!(
+                "{:?} {:?} {} {} {} {to:?}",
+                message.id, message.raw, message.checksum, message.accepted_at_ms, message.ttl_ms
+            )
+        }
+        RecordRef::Session(session) => format!("{session:?} {:?}", session.resume.0),
+        other => format!("{other:?}"),
+    }
+}
+
+fn expected(record: &Record) -> String {
+    match record {
+        Record::Message { id, raw, checksum, accepted_at_ms, ttl_ms, recipients } => {
+            let raw = raw.to_vec();
+            format!("{id:?} {raw:?} {checksum} {accepted_at_ms} {ttl_ms} {:?}", recipients.as_slice())
+        }
+        Record::Session(session) => format!("{session:?} {:?}", session.resume.0),
+        other => format!("{other:?}"),
+    }
+}
+
+#[test]
+fn every_kind_of_record_reads_back_plain_and_sealed() {
+    for key in [None, key()] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path(), key);
+        let records = every_kind();
+        let mut segment = Segment::new();
+        let offsets: Vec<u32> = records.iter().map(|record| segment.push(record)).collect();
+        assert_eq!(store.append(&mut segment).unwrap(), 1);
+        let snapshot = store.snapshot().unwrap();
+        let mut view = snapshot.segment(1).unwrap().unwrap();
+        assert_eq!((view.header().records as usize, view.header().messages), (records.len(), 3));
+        assert_eq!((view.header().first_ms, view.header().last_ms), (START_MS, START_MS + 9));
+        let mut found = Vec::new();
+        view.records(|offset, record| {
+            found.push((offset, told(record)));
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        let wanted: Vec<_> = offsets.iter().zip(&records).map(|(offset, record)| (*offset, expected(record))).collect();
+        assert_eq!(found, wanted);
+        for (offset, record) in wanted.iter().rev() {
+            assert_eq!(&told(&view.record_at(*offset).unwrap()), record);
+        }
+        assert!(snapshot.segment(2).unwrap().is_none());
+    }
+}
+
+#[test]
+fn large_segments_are_cut_into_pieces_and_read_from_anywhere() {
+    for key in [None, key()] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path(), key);
+        let sizes = [10, 70_000, 300, 60_000, 5_000, 1_000_000, 20, 64 * 1024 - 61, 1];
+        let mut segment = Segment::new();
+        let offsets: Vec<u32> = (1..).zip(sizes).map(|(n, size)| segment.push(&message(n, 1, size))).collect();
+        store.append(&mut segment).unwrap();
+        let snapshot = store.snapshot().unwrap();
+        let mut view = snapshot.segment(1).unwrap().unwrap();
+        for index in [8, 0, 5, 1, 7, 2, 6, 3, 4] {
+            let RecordRef::Message(found) = view.record_at(offsets[index]).unwrap() else { panic!() };
+            assert_eq!(found.id.number, index as u64 + 1);
+            assert_eq!(crc32(found.raw), found.checksum);
+        }
+        assert!(view.record_at(offsets[8] + 1_000_000).is_err());
+    }
+}
+
+#[test]
+fn a_segment_is_used_again_and_keeps_its_buffers() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), key());
+    fill(&store, 50, 20, 500);
+    let found = messages(&store);
+    assert_eq!(found.len(), 1000);
+    assert!(found.iter().zip(1..).all(|((number, _), wanted)| *number == wanted));
+    assert_eq!((store.first_segment().unwrap(), store.last_segment().unwrap()), (1, 50));
+}
+
+#[test]
+fn a_commit_that_was_reported_as_failed_and_kept_after_all_is_not_repeated() {
+    for key in [None, key()] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path(), key);
+        fill(&store, 2, 3, 100);
+        let mut again = segment(&[message(7, 1, 40_000), message(8, 1, 10)]);
+        assert_eq!(store.append(&mut again), Ok(3));
+        // As whoever got an error instead: once as it was, and once with more behind it.
+        assert_eq!(store.append(&mut again), Ok(3));
+        let mut more = segment(&[message(9, 1, 40_000)]);
+        assert_eq!(store.append(&mut more), Ok(4));
+        (10..14).for_each(|number| _ = more.push(&message(number, 1, 40_000)));
+        assert_eq!(store.append(&mut more), Ok(5));
+        assert_eq!((more.records(), more.messages()), (4, 4));
+        let found: Vec<u64> = messages(&store).into_iter().map(|(number, _)| number).collect();
+        assert_eq!(found, (1..14).collect::<Vec<u64>>());
+        assert_eq!(store.check(|_| {}).unwrap().damages, []);
+    }
+}
+
+#[test]
+fn segments_without_a_time_have_the_last_one_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), None);
+    let mut segment = segment(&[message(7, 1, 10)]);
+    store.append(&mut segment).unwrap();
+    segment.clear();
+    segment.push(&Record::Forgotten { agent: AgentId(1) });
+    store.append(&mut segment).unwrap();
+    let header = store.snapshot().unwrap().segment_header(2).unwrap().unwrap();
+    assert_eq!((header.first_ms, header.last_ms), (START_MS + 7, START_MS + 7));
+}
+
+#[test]
+fn epochs_only_grow_and_are_on_the_disk_before_anything_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(options(folder.path(), key())).unwrap();
+    assert_eq!(store.append(&mut segment(&[message(1, 1, 1)])), Err(StoreError::NoEpoch));
+    assert_eq!(store.begin_epoch(500, 0), Ok(500));
+    assert_eq!(store.begin_epoch(10, 0), Ok(501), "a clock that went back");
+    assert_eq!(store.begin_epoch(10, 900), Ok(900));
+    drop(store);
+    let store = Store::open(options(folder.path(), key())).unwrap();
+    assert_eq!(store.begin_epoch(600, 0), Ok(901));
+}
+
+#[test]
+fn folder_and_files_are_for_their_owner_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("project").join("store");
+    let _store = open(&place, None);
+    assert_eq!(place.metadata().unwrap().mode() & 0o777, 0o700);
+    for entry in place.read_dir().unwrap() {
+        assert_eq!(entry.unwrap().metadata().unwrap().mode() & 0o777, 0o600);
+    }
+}
+
+#[test]
+fn a_store_is_opened_once_in_a_program_and_read_only_means_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let absent = folder.path().join("absent");
+    assert!(matches!(Store::open(Options::new(&absent, None).reading()), Err(OpenError::Absent(_))));
+    assert!(!absent.exists());
+    let store = open(folder.path(), None);
+    assert!(matches!(Store::open(options(folder.path(), None)), Err(OpenError::InUse(_))));
+    fill(&store, 1, 1, 10);
+    drop(store);
+    let store = Store::open(options(folder.path(), None).reading()).unwrap();
+    assert_eq!(messages(&store).len(), 1);
+    assert_eq!(store.append(&mut segment(&[message(1, 1, 1)])), Err(StoreError::ReadOnly));
+    assert_eq!(store.begin_epoch(1, 0), Err(StoreError::ReadOnly));
+    let file = folder.path().join("data.mdb");
+    assert!(matches!(Store::open(options(&file, None)), Err(OpenError::NotAFolder(_))));
+}
+
+fn rows() -> Memory {
+    let mut memory = Memory::default();
+    let mut labelled = 0;
+    for number in 0..5 {
+        memory.known(1, agent(number), &name(number).into(), START_MS);
+        for label in 0..[0, 1, 64, 4096, 10_000][number as usize] {
+            labelled += 1;
+            let id = agent_relay::base::MessageId { sender: agent(number), number: 1 << 63 | labelled << 20 | label };
+            memory.sent(1, id, START_MS);
+        }
+        memory.sent(1, agent_relay::base::MessageId { sender: agent(number), number: 77 }, START_MS);
+    }
+    memory
+}
+
+#[test]
+fn rows_and_labels_read_back_and_the_forgotten_are_gone() {
+    for key in [None, key()] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path(), key.clone());
+        let mut memory = rows();
+        let changes: Vec<_> =
+            memory.rows().map(|row| RowChange { row, labels_pushed: row.sent.labels_pushed }).collect();
+        store.keep_rows(&changes, &[]).unwrap();
+        // Then only what has changed is written: three labels of a full ring.
+        for label in 0..3 {
+            memory.sent(2, agent_relay::base::MessageId { sender: agent(4), number: 1 << 63 | label }, START_MS);
+        }
+        store.keep_rows(&[RowChange { row: memory.row(agent(4)).unwrap(), labels_pushed: 3 }], &[]).unwrap();
+        drop(store);
+        let store = open(folder.path(), key);
+        let found = store.recover(|_| {}).unwrap();
+        assert_eq!(found.len(), 5);
+        for row in memory.rows() {
+            assert_eq!(found.row(row.agent), Some(row));
+            assert_eq!(store.snapshot().unwrap().row(row.agent).unwrap().as_ref(), Some(row));
+        }
+        store.keep_rows(&[], &[agent(3), agent(4)]).unwrap();
+        assert_eq!(store.recover(|_| {}).unwrap().len(), 3);
+        assert_eq!(store.check(|_| {}).unwrap().damages, []);
+    }
+}
+
+#[test]
+fn recovery_is_rows_and_the_log_behind_them_whatever_was_kept_when() {
+    for kept_at in 0..=8u64 {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path(), key());
+        let mut memory = Memory::default();
+        store.append(&mut segment(&every_kind())).unwrap();
+        fill(&store, 7, 30, 50);
+        let snapshot = store.snapshot().unwrap();
+        for number in 1..=8 {
+            let mut view = snapshot.segment(number).unwrap().unwrap();
+            view.records(|_, record| {
+                replay::apply(&mut memory, number, record);
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+            if number == kept_at {
+                // Some rows are kept, at a moment of their own; the others, and `applied`, are not.
+                let mut changed = memory.clone();
+                for (index, agent) in memory.clone().take_dirty().into_iter().enumerate() {
+                    if index % 2 == 0
+                        && let Some(row) = changed.stamp(agent, number)
+                    {
+                        let labels_pushed = row.sent.labels_pushed;
+                        store.keep_rows(&[RowChange { row, labels_pushed }], &[]).unwrap();
+                    }
+                }
+            }
+        }
+        drop(snapshot);
+        let mut seen = Vec::new();
+        let found = store.recover(|segment| seen.push(segment)).unwrap();
+        assert_eq!(seen, [8]);
+        let unstamped = |row: &Remembered| Remembered { as_of: 0, ..row.clone() };
+        for row in memory.rows() {
+            assert_eq!(found.row(row.agent).map(unstamped), Some(unstamped(row)));
+        }
+        assert_eq!(found.len(), memory.len());
+        assert_eq!(found.row(agent(1)).unwrap().last, Sequence { epoch: 1000, counter: 239 });
+    }
+}
+
+#[test]
+fn the_sweep_takes_whole_old_segments_in_small_steps_and_nothing_that_is_not_in_the_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), None);
+    fill(&store, 40, 10, 50);
+    let all = u64::MAX;
+    let step = store.sweep_step(all, 35).unwrap();
+    assert_eq!((step.segments, step.done, step.first_segment), (0, true, 1), "nothing was applied yet");
+    store.mark_applied(30).unwrap();
+    // Segment n holds times START + 10 (n - 1) + 1 to START + 10 n.
+    let step = store.sweep_step(START_MS + 101, 35).unwrap();
+    assert_eq!((step.segments, step.messages, step.done, step.first_segment), (3, 30, false, 4));
+    let step = store.sweep_step(START_MS + 101, 1000).unwrap();
+    assert_eq!((step.segments, step.done, step.first_segment), (7, true, 11));
+    while !store.sweep_step(all, 1).unwrap().done {}
+    assert_eq!((store.first_segment().unwrap(), store.last_segment().unwrap()), (31, 40));
+    store.mark_applied(40).unwrap();
+    while !store.sweep_step(all, 1000).unwrap().done {}
+    assert_eq!((store.first_segment().unwrap(), store.last_segment().unwrap()), (41, 40));
+    fill(&store, 1, 1, 1);
+    assert_eq!((store.first_segment().unwrap(), store.last_segment().unwrap()), (41, 41), "numbers go on");
+}
+
+#[test]
+fn a_full_map_grows_and_readers_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut small = options(folder.path(), key());
+    small.map_bytes = 256 * 1024;
+    let store = Store::open(small).unwrap();
+    store.begin_epoch(1, 0).unwrap();
+    let stop = &std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reader = store.clone();
+        scope.spawn(move || {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let last = reader.last_segment().unwrap();
+                assert!(messages(&reader).len() as u64 >= last * 10);
+            }
+        });
+        fill(&store, 100, 10, 3000);
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert_eq!(messages(&store).len(), 1000);
+    assert!(store.file_bytes().unwrap().0 > 3_000_000);
+}
