@@ -99,13 +99,19 @@ fn a_damaged_store_is_reported_and_left_alone_and_delivers_nothing_that_was_not_
     let file = place.store();
     let intact = fs::read(&file).unwrap();
     let rounds = crate::tally::cycles(36);
-    let (mut refused, mut ended, mut short, mut whole) = (0, Vec::new(), 0, 0);
+    let (mut refused, mut told, mut ended, mut short, mut whole) = (0, 0, Vec::new(), 0, 0);
     for round in 0..rounds {
         let damage = DAMAGES[round as usize % DAMAGES.len()];
         let mut bytes = intact.clone();
         harm(&mut bytes, damage, &mut dice);
         fs::write(&file, &bytes).unwrap();
         let story = format!("{damage:?}, round {round}");
+        let doctor = place.run(&["doctor", "--global"]);
+        let words = String::from_utf8_lossy(&doctor.stdout).into_owned();
+        assert!(matches!(doctor.status.code(), Some(0 | 1)), "{story}: the doctor ends with {}", doctor.status);
+        assert!(fs::read(&file).unwrap() == bytes, "{story}: the doctor changed the store");
+        let ill = doctor.status.code() == Some(1);
+        told += u64::from(ill);
         match place.try_start() {
             Err(said) => {
                 refused += 1;
@@ -114,6 +120,7 @@ fn a_damaged_store_is_reported_and_left_alone_and_delivers_nothing_that_was_not_
                 if said.contains("signal") {
                     ended.push(story);
                 } else {
+                    assert!(ill, "{story}: the daemon refuses it ({said}), and the doctor finds nothing: {words}");
                     assert!(said.contains("relay doctor") || said.contains("relay restore"), "{story}: {said}");
                     assert!(fs::read(&file).unwrap() == bytes, "{story}: the damaged store was changed");
                 }
@@ -140,7 +147,7 @@ fn a_damaged_store_is_reported_and_left_alone_and_delivers_nothing_that_was_not_
         }
     }
     eprintln!(
-        "RESULT damaged store: {rounds} damages, {refused} refused, {short} with part of the mail and told, {whole} with all of it, \
+        "RESULT damaged store: {rounds} damages, {told} told by the doctor, {refused} refused, {short} with part of the mail and told, {whole} with all of it, \
          {} ended by a signal {ended:?}",
         ended.len()
     );
