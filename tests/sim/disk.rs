@@ -4,7 +4,7 @@
 
 use super::swarm::Mutation;
 use super::world::World;
-use agent_relay::base::{AgentId, Bytes, Mono, ShardId};
+use agent_relay::base::{AgentId, Bytes, MessageId, Mono, ShardId};
 use agent_relay::relay::{Fetch, Fetched, FetchedMessage, Memory, Place, Record, Remembered, Wanted};
 use agent_relay::store::{RecordRef, Segment, replay};
 use std::collections::{BTreeMap, VecDeque};
@@ -36,6 +36,9 @@ pub struct Disk {
     checkpoint: Option<Checkpoint>,
     fetches: VecDeque<(Mono, usize, Fetch)>,
 }
+
+/// Fan-outs of which some parts are on disk, and who has them.
+type Parted = Vec<(MessageId, Vec<AgentId>)>;
 
 /// Rows on their way to the disk.
 struct Checkpoint {
@@ -369,8 +372,8 @@ impl World {
         }
     }
 
-    /// Reads rows and the end of the log; gives the rows of each of `shards` homes.
-    pub fn recover(&mut self, shards: usize, home_of: impl Fn(&str) -> ShardId) -> Vec<Vec<Remembered>> {
+    /// Reads rows and the end of the log; gives the rows of each of `shards` homes, and the fan-outs that were parted.
+    pub fn recover(&mut self, shards: usize, home_of: impl Fn(&str) -> ShardId) -> (Vec<Vec<Remembered>>, Parted) {
         let disk = &mut self.disk;
         let mut memory = Memory::default();
         for row in disk.rows.values() {
@@ -398,7 +401,13 @@ impl World {
         let mut all: Vec<Remembered> = disk.memory.rows().cloned().collect();
         all.sort_by_key(|row| row.agent);
         let mut homes: Vec<Vec<Remembered>> = (0..shards).map(|_| Vec::new()).collect();
+        let mut parted = Parted::new();
         for mut row in all {
+            for partial in &row.sent.partial {
+                self.marks.hit("a fan-out was parted");
+                let id = MessageId { sender: row.agent, number: partial.number };
+                parted.push((id, partial.recipients.clone()));
+            }
             self.ledger.check_row(&row);
             if row.owed.messages > 0 {
                 self.marks.hit("restored cold");
@@ -418,6 +427,6 @@ impl World {
             let home = home_of(row.name.as_deref().expect("nameless rows were let go"));
             homes[usize::from(home.0)].push(row);
         }
-        homes
+        (homes, parted)
     }
 }

@@ -271,7 +271,7 @@ impl World {
         let epoch = self.ledger.epoch + later;
         self.ledger.crashed(shards, epoch, &mut self.marks);
         let hasher = NameHasher::new(name_seed);
-        let homes = self.recover(shards, |name| hasher.hash(name.as_bytes()).home(shards as u16));
+        let (homes, parted) = self.recover(shards, |name| hasher.hash(name.as_bytes()).home(shards as u16));
         self.lanes = (0..shards).map(|_| (0..shards).map(|_| VecDeque::new()).collect()).collect();
         self.shards.clear();
         for (index, rows) in homes.into_iter().enumerate() {
@@ -279,6 +279,9 @@ impl World {
             let owed: u64 = rows.iter().map(|row| row.owed.messages).sum();
             shard.restored = rows.len();
             shard.relay.restore(self.now, rows);
+            if self.swarm.mutation != Some(Mutation::ForgetParted) {
+                shard.relay.restore_parted(parted.clone());
+            }
             assert_eq!(shard.relay.gauges().waiting_messages, owed, "what is owed is counted");
             self.shards.push(shard);
         }
