@@ -16,6 +16,8 @@ pub struct Disk {
     segment: Segment,
     /// Per shard: records in segments, up to the one under way.
     taken: Vec<u64>,
+    /// A planted bug has dropped records of these shards: nothing behind them counts as committed.
+    gap: Vec<bool>,
     /// When the commit under way ends.
     attempt: Option<Mono>,
     retry_at: Mono,
@@ -53,6 +55,7 @@ impl Disk {
             queues: (0..shards).map(|_| VecDeque::new()).collect(),
             segment: Segment::new(),
             taken: vec![0; shards],
+            gap: vec![false; shards],
             attempt: None,
             retry_at: Mono(0),
             full_until: Mono(0),
@@ -229,6 +232,9 @@ impl World {
                 self.commit();
             } else if self.strikes(Mutation::DropFailedCommit) {
                 self.disk.segment.clear();
+                for shard in 0..self.shards.len() {
+                    self.disk.gap[shard] |= self.disk.taken[shard] > self.ledger.committed[shard];
+                }
             } else {
                 self.marks.hit("commit failed");
                 self.disk.failing = true;
@@ -287,7 +293,9 @@ impl World {
             self.marks.hit("committed after a failure");
         }
         for shard in 0..self.shards.len() {
-            self.ledger.committed[shard] = self.disk.taken[shard];
+            if !self.disk.gap[shard] {
+                self.ledger.committed[shard] = self.disk.taken[shard];
+            }
         }
     }
 
@@ -395,6 +403,7 @@ impl World {
         disk.memory.forget_nameless();
         disk.queues = (0..shards).map(|_| VecDeque::new()).collect();
         (disk.taken, disk.attempt, disk.checkpoint) = (vec![0; shards], None, None);
+        disk.gap = vec![false; shards];
         (disk.since, disk.urgent, disk.failing) = (None, false, false);
         (disk.retry_at, disk.full_until) = (Mono(0), Mono(0));
         disk.fetches.clear();

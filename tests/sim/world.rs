@@ -135,7 +135,9 @@ impl World {
 
     /// Notes a mutation; says whether the planted bug strikes now.
     pub fn strikes(&mut self, mutation: Mutation) -> bool {
-        if self.swarm.mutation != Some(mutation) || !self.dice.chance(100) {
+        // Some have few occasions.
+        let often = matches!(mutation, Mutation::ForgetClosed | Mutation::DropFailedCommit);
+        if self.swarm.mutation != Some(mutation) || !self.dice.chance(if often { 500 } else { 100 }) {
             return false;
         }
         self.mutated += 1;
