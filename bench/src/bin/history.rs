@@ -67,14 +67,17 @@ fn main() -> Result<(), Box<dyn Error>> {
         HistoryQuery { agent: agent(dice), before, ..page.clone() }
     })?;
     history("page of from and to", &mut |dice| HistoryQuery { from: agent(dice), to: agent(dice), ..page.clone() })?;
-    history("page of a thread", &mut |dice| {
-        HistoryQuery { thread: Some(format!("thread-{}", dice.roll(THREADS))), ..page.clone() }
+    history("page of a thread", &mut |dice| HistoryQuery {
+        thread: Some(format!("thread-{}", dice.roll(THREADS))),
+        ..page.clone()
     })?;
-    history("page of a thread that is not there", &mut |_| {
-        HistoryQuery { thread: Some("none".to_owned()), ..page.clone() }
+    history("page of a thread that is not there", &mut |_| HistoryQuery {
+        thread: Some("none".to_owned()),
+        ..page.clone()
     })?;
-    history("page of a topic", &mut |dice| {
-        HistoryQuery { topic: Some(format!("topic-{}", dice.roll(TOPICS))), ..page.clone() }
+    history("page of a topic", &mut |dice| HistoryQuery {
+        topic: Some(format!("topic-{}", dice.roll(TOPICS))),
+        ..page.clone()
     })?;
     history("page of a time", &mut |dice| {
         let since_ms = START_MS + dice.roll(span);

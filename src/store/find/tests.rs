@@ -95,7 +95,11 @@ impl World {
         let agent = AgentId::of(name.as_bytes());
         let counter = self.counters.entry(agent).or_default();
         *counter += 1;
-        Addressee { agent, sequence: Sequence { epoch: self.epoch, counter: *counter }, channel: counter.is_multiple_of(5) }
+        Addressee {
+            agent,
+            sequence: Sequence { epoch: self.epoch, counter: *counter },
+            channel: counter.is_multiple_of(5),
+        }
     }
 
     /// A message and its parts: the first to be written now, the others a little later.
