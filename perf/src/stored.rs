@@ -107,8 +107,9 @@ pub fn run(arguments: &StoredArguments) -> Result<(), String> {
         std::path::absolute(arguments.relay.as_deref().unwrap_or(&beside)).map_err(|error| error.to_string())?;
     let folder = arguments.disk.join(format!("relay-stored-{}", std::process::id()));
     let measured = Measurement { arguments, relay, folder: folder.clone(), figures: Vec::new() }.run();
+    let log = fs::read_to_string(folder.join("log")).unwrap_or_default();
     let _ = fs::remove_dir_all(&folder);
-    let figures = measured?;
+    let figures = measured.map_err(|error| format!("{error}; the relay's log: {}", last_lines(&log)))?;
     let mut lines = String::new();
     for figure in &figures {
         let _ =
@@ -123,6 +124,11 @@ pub fn run(arguments: &StoredArguments) -> Result<(), String> {
     let others: String = before.lines().filter(|line| !is_one(line)).map(|line| format!("{line}\n")).collect();
     fs::write(&latest, others + &lines).map_err(|error| format!("{}: {error}", latest.display()))?;
     crate::run::render(&arguments.directory)
+}
+
+fn last_lines(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(5)..].join(" | ")
 }
 
 struct Measurement<'a> {

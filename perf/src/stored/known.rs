@@ -1,6 +1,7 @@
 //! As many agents as a daemon may know: each says HELLO once, then all of them have something to say.
 #![forbid(unsafe_code)]
 
+use agent_relay::base::ids::number_of_label;
 use agent_relay::base::{AgentId, MessageId, Sequence};
 use agent_relay::wire::{CAPABILITIES, Frame, HEADER_BYTES, Header, Hello, Kind, MessageFields, encode};
 use std::borrow::Cow;
@@ -91,11 +92,13 @@ fn send(socket: &PathBuf, agents: u32, stop: &AtomicBool, refused: &Arc<AtomicU6
             if answers.read_exact(&mut body).is_err() {
                 return;
             }
-            counts.fetch_add(u64::from(matches!(header.kind, Kind::Busy | Kind::Error)), Ordering::Relaxed);
+            if matches!(header.kind, Kind::Busy | Kind::Error) && counts.fetch_add(1, Ordering::Relaxed) == 0 {
+                eprintln!("the first refusal: {:?}: {}", header.kind, String::from_utf8_lossy(&body).replace('\0', ""));
+            }
         }
     });
     let text = [b'x'; 128];
-    // Numbers are taken once for good: each traffic has its own.
+    // Labels are taken once for good: each traffic has its own.
     let since = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
     let first = since.map_or(1, |since| since.as_millis() as u64);
     let (mut sent, mut out) = (0u64, Vec::new());
@@ -105,9 +108,11 @@ fn send(socket: &PathBuf, agents: u32, stop: &AtomicBool, refused: &Arc<AtomicU6
         for _ in 0..BURST {
             let agent = (sent % u64::from(agents)) as u32;
             let (from, to) = (name(agent), name((agent + 1) % agents));
-            let number = first + sent / u64::from(agents);
+            let label = format!("{first}-{sent}");
+            let number = number_of_label(label.as_bytes());
             let fields = MessageFields {
                 id: MessageId { sender: AgentId::of(from.as_bytes()), number },
+                label: label.as_bytes(),
                 from: from.as_bytes(),
                 to: to.as_bytes(),
                 text: &text,
