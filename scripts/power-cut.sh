@@ -8,7 +8,7 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 stamp() { echo "$(date -u +%FT%TZ) $(git rev-parse --short HEAD)"; }
 cut_power() {
-    cargo test --release --test faults -- --exact --nocapture \
+    cargo test --test faults -- --exact --nocapture \
         power::nothing_durable_is_lost_when_the_power_is_cut >"$log" 2>&1
 }
 
@@ -17,8 +17,8 @@ if [ "${1:-}" = --self-test ]; then
     kept=perf/results/power-cut-self-test.txt
     for way in no_sync no_meta_sync; do
         echo "building a relay that commits with $way ..."
-        RUSTFLAGS="--cfg relay_unsafe_sync=\"$way\"" cargo build --release --bin relay --target-dir "$target/$way"
-        program="$(cd "$target/$way" && pwd)/release/relay"
+        RUSTFLAGS="--cfg relay_unsafe_sync=\"$way\"" cargo build --bin relay --target-dir "$target/$way"
+        program="$(cd "$target/$way" && pwd)/debug/relay"
         if RELAY_FAULT_PROGRAM="$program" RELAY_FAULT_CYCLES=60 cut_power; then
             cat "$log"
             echo "$way went unnoticed: the power cut test is blind" >&2

@@ -72,6 +72,7 @@ impl World {
             epoch: 1,
             name_seed: 1,
             token_seed: [1; 32],
+            strict: false,
             bounds: Bounds::default(),
             entitlement: Entitlement::UNLIMITED,
         });
@@ -145,7 +146,7 @@ impl World {
         self.relay.handle(self.now, Event::Written { session: BOB, through: self.delivered }, &mut self.outbox);
         let acknowledgement = wire::Header { sequence: self.delivered, ..wire::Header::of(Kind::Ack) }.encode();
         self.receive(BOB, &acknowledgement);
-        self.relay.tell_progress(&mut self.outbox);
+        self.relay.tell_progress(self.now, &mut self.outbox);
         self.perform();
         self.committed += self.batch.len() as u64;
         self.relay.handle(self.now, Event::Committed { through: self.committed }, &mut self.outbox);

@@ -51,6 +51,7 @@ fn a_commit_of_messages_allocates_nothing_plain_or_sealed() {
                     checksum: 0,
                     accepted_at_ms: number,
                     ttl_ms: 0,
+                    parts: 1,
                     recipients: Recipients::One(Addressee { agent: AgentId(2), sequence, channel: false }),
                 });
             }

@@ -256,6 +256,26 @@ fn a_quiet_send_is_whole_whether_it_fits_or_not_and_is_told_with_the_next_thing(
 }
 
 #[test]
+fn a_quiet_send_is_told_by_the_turn_that_a_bell_ends() {
+    every_way(|options| {
+        let mut world = World::new(options);
+        let (id, _peer) = world.stream();
+        world.turn(NOW);
+        let waker = world.driver.waker();
+        for _ in 0..3 {
+            world.driver.send_quietly(id, SendBuffer { bytes: pattern(300, 4), frames: Vec::new() });
+            waker.wake();
+            let woken = world.woken;
+            while world.woken == woken {
+                world.turn(Some(Duration::from_secs(20)));
+            }
+            // What follows it on the connection must not wait for whatever ends the next turn.
+            world.sent.pop().unwrap().2.unwrap();
+        }
+    });
+}
+
+#[test]
 fn connections_are_accepted_on_unix_and_tcp_until_the_listener_pauses_or_closes() {
     every_way(|options| {
         let mut world = World::new(options);

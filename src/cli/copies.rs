@@ -216,7 +216,15 @@ mod tests {
             let recipients = Recipients::Many(Box::default());
             let mut segment = Segment::new();
             let raw = raw.into();
-            segment.push(&Record::Message { id, raw, checksum, accepted_at_ms: number, ttl_ms: 0, recipients });
+            segment.push(&Record::Message {
+                id,
+                raw,
+                checksum,
+                accepted_at_ms: number,
+                ttl_ms: 0,
+                parts: 1,
+                recipients,
+            });
             store.append(&mut segment).unwrap();
             store.index(&tail, true).unwrap();
         }

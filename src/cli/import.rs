@@ -225,6 +225,7 @@ impl Imported {
             checksum: self.checksum,
             accepted_at_ms: self.at_ms,
             ttl_ms: 0,
+            parts: 0,
             recipients: Recipients::Many(Box::default()),
         }
     }

@@ -5,7 +5,6 @@ use super::presence::{Presence, time_of};
 use super::settings::{Durability, Settings};
 use super::storage::StorageGauges;
 use crate::base::name::is_internal;
-use crate::base::tier::Entitlement;
 use crate::base::{CloseReason, RefuseReason, SessionId, ShardId};
 use crate::mesh::{Answered, ClerkPost, Mesh, Notice, ShardGauges};
 use crate::relay::{AgentRow, CensusPart, CensusTicket, Gauges, Question};
@@ -252,7 +251,7 @@ impl Clerk {
             "uptime_s": uptime.as_secs(),
             "socket": self.settings.layout.socket,
             "listen": self.facts.listen,
-            "store": self.store_status(),
+            "store": self.store_status(sum(|heart| heart.waiting_messages), sum(|heart| heart.waiting_bytes)),
             "durability": {
                 "mode": self.settings.durability.name(),
                 "survives": survives(self.settings.durability),
@@ -288,7 +287,7 @@ impl Clerk {
     }
 
     /// The store, its health, and how far its threads have got.
-    fn store_status(&self) -> Value {
+    fn store_status(&self, owed_messages: u64, owed_bytes: u64) -> Value {
         let (writer, keeper) = (&self.facts.storage.writer, &self.facts.storage.keeper);
         let trouble = writer.trouble.lock().clone();
         let damage = self.facts.follower.damage();
@@ -311,7 +310,7 @@ impl Clerk {
         let (first, last) = (self.facts.store.first_segment().ok(), self.facts.store.last_segment().ok());
         let applied = keeper.applied.load(Ordering::Relaxed);
         let swept_at_ms = keeper.swept_at_ms.load(Ordering::Relaxed);
-        let entitlement = Entitlement::UNLIMITED;
+        let entitlement = super::run::ENTITLEMENT;
         json!({
             "path": self.facts.store.folder(),
             "durability": self.settings.durability.name(),
@@ -323,6 +322,8 @@ impl Clerk {
             "unindexed_segments": keeper.unindexed_segments.load(Ordering::Relaxed),
             "checkpoint_lag_segments": last.map(|last| last.saturating_sub(applied)),
             "health": health,
+            "owed_messages": owed_messages,
+            "owed_bytes": owed_bytes,
             "pending_records": writer.pending.load(Ordering::Relaxed),
             "fetched_messages": keeper.fetched_messages.load(Ordering::Relaxed),
             "upkeep_failures": keeper.failures.load(Ordering::Relaxed),

@@ -23,6 +23,9 @@ use std::sync::mpsc;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
+/// What this daemon may do: everything, until licences say otherwise.
+pub(super) const ENTITLEMENT: Entitlement = Entitlement::UNLIMITED;
+
 /// How long agents may take to read what they were told before the daemon stops without them.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -86,7 +89,8 @@ pub struct Ready {
 }
 
 /// Runs the daemon on this thread until it is told to stop. `ready` is called once every listener is open.
-pub fn run(settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), DaemonError> {
+pub fn run(mut settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), DaemonError> {
+    settings.keep_within(&ENTITLEMENT);
     // Before any thread starts: it edits the environment, and children of nobody should inherit the sockets.
     let inherited = notify::inherited()?;
     settings.layout.create()?;
@@ -231,7 +235,7 @@ impl Shards {
             let own: Vec<OwnedFd> =
                 listeners.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>().map_err(failed)?;
             let options = shard_options(settings, index, storage.epoch, &seeds);
-            let rows = rows.next().unwrap_or_default();
+            let remembered = (rows.next().unwrap_or_default(), storage.parted.clone());
             let driver_options = driver_options(settings);
             let (mesh, cpu) = (mesh.clone(), cpus.get(usize::from(index)).copied());
             let (made_in, made) = mpsc::sync_channel::<io::Result<(Waker, Report)>>(1);
@@ -249,7 +253,7 @@ impl Shards {
                 let _ = made_in.send(Ok((driver.waker(), driver.report().clone())));
                 // No bells: another shard failed, and so the daemon does not start.
                 let Ok(bells) = bells.recv() else { return };
-                if let Err(error) = Shard::new(options, rows, driver, mesh, bells, own).run() {
+                if let Err(error) = Shard::new(options, remembered, driver, mesh, bells, own).run() {
                     tracing::error!(shard = index, %error, "a shard's driver failed; the daemon cannot go on");
                     std::process::abort();
                 }
@@ -335,7 +339,7 @@ fn shard_options(settings: &Settings, index: u16, epoch: u32, seeds: &Seeds) -> 
             token_seed: seeds.tokens_of(index),
             bounds,
             strict: settings.durability == Durability::Strict,
-            entitlement: Entitlement::UNLIMITED,
+            entitlement: ENTITLEMENT,
         },
         owner_uid: rustix::process::getuid().as_raw(),
         flush_interval: Mono::ms(settings.flush_interval_ms),

@@ -1,7 +1,7 @@
 //! The store's threads: opened before the first listener, ended after the last shard.
 
 use super::settings::{Durability, Settings};
-use crate::base::NameHasher;
+use crate::base::{AgentId, MessageId, NameHasher};
 use crate::history::Historian;
 use crate::keeper::{self, Keeper};
 use crate::mesh::Mesh;
@@ -40,6 +40,8 @@ pub(super) struct Storage {
     pub(super) epoch: u32,
     /// Whom the store knows; taken by the shards.
     rows: Vec<Remembered>,
+    /// Fan-outs that a crash parted, and who has them: for every shard.
+    pub(super) parted: Vec<(MessageId, Vec<AgentId>)>,
 }
 
 /// What `status` shows of the store's threads.
@@ -60,7 +62,12 @@ impl Storage {
         let epoch = store.begin_epoch(seconds_now, 0)?;
         let took_ms = opened.elapsed().as_millis() as u64;
         tracing::info!(epoch, agents = rows.len(), segments = store.last_segment()?, took_ms, "the store is open");
-        Ok(Storage { store, follower: Arc::new(follower), epoch, rows })
+        let parted = rows.iter().flat_map(|row| {
+            let id = |number| MessageId { sender: row.agent, number };
+            row.sent.partial.iter().map(move |partial| (id(partial.number), partial.recipients.clone()))
+        });
+        let parted = parted.collect();
+        Ok(Storage { store, follower: Arc::new(follower), epoch, rows, parted })
     }
 
     /// The rows of each of `shards` shards, by the home of the name.

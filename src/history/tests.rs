@@ -88,7 +88,7 @@ fn to_many(number: u64, to: &[u8], text: &[u8], recipients: Recipients) -> Recor
     let mut raw = Vec::new();
     let checksum = encode::message_body(&mut raw, &fields);
     let accepted_at_ms = 1_766_966_970_000 + number;
-    Record::Message { id: id(number), raw: raw.into(), checksum, accepted_at_ms, ttl_ms: 0, recipients }
+    Record::Message { id: id(number), raw: raw.into(), checksum, accepted_at_ms, ttl_ms: 0, parts: 1, recipients }
 }
 
 fn known(name: &str) -> Record {
@@ -96,13 +96,13 @@ fn known(name: &str) -> Record {
 }
 
 fn progress(delivered: u64, acknowledged: u64) -> Record {
-    Record::Progress(Box::new(ProgressRecord {
+    Record::Progress(ProgressRecord {
         agent: AgentId::of(b"bob"),
         delivered: at(delivered),
         acknowledged: at(acknowledged),
         settled: Box::new([]),
         owed: Owed::default(),
-    }))
+    })
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use crate::base::limits::FETCHES_IN_HAND_MAX;
 use crate::base::{AgentId, ShardId};
 use crate::mesh::{Mesh, Notice};
-use crate::relay::Fetched;
+use crate::relay::{Fetch, Fetched};
 use crate::store::{Follower, Store, StoreError};
 use crate::uring::Waker;
 use std::collections::VecDeque;
@@ -66,6 +66,8 @@ pub struct Keeper {
     stop: Arc<AtomicBool>,
     /// Answers that a shard's queue did not take.
     held: VecDeque<(ShardId, Box<Fetched>)>,
+    /// A fetch that was taken and could not be answered: the agent it is for asks for nothing else until it is.
+    unanswered: Option<(ShardId, Fetch)>,
     /// Rows to be written before the log is applied further in the rows' own view.
     checkpoint: Option<Checkpoint>,
     checkpointed_at: Instant,
@@ -113,6 +115,7 @@ impl Keeper {
             gauges,
             stop,
             held: VecDeque::new(),
+            unanswered: None,
             checkpoint: None,
             checkpointed_at: now,
             swept_at: None,
@@ -200,23 +203,32 @@ impl Keeper {
 
     fn answer_fetches(&mut self) -> Result<(), StoreError> {
         self.pass_answers();
-        let mut caught_up = false;
         for index in 0..self.shards.len() {
             let shard = ShardId(index as u16);
             while self.held.len() < FETCHES_IN_HAND_MAX {
-                let Some(fetch) = self.mesh.pop_fetch(shard) else { break };
-                if !caught_up {
-                    // What the shard knows to be committed must be found.
-                    self.follower.catch_up(&self.store)?;
-                    caught_up = true;
+                let taken = self.unanswered.take().or_else(|| Some((shard, self.mesh.pop_fetch(shard)?)));
+                let Some((shard, fetch)) = taken else { break };
+                match self.answer(&fetch) {
+                    Ok(fetched) => self.held.push_back((shard, Box::new(fetched))),
+                    Err(error) => {
+                        self.unanswered = Some((shard, fetch));
+                        return Err(error);
+                    }
                 }
-                let fetched = self.follower.fetch(&self.store, &fetch)?;
-                self.gauges.fetched_messages.fetch_add(fetched.messages.len() as u64, Ordering::Relaxed);
-                self.held.push_back((shard, Box::new(fetched)));
                 self.pass_answers();
             }
         }
         Ok(())
+    }
+
+    fn answer(&mut self, fetch: &Fetch) -> Result<Fetched, StoreError> {
+        // What the shard knew to be committed when it asked must be found: it takes a complete answer at its word.
+        if self.follower.is_behind(&self.store) {
+            self.follower.catch_up(&self.store)?;
+        }
+        let fetched = self.follower.fetch(&self.store, fetch)?;
+        self.gauges.fetched_messages.fetch_add(fetched.messages.len() as u64, Ordering::Relaxed);
+        Ok(fetched)
     }
 
     fn pass_answers(&mut self) {

@@ -9,6 +9,9 @@ use crate::wire::Dialect;
 use hashbrown::HashTable;
 use std::collections::VecDeque;
 
+/// Unfinished fan-outs of one sender: as many as numbers are remembered.
+pub const PARTIAL_MAX: usize = NUMBERS_REMEMBERED as usize;
+
 /// One agent, as far as the store knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remembered {
@@ -87,6 +90,24 @@ pub struct SentMarks {
     pub labels: VecDeque<u64>,
     /// How many labels were ever pushed: says which of a stored ring's parts have changed.
     pub labels_pushed: u64,
+    /// Fan-outs of which some homes' parts are in the log and others are not: not taken yet. After a crash such a one may
+    /// be sent again, and those who have it must not get it twice. Oldest first.
+    pub partial: VecDeque<Partial>,
+}
+
+/// A fan-out, as far as its parts are in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Partial {
+    /// The sender's number for it.
+    pub number: u64,
+    /// The start of the daemon whose parts are counted.
+    pub epoch: u32,
+    /// How many there are to be.
+    pub parts: u16,
+    /// How many have been seen.
+    pub seen: u16,
+    /// Who has it.
+    pub recipients: Vec<AgentId>,
 }
 
 impl SentMarks {
@@ -115,6 +136,44 @@ impl SentMarks {
             let bit = number % NUMBERS_REMEMBERED;
             self.taken[(bit / 64) as usize] |= 1 << (bit % 64);
         }
+    }
+
+    /// Takes note of a number that is in use without being taken.
+    fn see(&mut self, number: u64) {
+        if number & NUMBER_FROM_LABEL == 0 && number > self.high {
+            self.take(number);
+            let bit = number % NUMBERS_REMEMBERED;
+            self.taken[(bit / 64) as usize] &= !(1 << (bit % 64));
+        }
+    }
+
+    /// Takes note of one home's part of a fan-out; says whether that was the last.
+    fn take_part(&mut self, number: u64, epoch: u32, parts: u16, recipients: impl Iterator<Item = AgentId>) -> bool {
+        let index = match self.partial.iter().position(|partial| partial.number == number) {
+            Some(index) => index,
+            None => {
+                if self.partial.len() == PARTIAL_MAX {
+                    self.partial.pop_front();
+                }
+                self.partial.push_back(Partial { number, epoch, parts, seen: 0, recipients: Vec::new() });
+                self.partial.len() - 1
+            }
+        };
+        let partial = &mut self.partial[index];
+        if partial.epoch != epoch {
+            // Sent again after a crash: every home has its say once more, and who has it keeps it.
+            (partial.epoch, partial.parts, partial.seen) = (epoch, parts, 0);
+        }
+        partial.seen += 1;
+        partial.recipients.extend(recipients);
+        let complete = partial.seen >= partial.parts;
+        if complete {
+            self.partial.remove(index);
+            self.take(number);
+        } else {
+            self.see(number);
+        }
+        complete
     }
 
     /// Whether a native number was accepted. What is too old to be known counts as accepted.
@@ -318,15 +377,21 @@ impl Memory {
     }
 
     /// The row as it is to be kept, stamped with the last segment that was applied as a whole. A row without a name is let
-    /// go: whoever sends under a name that nobody has met has no order, no session and no marks.
+    /// go: whoever sends under a name that nobody has met has no order, no session and no marks. But not the first time:
+    /// a message may be committed before the name of its sender, by whom another shard is home.
     pub fn stamp(&mut self, agent: AgentId, segment: u64) -> Option<&Remembered> {
-        if self.row(agent)?.name.is_none() {
-            self.remove(agent);
-            return None;
+        let kept = self.kept(agent)?;
+        let before = kept.row.as_of;
+        kept.row.as_of = before.max(segment);
+        if kept.row.name.is_some() {
+            return self.row(agent);
         }
-        let row = &mut self.kept(agent)?.row;
-        row.as_of = row.as_of.max(segment);
-        Some(row)
+        if before > 0 {
+            self.remove(agent);
+        } else if !std::mem::replace(&mut kept.dirty, true) {
+            self.dirty.push(agent);
+        }
+        None
     }
 
     /// A name was met.
@@ -385,10 +450,29 @@ impl Memory {
     }
 
     /// A message was accepted from `id.sender`: its number is taken.
-    pub fn sent(&mut self, segment: u64, id: MessageId, at_ms: u64) {
+    fn sent(&mut self, segment: u64, id: MessageId, at_ms: u64) {
         if let Some(row) = self.touch(segment, id.sender) {
             row.sent.take(id.number);
             row.messages_sent += 1;
+            row.last_seen_ms = row.last_seen_ms.max(at_ms);
+        }
+    }
+
+    /// One home's part of a message was accepted from `id.sender`; `parts` of them make it whole.
+    pub fn part(
+        &mut self,
+        segment: u64,
+        id: MessageId,
+        at_ms: u64,
+        epoch: u32,
+        parts: u16,
+        recipients: impl Iterator<Item = AgentId>,
+    ) {
+        if parts <= 1 {
+            return self.sent(segment, id, at_ms);
+        }
+        if let Some(row) = self.touch(segment, id.sender) {
+            row.messages_sent += u64::from(row.sent.take_part(id.number, epoch, parts, recipients));
             row.last_seen_ms = row.last_seen_ms.max(at_ms);
         }
     }
@@ -436,6 +520,33 @@ mod tests {
         assert_eq!(marks.missing().count() as u64, NUMBERS_REMEMBERED - 2);
         marks.take(10 * NUMBERS_REMEMBERED);
         assert_eq!(marks.missing().count() as u64, NUMBERS_REMEMBERED - 1, "a jump leaves nothing of what was before");
+    }
+
+    #[test]
+    fn marks_of_a_sender_whose_name_comes_a_commit_later_are_kept_and_those_of_nobody_let_go() {
+        let id = |sender| MessageId { sender: AgentId(sender), number: 1 };
+        let mut memory = Memory::default();
+        memory.sent(1, id(7), 0);
+        memory.sent(1, id(8), 0);
+        assert_eq!(memory.take_dirty(), [AgentId(7), AgentId(8)]);
+        assert!(memory.stamp(AgentId(7), 1).is_none() && memory.stamp(AgentId(8), 1).is_none());
+        memory.known(2, AgentId(7), &"ann".into(), 0);
+        assert_eq!(memory.take_dirty(), [AgentId(7), AgentId(8)], "both are looked at again");
+        assert!(memory.stamp(AgentId(7), 2).is_some_and(|row| row.sent.is_taken(1)));
+        assert!(memory.stamp(AgentId(8), 2).is_none() && memory.len() == 1);
+    }
+
+    #[test]
+    fn a_fan_out_is_taken_when_every_home_has_had_its_say() {
+        let mut marks = SentMarks::default();
+        assert!(!marks.take_part(5, 1, 2, [AgentId(1)].into_iter()));
+        assert!(!marks.is_taken(5) && marks.high == 5, "in use, and may be sent again");
+        // A crash; it is sent again: the parts are counted anew, and who has it is remembered.
+        assert!(!marks.take_part(5, 2, 3, [].into_iter()));
+        assert!(!marks.take_part(5, 2, 3, [AgentId(2)].into_iter()));
+        assert_eq!(marks.partial[0].recipients, [AgentId(1), AgentId(2)]);
+        assert!(marks.take_part(5, 2, 3, [AgentId(3)].into_iter()));
+        assert!(marks.is_taken(5) && marks.partial.is_empty());
     }
 
     #[test]

@@ -33,7 +33,8 @@ use crate::base::ids::TokenSource;
 use crate::base::limits;
 use crate::base::tier::Entitlement;
 use crate::base::{
-    Bytes, Chunks, CloseReason, MessageId, Mono, NameHasher, Now, RefuseReason, Sequence, SessionId, ShardId, name,
+    AgentId, Bytes, Chunks, CloseReason, MessageId, Mono, NameHasher, Now, RefuseReason, Sequence, SessionId, ShardId,
+    name,
 };
 use crate::wire::{
     Ack, Corrupt, Dialect, ErrorCode, ErrorFrame, Frame, Query, QueryKind, Receipt, ReceiptState, Topic,
@@ -142,6 +143,8 @@ pub struct Relay {
     hungry: Vec<AgentSlot>,
     /// Agents whose progress the writer has not been told.
     progress: Vec<AgentSlot>,
+    /// Fan-outs that a crash parted, in order, and who has them already.
+    parted: Vec<(MessageId, Vec<AgentId>)>,
     writer_full: bool,
     /// Records beside messages since the writer became full.
     notes: u32,
@@ -177,6 +180,7 @@ impl Relay {
             held: VecDeque::new(),
             hungry: Vec::new(),
             progress: Vec::new(),
+            parted: Vec::new(),
             writer_full: false,
             notes: 0,
             stopping: false,
@@ -246,7 +250,7 @@ impl Relay {
                 agent.progress_told = (delivered, acknowledged, owed.messages);
                 let settled = agent.queue.settled_runs(limits::SETTLED_RUNS_MAX);
                 let record = ProgressRecord { agent: agent.id, delivered, acknowledged, settled, owed };
-                self.push_record(Record::Progress(Box::new(record)), outbox);
+                self.push_record(Record::Progress(record), outbox);
             }
         }
     }
@@ -533,10 +537,11 @@ impl Relay {
         let mut news = std::mem::take(&mut self.news);
         let (hasher, shards) = (&self.hasher, self.options.shards);
         let home_of = |name: &[u8]| hasher.hash(name).home(shards);
-        let how = Return { now, retention: self.options.bounds.retention, home_of: &home_of };
+        let (retention, committed) = (self.options.bounds.retention, self.committed);
+        let how = Return { now, retention, committed, home_of: &home_of };
         let agent = &mut self.agents[slot];
         let before = agent.queue.load();
-        let (more, hungry) = agent.queue.take_fetched(fetched, &how, &mut news);
+        let (more, hungry) = agent.queue.take_fetched(fetched, self.committed, &how, &mut news);
         let session = agent.session();
         self.after_settling(slot, before, &mut news, outbox);
         self.news = news;
@@ -575,6 +580,12 @@ impl Relay {
         if let Some(id) = self.agents.peek(slot).and_then(home::Agent::session) {
             self.pump(now, slot, id, outbox);
         }
+    }
+
+    /// Takes up which fan-outs a crash parted, of whatever sender: see `SentMarks::partial`.
+    pub fn restore_parted(&mut self, mut parted: Vec<(MessageId, Vec<AgentId>)>) {
+        parted.sort_unstable();
+        self.parted = parted;
     }
 
     /// Takes up what an earlier process knew of the agents whose home is here. Before the first event.
@@ -833,7 +844,7 @@ impl Relay {
                 last_seen_ms: agent.last_seen.wall_ms,
                 messages_sent: agent.messages_sent,
                 messages_received: agent.messages_received,
-                waiting_messages: agent.queue.len() as u32,
+                waiting_messages: agent.queue.owed(now).messages as u32,
                 waiting_bytes: agent.queue.load().bytes.min(u64::from(u32::MAX)) as u32,
                 in_flight: agent.queue.in_flight(),
                 oldest_unacknowledged_ms: agent.queue.oldest_sent_at().map(|at| now.mono.since(at) / 1_000_000),

@@ -163,11 +163,24 @@ pub enum Record {
         accepted_at_ms: u64,
         /// Its time to live, milliseconds; 0: as long as retention.
         ttl_ms: u32,
+        /// How many homes keep a record of it: 1 for one recipient, all shards for a fan-out.
+        parts: u16,
         /// For whom, in which place of their order.
         recipients: Recipients,
     },
+    /// One home's part of a fan-out when nobody there is to have it.
+    Nobody {
+        /// Sender and number.
+        id: MessageId,
+        /// This start of the daemon.
+        epoch: u32,
+        /// As in `Message`.
+        parts: u16,
+        /// When it was accepted, milliseconds since 1970.
+        at_ms: u64,
+    },
     /// How far a recipient has got.
-    Progress(Box<ProgressRecord>),
+    Progress(ProgressRecord),
     /// An accepted message that will not arrive at one recipient.
     Failed {
         /// Sender and number.
@@ -200,7 +213,7 @@ impl Record {
     pub fn weight(&self) -> usize {
         match self {
             Record::Message { raw, recipients, .. } => raw.len() + recipients.weight(),
-            Record::Progress(progress) => size_of::<ProgressRecord>() + size_of_val(&*progress.settled),
+            Record::Progress(progress) => size_of_val(&*progress.settled),
             Record::Session(_) => size_of::<SessionRecord>(),
             _ => 0,
         }

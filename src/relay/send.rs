@@ -163,6 +163,7 @@ impl Relay {
                     checksum,
                     accepted_at_ms: now.wall_ms,
                     ttl_ms,
+                    parts: 1,
                     recipients: Recipients::One(Addressee { agent: recipient, sequence, channel }),
                 };
                 if parcel.wants == Wants::default() {
@@ -192,6 +193,11 @@ impl Relay {
             }
         };
         let mut accepted = Vec::with_capacity(recipients.len());
+        // Sent again after a crash that parted it: who has it does not get it twice.
+        let had = match self.parted.binary_search_by_key(&parcel.id, |(id, _)| *id) {
+            Ok(index) => std::mem::take(&mut self.parted[index].1),
+            Err(_) => Vec::new(),
+        };
         for (slot, channel) in recipients {
             let Some(agent) = self.agents.peek(slot) else { continue };
             let reachable = match agent.presence {
@@ -199,7 +205,7 @@ impl Relay {
                 Presence::Lost(at) => now.mono.since(at) < LOST_REACHABLE,
                 Presence::Left(_) => false,
             };
-            if !reachable || agent.id == parcel.id.sender {
+            if !reachable || agent.id == parcel.id.sender || had.contains(&agent.id) {
                 continue;
             }
             match self.offer(now, slot, parcel, origin, channel) {
@@ -225,8 +231,12 @@ impl Relay {
             }
         }
         let count = accepted.len() as u32;
+        let parts = self.options.shards;
         let number = if accepted.is_empty() {
-            None
+            // The other homes' parts are whole only with this one.
+            let epoch = self.options.epoch;
+            let record = Record::Nobody { id: parcel.id, epoch, parts, at_ms: now.wall_ms };
+            (parts > 1).then(|| self.push_record(record, outbox))
         } else {
             let record = Record::Message {
                 id: parcel.id,
@@ -234,6 +244,7 @@ impl Relay {
                 checksum: parcel.checksum,
                 accepted_at_ms: now.wall_ms,
                 ttl_ms: parcel.ttl_ms,
+                parts,
                 recipients: Recipients::Many(accepted.into_boxed_slice()),
             };
             Some(self.push_record(record, outbox))

@@ -1,7 +1,6 @@
 //! The heart driven by hand: one short test for each bug that the simulated worlds found.
 
 use super::*;
-use crate::base::AgentId;
 use crate::wire::{Hello, MessageFields, Wants};
 
 /// Two hearts and nothing between them: mail is carried when a test says so.
@@ -230,4 +229,14 @@ fn an_agent_that_was_forgotten_and_comes_again_gets_no_sequence_twice() {
         assert_eq!(pair.hearts[0].gauges().known, 0);
     }
     assert!(counters[0] < counters[1], "{counters:?}");
+}
+
+#[test]
+fn a_row_of_whom_nothing_is_owed_is_restored_whatever_the_clock_says() {
+    let mut pair = Pair::new();
+    let name = Pair::name(0, 0);
+    let row = Remembered { name: Some(name.as_str().into()), ..Remembered::new(AgentId::of(name.as_bytes())) };
+    pair.hearts[0].restore(pair.now, vec![row]);
+    let gauges = pair.hearts[0].gauges();
+    assert_eq!((gauges.known, gauges.waiting_messages), (1, 0));
 }

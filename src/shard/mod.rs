@@ -6,7 +6,7 @@ mod connections;
 mod egress;
 mod ingress;
 
-use crate::base::{Mono, Name, Now, SessionId, ShardId};
+use crate::base::{AgentId, MessageId, Mono, Name, Now, SessionId, ShardId};
 use crate::mesh::{ClerkPost, Mesh, Notice, Post, ShardGauges, WriterPost};
 use crate::relay::{self, Event, Fetch, Mail, Outbox, Peer, Record, Relay, Remembered};
 use crate::uring::{Driver, ListenerId, ReceiveMode, SendBuffer, Waker};
@@ -140,7 +140,7 @@ impl Shard {
     /// A shard that is ready to run on this thread.
     pub fn new(
         options: Options,
-        rows: Vec<Remembered>,
+        remembered: (Vec<Remembered>, Vec<(MessageId, Vec<AgentId>)>),
         mut driver: Driver,
         mesh: Arc<Mesh>,
         bells: Bells,
@@ -148,7 +148,9 @@ impl Shard {
     ) -> Shard {
         let now = clock();
         let mut relay = Relay::new(options.relay.clone());
+        let (rows, parted) = remembered;
         relay.restore(now, rows);
+        relay.restore_parted(parted);
         let listeners = listeners.into_iter().map(|listener| driver.listen(listener)).collect();
         let count = usize::from(options.relay.shards);
         let inner = Inner {

@@ -57,6 +57,9 @@ pub enum RecordRef<'a> {
     },
     /// As `Record::Message`.
     Message(MessageRef<'a>),
+    /// As `Record::Nobody`.
+    #[allow(missing_docs)]
+    Nobody { id: MessageId, epoch: u32, parts: u16, at_ms: u64 },
     /// As `Record::Progress`.
     Progress(ProgressRecord),
     /// As `Record::Failed`.
@@ -99,6 +102,8 @@ pub struct MessageRef<'a> {
     pub accepted_at_ms: u64,
     /// Its time to live, milliseconds; 0: as long as retention.
     pub ttl_ms: u32,
+    /// How many homes keep a record of it.
+    pub parts: u16,
     /// For whom.
     pub recipients: RecipientsRef<'a>,
 }
@@ -166,16 +171,17 @@ pub(super) fn encode(record: &Record, out: &mut Vec<u8>) {
     let start = out.len();
     out.extend_from_slice(&[0; LENGTH_BYTES]);
     match record {
-        Record::Message { id, raw, checksum, accepted_at_ms, ttl_ms, recipients } => {
+        Record::Message { id, raw, checksum, accepted_at_ms, ttl_ms, parts, recipients } => {
             let recipients = recipients.as_slice();
-            let mut head = [0; 37];
+            let mut head = [0; 39];
             head[0] = 1;
             head[1..9].copy_from_slice(&id.sender.0.to_le_bytes());
             head[9..17].copy_from_slice(&id.number.to_le_bytes());
             head[17..21].copy_from_slice(&checksum.to_le_bytes());
             head[21..29].copy_from_slice(&accepted_at_ms.to_le_bytes());
             head[29..33].copy_from_slice(&ttl_ms.to_le_bytes());
-            head[33..37].copy_from_slice(&(recipients.len() as u32).to_le_bytes());
+            head[33..35].copy_from_slice(&parts.to_le_bytes());
+            head[35..39].copy_from_slice(&(recipients.len() as u32).to_le_bytes());
             out.reserve(head.len() + recipients.len() * ADDRESSEE_BYTES + raw.len());
             out.extend_from_slice(&head);
             for to in recipients {
@@ -250,6 +256,13 @@ pub(super) fn encode(record: &Record, out: &mut Vec<u8>) {
             out.push(*reason as u8);
             put_u64(out, *at_ms);
         }
+        Record::Nobody { id, epoch, parts, at_ms } => {
+            out.push(12);
+            put_id(out, *id);
+            out.extend_from_slice(&epoch.to_le_bytes());
+            out.extend_from_slice(&parts.to_le_bytes());
+            put_u64(out, *at_ms);
+        }
     }
     let length = (out.len() - start - LENGTH_BYTES) as u32;
     out[start..start + LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
@@ -275,11 +288,12 @@ fn decode_body(bytes: &[u8]) -> Decoded<RecordRef<'_>> {
             let checksum = body.u32()?;
             let accepted_at_ms = body.u64()?;
             let ttl_ms = body.u32()?;
+            let parts = body.u16()?;
             let count = body.u32()? as usize;
             let recipients = body.take(count.checked_mul(ADDRESSEE_BYTES).ok_or(SHORT)?)?;
             let recipients = RecipientsRef(recipients);
             let raw = body.rest();
-            RecordRef::Message(MessageRef { id, raw, checksum, accepted_at_ms, ttl_ms, recipients })
+            RecordRef::Message(MessageRef { id, raw, checksum, accepted_at_ms, ttl_ms, parts, recipients })
         }
         2 => RecordRef::Known { agent: body.agent()?, at_ms: body.u64()?, name: text(body.rest())? },
         3 => {
@@ -309,6 +323,7 @@ fn decode_body(bytes: &[u8]) -> Decoded<RecordRef<'_>> {
         9 => RecordRef::Failed { id: body.id()?, recipient: body.agent()?, reason: body.reason()? },
         10 => RecordRef::Read { id: body.id()?, recipient: body.agent()? },
         11 => RecordRef::Refused { id: body.id()?, reason: body.reason()?, at_ms: body.u64()? },
+        12 => RecordRef::Nobody { id: body.id()?, epoch: body.u32()?, parts: body.u16()?, at_ms: body.u64()? },
         _ => return Err("a record of an unknown kind"),
     };
     if body.0.is_empty() { Ok(record) } else { Err("a record is longer than it should be") }
@@ -526,12 +541,13 @@ mod tests {
                 checksum: 7,
                 accepted_at_ms: 9,
                 ttl_ms: 1,
+                parts: 1,
                 recipients: Recipients::Many([to, to].into()),
             },
             Record::Known { agent: AgentId(1), name: "ann".into(), at_ms: 5 },
             Record::Session(Box::new(session)),
             Record::Subscribed { agent: AgentId(1), topic: "builds".into(), channel: true },
-            Record::Progress(Box::new(progress)),
+            Record::Progress(progress),
             Record::Failed { id, recipient: AgentId(3), reason: RefuseReason::Expired },
             Record::Refused { id, reason: RefuseReason::NotFound, at_ms: 6 },
         ];

@@ -18,7 +18,9 @@ pub fn apply(memory: &mut Memory, segment: u64, record: &RecordRef<'_>) {
         // Without recipients it is history alone (imported): nobody sent it to this relay, and it is owed to nobody.
         RecordRef::Message(message) if message.recipients.is_empty() => {}
         RecordRef::Message(message) => {
-            memory.sent(segment, message.id, message.accepted_at_ms);
+            let epoch = message.recipients.iter().next().map_or(0, |to| to.sequence.epoch);
+            let recipients = message.recipients.iter().map(|to| to.agent);
+            memory.part(segment, message.id, message.accepted_at_ms, epoch, message.parts, recipients);
             let weight = Queue::weight(message.raw.len()) as u64;
             let expires_ms = message.expires_ms();
             for to in message.recipients.iter() {
@@ -26,6 +28,9 @@ pub fn apply(memory: &mut Memory, segment: u64, record: &RecordRef<'_>) {
             }
         }
         RecordRef::Progress(progress) => memory.progress(segment, progress),
+        RecordRef::Nobody { id, epoch, parts, at_ms } => {
+            memory.part(segment, *id, *at_ms, *epoch, *parts, std::iter::empty());
+        }
         RecordRef::Failed { .. } | RecordRef::Read { .. } | RecordRef::Refused { .. } => {}
     }
 }

@@ -6,6 +6,7 @@ use super::snapshot::Snapshot;
 use super::{APPLIED_KEY, Store, replay};
 use crate::base::AgentId;
 use crate::base::limits::{LABELS_REMEMBERED, NUMBERS_REMEMBERED, SUBSCRIPTIONS_MAX};
+use crate::relay::memory::{PARTIAL_MAX, Partial};
 use crate::relay::{Memory, Remembered, SentMarks};
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -246,6 +247,15 @@ fn encode_row(row: &Remembered, out: &mut Vec<u8>) {
     if has_taken {
         row.sent.taken.iter().for_each(|word| record::put_u64(out, *word));
     }
+    out.extend_from_slice(&(row.sent.partial.len() as u16).to_le_bytes());
+    for partial in &row.sent.partial {
+        record::put_u64(out, partial.number);
+        out.extend_from_slice(&partial.epoch.to_le_bytes());
+        out.extend_from_slice(&partial.parts.to_le_bytes());
+        out.extend_from_slice(&partial.seen.to_le_bytes());
+        out.extend_from_slice(&(partial.recipients.len() as u32).to_le_bytes());
+        partial.recipients.iter().for_each(|agent| record::put_u64(out, agent.0));
+    }
     for (first, last) in &row.settled {
         record::put_sequence(out, *first);
         record::put_sequence(out, *last);
@@ -286,6 +296,17 @@ fn decode_row(bytes: &[u8]) -> Decoded<(Remembered, usize)> {
     if body.flag()? {
         let words = body.take(TAKEN_WORDS * 8)?.chunks_exact(8);
         row.sent.taken = words.map(|word| Reader(word).u64()).collect::<Decoded<_>>()?;
+    }
+    let partials = usize::from(body.u16()?);
+    if partials > PARTIAL_MAX {
+        return Err("it has too many unfinished fan-outs");
+    }
+    for _ in 0..partials {
+        let (number, epoch, parts, seen) = (body.u64()?, body.u32()?, body.u16()?, body.u16()?);
+        let bytes = (body.u32()? as usize).saturating_mul(8);
+        let recipients = body.take(bytes)?.chunks_exact(8);
+        let recipients = recipients.map(|word| Reader(word).agent()).collect::<Decoded<_>>()?;
+        row.sent.partial.push_back(Partial { number, epoch, parts, seen, recipients });
     }
     row.settled = body.runs_to_the_end()?;
     Ok((row, labels))

@@ -58,6 +58,8 @@ pub(crate) struct Agent {
     pending: BTreeMap<u64, Pending>,
     /// Bodies are derived from it.
     seed: u64,
+    /// When the socket was last seen empty: what is read now was written after that.
+    emptied_at: Micros,
     /// Refusals: what was refused is not said again.
     pub busy: u64,
     pub busy_reasons: BTreeSet<String>,
@@ -127,6 +129,7 @@ impl Agent {
             number: 0,
             pending: BTreeMap::new(),
             seed,
+            emptied_at: 0,
             busy: 0,
             busy_reasons: BTreeSet::new(),
             receipts: 0,
@@ -150,6 +153,7 @@ impl Agent {
         self.stream = Some(stream);
         self.inbox.clear();
         self.outbox.clear();
+        self.emptied_at = 0;
         self.welcome = false;
         let knows = self.token.is_some() || !self.token_text.is_empty();
         self.asked = how != Return::Fresh && knows;
@@ -269,11 +273,13 @@ impl Agent {
     /// Reads what has come. Whether the connection still is.
     pub(crate) fn hear(&mut self, ledger: &mut Ledger, dice: &mut Dice, now: Micros) -> bool {
         let mut chunk = [0; 65_536];
+        let mut empty = true;
         let Some(stream) = &mut self.stream else { return false };
         let gone = match stream.read(&mut chunk) {
             Ok(0) => true,
             Ok(count) => {
                 self.inbox.extend_from_slice(&chunk[..count]);
+                empty = count < chunk.len();
                 false
             }
             Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
@@ -285,6 +291,9 @@ impl Agent {
         };
         self.inbox = inbox;
         self.inbox.drain(..used);
+        if empty {
+            self.emptied_at = now;
+        }
         if gone {
             self.lose(ledger);
         } else if !dice.one_in(8) {
@@ -417,7 +426,7 @@ impl Agent {
         let letter = letter_of(text).unwrap_or(unknown);
         let genuine =
             said(self.seed, letter, text).as_deref() == Some(text) && from == name_of(letter.sender).as_bytes();
-        ledger.delivered(self.index, &Delivery { letter, sequence, redelivered, genuine }, now);
+        ledger.delivered(self.index, &Delivery { letter, sequence, redelivered, genuine, since: self.emptied_at }, now);
     }
 
     fn durable(&mut self, number: u64, ledger: &mut Ledger) {

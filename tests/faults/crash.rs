@@ -83,3 +83,24 @@ fn a_daemon_that_is_left_alone_keeps_every_promise_to_agents_whose_connections_b
     daemon.kill();
     assert!(swarm.ledger.durable >= 8000 && swarm.ledger.second_places == 0);
 }
+
+#[test]
+fn mail_beyond_the_memory_of_a_recipient_comes_from_the_store_in_order() {
+    let seed = dice::seed("spilled mail");
+    let outside = tempfile::Builder::new().prefix("relay-spill").tempdir().unwrap();
+    let place = Place::new(&outside.path().join("data"), outside.path());
+    std::fs::create_dir(&place.data).unwrap();
+    let mut swarm = Swarm::new(8, 0, place.socket(), seed);
+    let daemon = place.start();
+    swarm.gather();
+    swarm.kibibytes = 8;
+    swarm.saturate(1000, 4000);
+    swarm.calm();
+    swarm.saturate(1000, 4000);
+    daemon.kill();
+    swarm.bury();
+    let daemon = place.start();
+    swarm.gather();
+    swarm.calm();
+    daemon.kill();
+}

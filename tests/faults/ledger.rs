@@ -140,6 +140,8 @@ pub(crate) struct Delivery {
     pub redelivered: bool,
     /// Every byte is as it was sent.
     pub genuine: bool,
+    /// It was written after this time.
+    pub since: Micros,
 }
 
 /// Everything known.
@@ -153,7 +155,10 @@ pub(crate) struct Ledger {
     /// The highest number of each sender with a durable receipt.
     durable_through: Vec<u64>,
     life: u32,
+    /// When the last life could last commit anything.
     ended_at: Micros,
+    /// Since when the disk takes nothing, if it does not.
+    failing_since: Option<Micros>,
     /// The highest epoch of an earlier life, and this life's; and in which life each began.
     epoch_before: u32,
     epoch: u32,
@@ -183,6 +188,7 @@ impl Ledger {
             durable_through: vec![0; agents],
             life: 0,
             ended_at: 0,
+            failing_since: None,
             epoch_before: 0,
             epoch: 0,
             lives: HashMap::new(),
@@ -298,6 +304,11 @@ impl Ledger {
         self.broken(Rule::Kept, format!("{letter:?} is reported as failed"));
     }
 
+    /// From now on the disk takes nothing, or takes it again.
+    pub(crate) fn disk_fails(&mut self, since: Option<Micros>) {
+        self.failing_since = since;
+    }
+
     /// The daemon is dead.
     pub(crate) fn daemon_ended(&mut self, at: Micros) {
         for reader in &mut self.readers {
@@ -309,7 +320,7 @@ impl Ledger {
             reader.connected = false;
         }
         self.life += 1;
-        self.ended_at = at;
+        self.ended_at = self.failing_since.map_or(at, |since| since.min(at));
         self.epoch_before = self.epoch_before.max(self.epoch);
         self.epoch = 0;
     }
@@ -348,7 +359,7 @@ impl Ledger {
             let same = reader.session == Some(arrival.session);
             if !(arrival.resumed && same) && !may_be_lost {
                 problem = Some(format!(
-                    "agent {agent} asked in life {life} to go on with its session of life {} (begun {} us before its end): resumed {}, same session {same}",
+                    "agent {agent} asked in life {life} to go on with its session of life {} (begun {} us before it could last commit): resumed {}, same session {same}",
                     reader.welcomed_in,
                     ended_at.saturating_sub(reader.welcomed_at),
                     arrival.resumed,
@@ -414,6 +425,7 @@ impl Ledger {
     /// Writes a delivery down.
     fn note(&mut self, agent: usize, delivery: &Delivery, at: Micros) -> bool {
         let (letter, life) = (delivery.letter, self.life);
+        let at = delivery.since.min(at);
         let reader = &mut self.readers[agent];
         let connection = reader.connection;
         let sent = self.sent.get_mut(&letter).expect("the caller has found it");

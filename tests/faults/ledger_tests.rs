@@ -60,13 +60,14 @@ impl Story {
 
     fn deliver(&mut self, to: usize, number: u64, sequence: Sequence, redelivered: bool) {
         self.now += 1000;
-        let delivery = Delivery { letter: letter(number), sequence: Some(sequence), redelivered, genuine: true };
+        let delivery =
+            Delivery { letter: letter(number), sequence: Some(sequence), redelivered, genuine: true, since: self.now };
         self.ledger.delivered(to, &delivery, self.now);
     }
 
     fn deliver_json(&mut self, to: usize, number: u64, redelivered: bool) {
         self.now += 1000;
-        let delivery = Delivery { letter: letter(number), sequence: None, redelivered, genuine: true };
+        let delivery = Delivery { letter: letter(number), sequence: None, redelivered, genuine: true, since: self.now };
         self.ledger.delivered(to, &delivery, self.now);
     }
 
@@ -228,7 +229,13 @@ fn a_repeat_without_its_mark_or_reason_or_place_is_one_too_many() {
 fn other_bytes_are_found() {
     let mut story = Story::new();
     story.say(1, To::One(BOB));
-    let delivery = Delivery { letter: letter(1), sequence: Some(sequence(1, 1)), redelivered: false, genuine: false };
+    let delivery = Delivery {
+        letter: letter(1),
+        sequence: Some(sequence(1, 1)),
+        redelivered: false,
+        genuine: false,
+        since: story.now,
+    };
     story.ledger.delivered(BOB, &delivery, story.now);
     story.broken(Rule::Bytes);
     let mut story = Story::new();

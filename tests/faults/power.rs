@@ -44,6 +44,7 @@ fn cut_power(load: Load, these: u64, seed: u64, tally: &mut Tally, total: u64) -
             let times = 1 + swarm.dice.below(12);
             swarm.pace(times);
         }
+        swarm.disk_fails();
         disk.cut();
         // Sometimes the daemon goes on for a while without a disk: it must promise nothing more.
         if swarm.dice.one_in(2) {
@@ -55,6 +56,7 @@ fn cut_power(load: Load, these: u64, seed: u64, tally: &mut Tally, total: u64) -
         daemon.kill();
         swarm.bury();
         disk.restore();
+        swarm.disk_works();
         tally.cycle("power cut", total);
     }
     let daemon = place.start();

@@ -42,6 +42,16 @@ impl Swarm {
         self.begun.elapsed().as_micros() as Micros
     }
 
+    /// From now on the disk takes nothing.
+    pub(crate) fn disk_fails(&mut self) {
+        self.ledger.disk_fails(Some(self.now()));
+    }
+
+    /// It takes what it is given again.
+    pub(crate) fn disk_works(&mut self) {
+        self.ledger.disk_fails(None);
+    }
+
     /// Durable receipts so far.
     pub(crate) fn receipts(&self) -> u64 {
         self.agents.iter().map(|agent| agent.receipts).sum()
@@ -107,14 +117,21 @@ impl Swarm {
     /// Turns until `enough`.
     pub(crate) fn until(&mut self, what: &str, mut enough: impl FnMut(&mut Swarm) -> bool) {
         let deadline = Instant::now() + PATIENCE;
+        let mut told = Instant::now();
         while !enough(self) {
             self.turn(Duration::from_millis(5));
+            if told.elapsed() > Duration::from_secs(5) {
+                told = Instant::now();
+                let (open, owed) = self.ledger.waiting();
+                eprintln!("still waiting for {what}: {open} without an outcome, {owed} undelivered");
+            }
             if Instant::now() > deadline {
                 // Whatever has not come by now is missing.
                 let (open, owed) = self.ledger.waiting();
                 let away: Vec<usize> =
                     self.agents.iter().filter(|agent| !agent.welcome).map(|agent| agent.index).collect();
                 self.ledger.settle();
+                eprintln!("waited too long for {what}");
                 self.check();
                 panic!("waited too long for {what}: {open} without an outcome, {owed} undelivered, away: {away:?}");
             }

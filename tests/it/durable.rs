@@ -145,7 +145,6 @@ fn the_same_send_after_a_kill_is_one_message_on_both_wires() {
         let fields = ann.fields(2, "bob", "2");
         let mut bytes = Vec::new();
         agent_relay::wire::encode::send(&mut bytes, agent_relay::wire::Kind::Send, &fields, Sequence::default());
-        drop(fields);
         std::io::Write::write_all(&mut ann.stream, &bytes).unwrap();
         let mut jay = JsonPeer::bare(daemon.stream(), "Jay");
         jay.hello(Some(&token));

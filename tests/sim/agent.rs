@@ -46,6 +46,7 @@ pub struct Agent {
     pub retired: bool,
     pub token: Option<Token>,
     session: Option<Token>,
+    epoch: u32,
     pub handled: Sequence,
     pub told_handled: Sequence,
     single: Vec<(Sequence, MessageId)>,
@@ -101,6 +102,7 @@ impl Agent {
             retired: false,
             token: None,
             session: None,
+            epoch: 0,
             handled: Sequence::default(),
             told_handled: Sequence::default(),
             single: Vec::new(),
@@ -181,7 +183,14 @@ impl Agent {
             }
         }
         around.links.push(link);
-        if around.faults && self.ruly && !self.liar && !self.submitter && !self.loses_state && self.unknown.is_empty() {
+        if around.faults
+            && self.ruly
+            && !self.liar
+            && !self.submitter
+            && !self.loses_state
+            && self.unknown.is_empty()
+            && self.again.is_empty()
+        {
             // Some do not wait for WELCOME.
             for _ in 0..around.dice.below(3).min(self.budget) {
                 self.budget -= 1;
@@ -242,9 +251,20 @@ impl Agent {
                         );
                     }
                     self.session = Some(welcome.session);
+                    if welcome.epoch != self.epoch {
+                        self.epoch = welcome.epoch;
+                        for index in self.by_number.values() {
+                            around.ledger.sent[*index].told.forget_states();
+                        }
+                    }
+                    // Numbers grow on each connection: what was refused before goes first, in its place.
+                    let again = std::mem::take(&mut self.again);
                     if !around.faults || around.dice.chance(800) {
                         // What may or may not have arrived is said again, in its order, under its numbers.
-                        let unknown: Vec<usize> = self.unknown.keys().copied().collect();
+                        let mut unknown: Vec<usize> = self.unknown.keys().copied().collect();
+                        unknown.extend(again.iter().map(|(_, message)| *message));
+                        unknown.sort_unstable();
+                        unknown.dedup();
                         for message in unknown {
                             self.say(around, link, message);
                         }
@@ -301,6 +321,8 @@ impl Agent {
             self.single.push((sequence, message.id()));
         }
         if sequence <= self.handled {
+            // A repeat says that the relay has not heard of it.
+            self.told_handled = Sequence::default();
             return;
         }
         self.handled = sequence;
@@ -428,7 +450,7 @@ impl Agent {
             said: Vec::new(),
             accepted: Vec::new(),
             lost: Default::default(),
-            durable: false,
+            nameless: false,
             refused: 0,
             failed: Default::default(),
             mails: 0,
@@ -469,6 +491,8 @@ impl Agent {
             return;
         }
         let said = sent.said.len() as u64;
+        // Whose numbers may be forgotten, its messages may be accepted twice.
+        let again = sent.nameless || around.ledger.forgetful;
         match receipt.state {
             ReceiptState::Accepted => {
                 sent.told.accepted += 1;
@@ -486,15 +510,18 @@ impl Agent {
             }
             ReceiptState::Delivered => {
                 around.marks.hit("delivered receipt");
-                assert!(sent.told.delivered.insert(receipt.recipient), "message {index} was delivered twice");
+                assert!(sent.told.delivered.insert(receipt.recipient) || again, "message {index} was delivered twice");
             }
             ReceiptState::Acknowledged => {
                 around.marks.hit("acknowledged");
-                assert!(sent.told.acknowledged.insert(receipt.recipient), "message {index} was acknowledged twice");
+                assert!(
+                    sent.told.acknowledged.insert(receipt.recipient) || again,
+                    "message {index} was acknowledged twice"
+                );
             }
             ReceiptState::Failed(_) => {
                 around.marks.hit("failed receipt");
-                assert!(sent.told.failed.insert(receipt.recipient), "message {index} failed twice");
+                assert!(sent.told.failed.insert(receipt.recipient) || again, "message {index} failed twice");
             }
             ReceiptState::Read => {}
         }

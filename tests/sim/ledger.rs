@@ -26,8 +26,8 @@ pub struct Sent {
     pub accepted: Vec<Accepted>,
     /// Recipients whose part a crash has undone, and that have not got it again.
     pub lost: BTreeSet<AgentId>,
-    /// It was called durable, by rules that hold for it.
-    pub durable: bool,
+    /// It was on disk before its sender's name: the numbers used until then may be forgotten in a crash. (Known.)
+    pub nameless: bool,
     /// How often it was refused as a whole.
     pub refused: u64,
     /// Recipients that it failed for.
@@ -44,6 +44,8 @@ pub struct Accepted {
     pub epoch: u32,
     pub shard: usize,
     pub record: u64,
+    /// It was called durable, by rules that hold for it.
+    pub durable: bool,
 }
 
 /// What its sender was told, since the last start of the daemon.
@@ -55,6 +57,15 @@ pub struct Told {
     pub delivered: BTreeSet<AgentId>,
     pub acknowledged: BTreeSet<AgentId>,
     pub failed: BTreeSet<AgentId>,
+}
+
+impl Told {
+    /// After a restart they may be told again.
+    pub fn forget_states(&mut self) {
+        self.delivered.clear();
+        self.acknowledged.clear();
+        self.failed.clear();
+    }
 }
 
 /// Whom a message is for.
@@ -83,7 +94,8 @@ pub struct Place {
     pub handed_at: Mono,
     pub written: bool,
     pub acknowledged: bool,
-    /// An acknowledgement named its id, which others may have as well.
+    pub acknowledged_at: Mono,
+    /// It may be acknowledged: by its id, which others may have as well, or in the turn that closed its connection.
     pub named: bool,
     pub failed: bool,
     pub seen: bool,
@@ -106,6 +118,7 @@ impl Place {
             handed_at: Mono(0),
             written: false,
             acknowledged: false,
+            acknowledged_at: Mono(0),
             named: false,
             failed: true,
             seen: false,
@@ -170,6 +183,7 @@ pub struct Ledger {
     pub retention: u64,
     /// The tokens that must resume each session after the last start.
     pub resumable: BTreeMap<AgentId, Vec<Token>>,
+    known_on_disk: BTreeSet<AgentId>,
     sessions_on_disk: BTreeMap<AgentId, Vec<Token>>,
     /// The retention time can end: then names and numbers are forgotten.
     pub forgetful: bool,
@@ -194,6 +208,7 @@ impl Ledger {
             wall_jumps: swarm.wall_jumps > 0,
             retention: swarm.bounds.retention,
             resumable: BTreeMap::new(),
+            known_on_disk: BTreeSet::new(),
             sessions_on_disk: BTreeMap::new(),
             forgetful: swarm.long_jumps > 0,
             sent: Vec::new(),
@@ -249,7 +264,11 @@ impl Ledger {
                         }
                     }
                     let before = sent.accepted.iter().filter(|accepted| accepted.recipient == recipient).count();
-                    let allowed = if sent.submitted || !sent.ruly || ledger.forgetful { sent.said.len() } else { 1 };
+                    let allowed = if sent.submitted || !sent.ruly || sent.nameless || ledger.forgetful {
+                        sent.said.len()
+                    } else {
+                        1
+                    };
                     assert!(before < allowed, "message {index} was accepted {} times for one recipient", before + 1);
                     assert!(
                         !sent.ruly
@@ -258,7 +277,7 @@ impl Ledger {
                             || sent.refused < sent.said.len() as u64,
                         "message {index} was refused and then accepted without being sent again"
                     );
-                    sent.accepted.push(Accepted { recipient, epoch, shard, record: number });
+                    sent.accepted.push(Accepted { recipient, epoch, shard, record: number, durable: false });
                     if sent.lost.remove(&recipient) {
                         marks.hit("lost in a crash, then sent again");
                     }
@@ -338,7 +357,15 @@ impl Ledger {
                 tokens.extend(session.resume_before);
                 self.sessions_on_disk.insert(session.agent, tokens);
             }
+            RecordRef::Message(message) => {
+                let index = self.index_of(message.raw);
+                self.sent[index].nameless |= !self.known_on_disk.contains(&message.id.sender);
+            }
+            RecordRef::Known { agent, .. } => {
+                self.known_on_disk.insert(*agent);
+            }
             RecordRef::Forgotten { agent } => {
+                self.known_on_disk.remove(agent);
                 self.sessions_on_disk.remove(agent);
             }
             _ => {}
@@ -351,20 +378,13 @@ impl Ledger {
         for (index, sent) in self.sent.iter_mut().enumerate() {
             sent.mails = 0;
             let is_kept = |accepted: &Accepted| accepted.epoch < ended || accepted.record <= committed[accepted.shard];
-            let lost: Vec<AgentId> =
-                sent.accepted.iter().filter(|accepted| !is_kept(accepted)).map(|accepted| accepted.recipient).collect();
-            if !lost.is_empty() {
+            for lost in sent.accepted.iter().filter(|accepted| !is_kept(accepted)) {
                 marks.hit("lost in a crash");
-                assert!(!sent.durable, "message {index} was called durable and is gone");
+                assert!(!lost.durable, "message {index} was called durable and is gone");
+                sent.lost.insert(lost.recipient);
             }
             sent.accepted.retain(is_kept);
-            sent.lost.extend(lost);
-            sent.told = Told {
-                accepted: sent.told.accepted,
-                durable: sent.told.durable,
-                refused: sent.told.refused,
-                ..Told::default()
-            };
+            sent.told.forget_states();
         }
         for order in self.orders.values_mut() {
             let (through, runs) = order.on_disk.clone();
@@ -381,6 +401,7 @@ impl Ledger {
             }
         }
         self.pushed = vec![0; shards];
+        self.taken_over.clear();
         self.resumable = self.sessions_on_disk.clone();
         self.epoch = epoch;
     }
@@ -404,9 +425,15 @@ impl Ledger {
     pub fn failed(&mut self, now: Now, id: MessageId, recipient: AgentId, reason: RefuseReason) {
         let order = self.orders.get_mut(&recipient).expect("only what was accepted can fail");
         let sent = &mut self.sent;
-        let owed = |place: &Place| !place.failed && !place.lost && sent[place.message].id == id && !place.acknowledged;
+        let owed = |place: &Place| {
+            // Within one turn we do not know what came first.
+            let open = !place.acknowledged || place.acknowledged_at == now.mono;
+            !place.failed && !place.lost && sent[place.message].id == id && open
+        };
         let mut places = order.places_mut().map(|(_, place)| place);
-        let place = places.find(|place| owed(place)).expect("only what is owed can fail");
+        let place = places
+            .find(|place| owed(place))
+            .unwrap_or_else(|| panic!("{id:?} fails for {recipient:?} and is not owed"));
         place.failed = true;
         if !self.wall_jumps {
             let ttl_ms = Message::check(&sent[place.message].raw, 0).expect("ours").ttl_ms();
@@ -459,10 +486,7 @@ impl Ledger {
     /// Everything up to here has been written to a socket.
     pub fn written(&mut self, name: AgentId, link: usize, through: Sequence) {
         let Some(order) = self.orders.get_mut(&name) else { return };
-        for place in order.through(through).rev() {
-            if place.written && place.handed_on == link {
-                break;
-            }
+        for place in order.through(through) {
             place.written |= place.handed > 0 && place.handed_on == link;
         }
     }
@@ -485,10 +509,20 @@ impl Ledger {
     }
 
     /// The relay has read an acknowledgement of everything up to here.
-    pub fn acknowledged_through(&mut self, name: AgentId, link: Option<usize>, through: Sequence) {
+    pub fn acknowledged_through(&mut self, now: Mono, name: AgentId, link: Option<usize>, through: Sequence) {
         let Some(order) = self.orders.get_mut(&name) else { return };
         for place in order.through(through) {
-            place.acknowledged |= place.handed > 0 && link.is_none_or(|link| link == place.handed_on);
+            if !place.acknowledged && place.handed > 0 && link.is_none_or(|link| link == place.handed_on) {
+                (place.acknowledged, place.acknowledged_at) = (true, now);
+            }
+        }
+    }
+
+    /// What was handed to this link, up to here, may or may not be acknowledged.
+    pub fn maybe_acknowledged(&mut self, name: AgentId, link: usize, through: Sequence) {
+        let Some(order) = self.orders.get_mut(&name) else { return };
+        for place in order.through(through) {
+            place.named |= place.handed_on == link && place.handed > 0;
         }
     }
 
@@ -526,7 +560,7 @@ impl Ledger {
         assert!(!place.seen || !once, "{name:?} sees message {index} at {sequence:?} twice");
         place.seen = true;
         let (strict, lost) = (self.strict, place.lost);
-        if sent.ruly && !sent.submitted && once && !self.forgetful {
+        if sent.ruly && !sent.submitted && !sent.nameless && once && !self.forgetful {
             let twice = order.places().find(|(at, place)| *at != sequence && place.message == index && place.seen);
             // What a crash has undone was handed out before it was committed, and is sent again.
             assert!(
@@ -560,7 +594,8 @@ impl Ledger {
     pub fn says_durable(&mut self, id: MessageId) {
         let Some(index) = self.by_id.get(&id) else { panic!("{id:?} was never sent, and is called durable") };
         let sent = &self.sent[*index];
-        if (sent.ruly && !sent.submitted) || sent.said.len() == 1 {
+        let once = sent.ruly && !sent.submitted && !sent.nameless && !self.forgetful;
+        if once || sent.said.len() == 1 {
             self.says_accepted(id);
             let sent = &self.sent[self.by_id[&id]];
             let late = sent
@@ -568,9 +603,13 @@ impl Ledger {
                 .iter()
                 .find(|accepted| accepted.epoch == self.epoch && self.committed[accepted.shard] < accepted.record);
             assert!(late.is_none(), "{id:?} is called durable before its record is committed: {late:?}");
-            assert!(sent.lost.is_empty(), "{id:?} is called durable, and a crash has undone it for {:?}", sent.lost);
+            // A fan-out's parts are committed one by one. When a crash comes between them, its number is taken all the
+            // same: what was undone stays undone. (Known; the number says nothing of parts.)
+            let part = !matches!(sent.to, To::Name(_)) && !sent.accepted.is_empty();
+            let lost = &sent.lost;
+            assert!(part || lost.is_empty(), "{id:?} is called durable, and a crash has undone it for {lost:?}");
             let index = self.by_id[&id];
-            self.sent[index].durable = true;
+            self.sent[index].accepted.iter_mut().for_each(|accepted| accepted.durable = true);
         }
     }
 
@@ -578,7 +617,7 @@ impl Ledger {
     pub fn says_refused(&mut self, id: MessageId) {
         let Some(index) = self.by_id.get(&id) else { return };
         let sent = &self.sent[*index];
-        if sent.ruly && !sent.submitted && matches!(sent.to, To::Name(_)) {
+        if sent.ruly && !sent.submitted && !sent.nameless && matches!(sent.to, To::Name(_)) {
             assert!(sent.accepted.is_empty(), "message {index} was accepted, and is called refused");
         }
     }

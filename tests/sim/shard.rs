@@ -42,8 +42,8 @@ pub struct Shard {
     pub known: u32,
     /// Agents known from the start, however many may be met.
     pub restored: usize,
-    /// Acknowledgements that were read in this turn.
-    read_acks: Vec<(usize, Ack)>,
+    /// Acknowledgements that were read in this turn, and up to where they may reach what this turn hands out.
+    read_acks: Vec<(usize, Ack, Sequence)>,
 }
 
 impl Shard {
@@ -116,6 +116,8 @@ impl Shard {
             && !self.relay.progress_is_due()
     }
 }
+
+const LAST: Sequence = Sequence { epoch: u32::MAX, counter: u64::MAX };
 
 impl World {
     /// One turn of a shard.
@@ -293,9 +295,9 @@ impl World {
                             }
                         }
                         shard.read_acks.extend(acks.into_iter().filter_map(|ack| match ack {
-                            Ack::Through(through) => Some((index, Ack::Through(through.min(most)))),
-                            Ack::One(sequence) if sequence <= most => Some((index, ack)),
-                            Ack::Message(_) => Some((index, ack)),
+                            Ack::Through(through) => Some((index, Ack::Through(through.min(most)), through)),
+                            Ack::One(sequence) if sequence <= most => Some((index, ack, Sequence::default())),
+                            Ack::Message(_) => Some((index, ack, Sequence::default())),
                             _ => None,
                         }));
                     }
@@ -311,8 +313,21 @@ impl World {
                     {
                         hello.handled = Sequence::default();
                     }
+                    let fanout = match &heard.frame {
+                        Frame::Send(message) if matches!(message.to().first(), Some(b'*' | b'#')) => {
+                            let duplicates = shard.relay.gauges().counters.duplicates;
+                            Some((self.ledger.index_of(message.raw), duplicates))
+                        }
+                        _ => None,
+                    };
                     let event = Event::Frame { session, dialect, ack: heard.ack, frame: heard.frame };
                     shard.relay.handle(self.now, event, &mut shard.outbox);
+                    if let Some((index, duplicates)) = fanout
+                        && shard.relay.gauges().counters.duplicates == duplicates
+                    {
+                        // Sent anew, to whoever is reachable now.
+                        self.ledger.sent[index].lost.clear();
+                    }
                 }
                 Err(corrupt) => {
                     let event = Event::Corrupt { session, dialect: Some(dialect), corrupt };
@@ -373,7 +388,9 @@ impl World {
         }
         self.shards[me].outbox = outbox;
         self.shards[me].relay.end_turn();
-        for (link, ack) in std::mem::take(&mut self.shards[me].read_acks) {
+        for (link, ack, most) in std::mem::take(&mut self.shards[me].read_acks) {
+            let name = self.agents[self.links[link].agent].id;
+            self.ledger.maybe_acknowledged(name, link, most);
             self.believe(link, ack);
         }
         for link in &mut self.links {
@@ -386,11 +403,15 @@ impl World {
     /// What the relay has read as an acknowledgement must not be delivered again.
     fn believe(&mut self, link: usize, ack: Ack) {
         let name = self.agents[self.links[link].agent].id;
-        if !self.links[link].settled || !matches!(self.links[link].end, End::At(..)) {
+        if !self.links[link].settled {
             return;
         }
+        if !matches!(self.links[link].end, End::At(..)) {
+            // It was closed in this turn, before or after the acknowledgement.
+            return self.ledger.maybe_acknowledged(name, link, LAST);
+        }
         match ack {
-            Ack::Through(through) => self.ledger.acknowledged_through(name, Some(link), through),
+            Ack::Through(through) => self.ledger.acknowledged_through(self.now.mono, name, Some(link), through),
             Ack::One(sequence) => self.ledger.acknowledged_one(name, link, sequence),
             Ack::Message(id) => self.ledger.acknowledged_message(name, link, id),
             Ack::Unknown => {}
@@ -511,7 +532,7 @@ impl World {
                     self.marks.hit("resumed after a restart");
                 }
                 if welcome.resumed {
-                    self.ledger.acknowledged_through(agent.id, None, handled);
+                    self.ledger.acknowledged_through(self.now.mono, agent.id, None, handled);
                 }
             }
             Frame::Busy(busy) => {

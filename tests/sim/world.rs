@@ -366,7 +366,26 @@ impl World {
         }
         for (index, link) in self.links.iter().enumerate() {
             if link.end != End::Gone && !link.is_quiet() {
-                let _ = write!(text, "\n  link {index} of agent {} is not quiet: {:?}", link.agent, link.end);
+                let _ = write!(
+                    text,
+                    "\n  link {index} of agent {} is not quiet: {:?} {} {} {} {} {}",
+                    link.agent,
+                    link.end,
+                    link.up.len(),
+                    link.arrived.len(),
+                    link.flush.len(),
+                    link.down.len(),
+                    link.heard.len()
+                );
+            }
+        }
+        for (agent, order) in &self.ledger.orders {
+            let is_open = |place: &super::ledger::Place| {
+                !(place.acknowledged || place.failed || place.lost || (place.channel && place.written))
+            };
+            let open: Vec<_> = order.places().filter(|(_, place)| is_open(place)).map(|(at, _)| at).collect();
+            if !open.is_empty() {
+                let _ = write!(text, "\n  open for {agent:?}: {open:?}");
             }
         }
         let _ = write!(text, "\n  pushed {:?} committed {:?}", self.ledger.pushed, self.ledger.committed);

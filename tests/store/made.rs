@@ -107,7 +107,7 @@ pub(crate) fn every_kind() -> Vec<Record> {
         message(1, 1, 100),
         message(2, 1, 100),
         message_of(3, &[1, 2, 3], format!("to many {SECRET_WORD}").into_bytes()),
-        Record::Progress(Box::new(progress)),
+        Record::Progress(progress),
         Record::Failed { id, recipient: agent(1), reason: RefuseReason::Expired },
         Record::Read { id, recipient: agent(1) },
         Record::Refused { id, reason: RefuseReason::NotFound, at_ms: START_MS + 5 },

@@ -170,7 +170,15 @@ fn write(store: &Store, follower: &Follower, names: &[String], messages: u64) ->
             let sequence = Sequence { epoch: 1, counter: counters[to] };
             let recipients = Recipients::One(Addressee { agent: ids[to], sequence, channel: false });
             let accepted_at_ms = START_MS + number * APART_MS;
-            segment.push(&Record::Message { id, raw: raw.into(), checksum, accepted_at_ms, ttl_ms: 0, recipients });
+            segment.push(&Record::Message {
+                id,
+                raw: raw.into(),
+                checksum,
+                accepted_at_ms,
+                ttl_ms: 0,
+                parts: 1,
+                recipients,
+            });
         }
         if segment.is_empty() {
             continue;

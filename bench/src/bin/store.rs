@@ -101,6 +101,7 @@ fn message(number: u64, raw: &Bytes, checksum: u32) -> Record {
         checksum,
         accepted_at_ms: 1_800_000_000_000 + number / 100,
         ttl_ms: 0,
+        parts: 1,
         recipients: Recipients::One(Addressee { agent: AgentId(9), sequence, channel: false }),
     }
 }
@@ -225,7 +226,7 @@ fn recovery(settings: &Settings) -> Result<(), Box<dyn Error>> {
                 let sequence = Sequence { epoch: 1, counter: number / AGENTS + 1 };
                 let agent = AgentId(number.wrapping_mul(7919) % AGENTS);
                 let recipients = Recipients::One(Addressee { agent, sequence, channel: false });
-                segment.push(&Record::Message { id, raw, checksum, accepted_at_ms, ttl_ms, recipients });
+                segment.push(&Record::Message { id, raw, checksum, accepted_at_ms, ttl_ms, parts: 1, recipients });
             }
             store.append(&mut segment)?;
         }

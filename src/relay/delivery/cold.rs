@@ -1,10 +1,10 @@
 //! The part of one recipient's mail that waits in the store alone: counted here, fetched back in order when there is room.
 
 use super::{Ask, Entry, News, Queue, State};
-use crate::base::limits::{FETCH_BYTES_MAX, FETCH_MESSAGES_MAX, NAME_BYTES_MAX};
-use crate::base::{AgentId, Bytes, Mono, Now, RefuseReason, Sequence, ShardId};
+use crate::base::limits::{FETCH_BYTES_MAX, FETCH_MESSAGES_MAX, NAME_BYTES_MAX, SETTLED_RUNS_MAX};
+use crate::base::{AgentId, Bytes, MessageId, Mono, Now, RefuseReason, Sequence, ShardId};
 use crate::relay::event::{Origin, What};
-use crate::relay::outbox::{Fetch, Fetched, FetchedMessage, Place, Wanted};
+use crate::relay::outbox::{Addressee, Fetch, Fetched, FetchedMessage, Place, Wanted};
 use crate::relay::{Remembered, event};
 use crate::wire::{Message, Wants};
 use std::collections::VecDeque;
@@ -38,7 +38,7 @@ pub(super) struct Cold {
     expired_before_ms: u64,
     /// Up to here the recipient said it had handled everything when it came back.
     handled: Sequence,
-    /// Settled out of order in an earlier process.
+    /// Settled out of order, in an earlier process or because it expired here: first and last of each run, in order.
     skip: VecDeque<(Sequence, Sequence)>,
     asks: VecDeque<(Sequence, Box<Ask>)>,
 }
@@ -103,11 +103,26 @@ impl Cold {
         self.skip.iter().copied()
     }
 
+    /// As `is_in_skip`, for messages that come back in order: what lies before them is let go.
     fn is_skipped(&mut self, sequence: Sequence) -> bool {
         while self.skip.front().is_some_and(|(_, last)| *last < sequence) {
             self.skip.pop_front();
         }
         self.skip.front().is_some_and(|(first, _)| *first <= sequence)
+    }
+
+    /// It is settled, and stays in the store for a while. What there is no room for, `expired_before_ms` keeps out.
+    fn skip_one(&mut self, sequence: Sequence) {
+        let index = self.skip.partition_point(|(_, last)| *last < sequence);
+        let follows =
+            |(_, last): &(Sequence, Sequence)| last.epoch == sequence.epoch && last.counter + 1 == sequence.counter;
+        if let Some(before) = index.checked_sub(1).and_then(|index| self.skip.get_mut(index))
+            && follows(before)
+        {
+            before.1 = sequence;
+        } else if self.skip.len() < SETTLED_RUNS_MAX {
+            self.skip.insert(index, (sequence, sequence));
+        }
     }
 
     /// The ask that was kept for this message; those before it have nobody to tell any more.
@@ -130,6 +145,8 @@ pub struct Return<'a> {
     pub now: Now,
     /// Nanoseconds that messages without a time to live of their own are kept.
     pub retention: u64,
+    /// Number of the last record that is committed.
+    pub committed: u64,
     /// Where a sender's home is, by its name.
     pub home_of: &'a dyn Fn(&[u8]) -> ShardId,
 }
@@ -159,11 +176,9 @@ impl Queue {
         if cold.asked.is_some() || cold.hungry || unsent >= REFILL_BELOW_BYTES {
             return None;
         }
-        let wanted = Wanted::Mail {
-            messages_max: FETCH_MESSAGES_MAX,
-            bytes_max: FETCH_BYTES_MAX,
-            expired_before_ms: cold.expired_before_ms,
-        };
+        // What has expired comes back as well, and keeps its place as settled; unless there was too much of it to note.
+        let expired_before_ms = if cold.skip.len() < SETTLED_RUNS_MAX { 0 } else { cold.expired_before_ms };
+        let wanted = Wanted::Mail { messages_max: FETCH_MESSAGES_MAX, bytes_max: FETCH_BYTES_MAX, expired_before_ms };
         Some(cold.ask(agent, now, retention, committed, wanted))
     }
 
@@ -185,7 +200,14 @@ impl Queue {
     }
 
     /// Takes what came back; gives the fetch that goes on with a sweep, and whether a commit must be waited for.
-    pub fn take_fetched(&mut self, fetched: Fetched, how: &Return<'_>, news: &mut Vec<News>) -> (Option<Fetch>, bool) {
+    /// `committed` is the last record that is certainly there.
+    pub fn take_fetched(
+        &mut self,
+        fetched: Fetched,
+        committed: u64,
+        how: &Return<'_>,
+        news: &mut Vec<News>,
+    ) -> (Option<Fetch>, bool) {
         let asked = match self.cold.as_mut().and_then(|cold| cold.asked.take()) {
             Some(asked) if asked.fetch == fetched.fetch => asked,
             other => {
@@ -197,12 +219,19 @@ impl Queue {
             }
         };
         match fetched.fetch.wanted {
-            Wanted::Mail { .. } => (None, self.take_mail(fetched, asked, how, news)),
-            Wanted::Expired { .. } => (self.take_expired(fetched, how, news), false),
+            Wanted::Mail { .. } => (None, self.take_mail(fetched, asked, committed, how, news)),
+            Wanted::Expired { .. } => (self.take_expired(fetched, asked, how, news), false),
         }
     }
 
-    fn take_mail(&mut self, fetched: Fetched, asked: Asked, how: &Return<'_>, news: &mut Vec<News>) -> bool {
+    fn take_mail(
+        &mut self,
+        fetched: Fetched,
+        asked: Asked,
+        committed: u64,
+        how: &Return<'_>,
+        news: &mut Vec<News>,
+    ) -> bool {
         let nothing = fetched.messages.is_empty();
         for message in fetched.messages {
             let Some(cold) = &mut self.cold else { break };
@@ -212,6 +241,8 @@ impl Queue {
             }
             cold.after = sequence;
             if cold.is_skipped(sequence) {
+                // It keeps its place until all before it is settled: what is told of progress counts on it.
+                self.put_settled(message.to, message.checksum);
                 continue;
             }
             cold.count_off(message.raw.len());
@@ -232,7 +263,8 @@ impl Queue {
             self.trim(how.now.mono);
             return false;
         }
-        let hungry = nothing || fetched.complete;
+        // The commit that it is to wait for may have come while the answer was on its way.
+        let hungry = (nothing || fetched.complete) && cold.record > how.committed;
         cold.hungry = hungry;
         self.trim(how.now.mono);
         hungry
@@ -287,7 +319,33 @@ impl Queue {
         }
     }
 
-    fn take_expired(&mut self, fetched: Fetched, how: &Return<'_>, news: &mut Vec<News>) -> Option<Fetch> {
+    /// A message that was settled before it came back.
+    fn put_settled(&mut self, to: Addressee, checksum: u32) {
+        self.entries.push_back(Entry {
+            sequence: to.sequence,
+            record: 0,
+            raw: Bytes::new(),
+            checksum,
+            id: MessageId { sender: AgentId(0), number: 0 },
+            sent_at: Mono(0),
+            expires_at: Mono(u64::MAX),
+            attempts: 0,
+            channel: to.channel,
+            mortal: false,
+            detached: true,
+            state: State::Settled,
+            ask: None,
+        });
+        self.settled_inside += 1;
+    }
+
+    fn take_expired(
+        &mut self,
+        fetched: Fetched,
+        asked: Asked,
+        how: &Return<'_>,
+        news: &mut Vec<News>,
+    ) -> Option<Fetch> {
         let cold = self.cold.as_mut()?;
         let mut through = fetched.fetch.after;
         for message in fetched.messages {
@@ -297,6 +355,7 @@ impl Queue {
                 continue;
             }
             cold.count_off(message.raw.len());
+            cold.skip_one(sequence);
             let Some(checked) = Message::check(&message.raw, message.checksum) else { continue };
             let reason = if checked.ttl_ms() != 0 { RefuseReason::Expired } else { RefuseReason::Retention };
             let kept = cold.asks.iter().position(|(kept, _)| *kept == sequence);
@@ -305,23 +364,24 @@ impl Queue {
             let id = checked.id();
             news.push(News { id, what: What::Failed(reason), ask, raw: Some(message.raw) });
         }
-        if !fetched.complete {
-            // More than one answer's worth: go on behind these, as of the same time.
-            let fetch = Fetch { after: through, place: fetched.place, ..fetched.fetch };
-            cold.asked = Some(Asked { fetch, certain: None });
-            return Some(fetch);
-        }
-        cold.expired_before_ms = fetched.fetch.now_ms;
+        // Of each part, since the next one begins behind it.
         if fetched.next_expiry_ms != u64::MAX {
             let wait = Mono::ms(fetched.next_expiry_ms.saturating_sub(how.now.wall_ms).max(1));
             cold.next_expiry = cold.next_expiry.min(how.now.mono + wait);
         }
-        if cold.messages == 0 && cold.record == 0 {
-            let last = cold.last;
+        if !fetched.complete {
+            // More than one answer's worth: go on behind these, as of the same time.
+            let fetch = Fetch { after: through, place: fetched.place, ..fetched.fetch };
+            cold.asked = Some(Asked { fetch, ..asked });
+            return Some(fetch);
+        }
+        cold.expired_before_ms = fetched.fetch.now_ms;
+        // Nothing that was there when it was asked lives any more; the counts may be off by what a crash has undone.
+        let all = cold.next_expiry == Mono(u64::MAX) && asked.certain.is_some_and(|certain| certain == cold.last);
+        if all && self.entries.is_empty() {
+            // Behind hot entries it stays, with what it skips, until a refill has seen the end as well.
+            self.through = self.through.max(cold.last);
             self.cold = None;
-            if self.entries.is_empty() {
-                self.through = self.through.max(last);
-            }
         }
         None
     }

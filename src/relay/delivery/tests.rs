@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::base::AgentId;
+use crate::relay::{Addressee, Fetch, Fetched, FetchedMessage, Place};
 use crate::wire::Message;
 
 const SESSION: SessionId = SessionId { slot: 0, generation: 0 };
@@ -169,4 +170,94 @@ fn only_who_asked_hears_of_acknowledgements() {
     queue.acknowledge_through(Mono(0), at(2), &mut news);
     let whats: Vec<_> = news.iter().map(|news| (news.id.number, news.what.clone())).collect();
     assert_eq!(whats, [(1, What::Delivered), (1, What::Acknowledged)]);
+}
+
+const AGENT: AgentId = AgentId(2);
+const RETENTION: u64 = Mono::ms(60_000);
+
+/// A queue restored in epoch 10, to which so many messages of epoch 9 are owed, as the row has it.
+fn restored(owed: u64, last: u64, settled: &[(Sequence, Sequence)]) -> Queue {
+    let mut row = crate::relay::Remembered::new(AGENT);
+    (row.last, row.settled) = (at(last), settled.to_vec());
+    row.owed = Owed { messages: owed, bytes: owed * 300, next_expiry_ms: 0 };
+    Queue::restored(10, &row, Mono(0))
+}
+
+fn answer(fetch: Fetch, counters: &[u64], expired: bool) -> Fetched {
+    let message = |counter: &u64| {
+        let Parcel { raw, checksum, .. } = parcel(*counter);
+        let to = Addressee { agent: AGENT, sequence: at(*counter), channel: false };
+        FetchedMessage { to, raw, checksum, accepted_at_ms: 0, expired }
+    };
+    let messages = counters.iter().map(message).collect();
+    Fetched { fetch, messages, place: Place::default(), complete: true, next_expiry_ms: u64::MAX }
+}
+
+fn taken(queue: &mut Queue, fetched: Fetched, committed: u64) -> (Vec<News>, Option<Fetch>, bool) {
+    let mut news = Vec::new();
+    let home_of = |_: &[u8]| crate::base::ShardId(0);
+    let how = Return { now: Now::default(), retention: RETENTION, committed, home_of: &home_of };
+    let (more, hungry) = queue.take_fetched(fetched, &how, &mut news);
+    (news, more, hungry)
+}
+
+#[test]
+fn what_was_settled_out_of_order_stays_settled_over_two_restarts() {
+    let (mut queue, mut outbox) = (restored(2, 3, &[(at(2), at(2))]), Outbox::default());
+    let fetch = queue.refill(AGENT, Now::default(), RETENTION, 0).expect("there is mail");
+    taken(&mut queue, answer(fetch, &[1, 2, 3], false), 0);
+    queue.pump(Mono(0), SESSION, WINDOW, u64::MAX, &mut outbox);
+    assert_eq!(sent(&mut outbox), [(1, true), (3, true)]);
+    assert_eq!(*queue.settled_runs(10), [(at(2), at(2))], "the next row has it as well");
+    assert_eq!(queue.owed(Now::default()).messages, 2);
+    assert_eq!(queue.acknowledge_through(Mono(0), at(3), &mut Vec::new()), 2);
+    assert!(queue.is_empty() && queue.load() == Load::default());
+}
+
+#[test]
+fn what_a_sweep_told_as_failed_is_settled_and_is_not_told_again() {
+    let (mut queue, mut outbox) = (restored(3, 3, &[]), Outbox::default());
+    let fetch = queue.sweep(AGENT, Now::default(), RETENTION, 0).expect("it is time");
+    let (news, more, _) = taken(&mut queue, Fetched { next_expiry_ms: 9, ..answer(fetch, &[2], true) }, 0);
+    assert_eq!((news.len(), more), (1, None));
+    assert_eq!(*queue.settled_runs(10), [(at(2), at(2))]);
+    let fetch = queue.refill(AGENT, Now::default(), RETENTION, 0).expect("the rest is alive");
+    assert_eq!(taken(&mut queue, answer(fetch, &[1, 2, 3], false), 0).0, []);
+    queue.pump(Mono(0), SESSION, WINDOW, u64::MAX, &mut outbox);
+    assert_eq!(sent(&mut outbox), [(1, true), (3, true)]);
+}
+
+#[test]
+fn cold_mail_is_let_go_when_none_of_it_lives_and_not_because_a_count_says_so() {
+    let mut queue = restored(1, 2, &[]);
+    let fetch = queue.sweep(AGENT, Now::default(), RETENTION, 0).expect("it is time");
+    let (_, more, _) = taken(&mut queue, Fetched { next_expiry_ms: 9, ..answer(fetch, &[1], true) }, 0);
+    assert!(more.is_none() && queue.is_cold(), "the second is owed, whatever the row has counted");
+    let now = Now { mono: Mono(Mono::ms(10)), wall_ms: 10 };
+    let fetch = queue.sweep(AGENT, now, RETENTION, 0).expect("it is time again");
+    taken(&mut queue, answer(fetch, &[2], true), 0);
+    assert!(queue.is_empty() && queue.settled_through() == at(2));
+}
+
+#[test]
+fn a_sweep_in_parts_looks_again_when_the_first_of_any_part_expires() {
+    let mut queue = restored(3, 3, &[]);
+    let fetch = queue.sweep(AGENT, Now::default(), RETENTION, 0).expect("it is time");
+    let part = Fetched { next_expiry_ms: 9, complete: false, ..answer(fetch, &[2], true) };
+    let (_, more, _) = taken(&mut queue, part, 0);
+    taken(&mut queue, answer(more.expect("the second part"), &[3], true), 0);
+    assert!(queue.is_cold() && queue.next_expiry() == Mono(Mono::ms(9)));
+}
+
+#[test]
+fn a_fetch_that_comes_back_after_the_commit_it_would_wait_for_is_asked_again() {
+    let mut queue = Queue::new(9, 1);
+    queue.offer(&parcel(1), Offer { record: 5, spill: true, ..plain() });
+    let fetch = queue.refill(AGENT, Now::default(), RETENTION, 4).expect("there is mail");
+    let (_, _, hungry) = taken(&mut queue, answer(fetch, &[], false), 4);
+    assert!(hungry && queue.refill(AGENT, Now::default(), RETENTION, 4).is_none(), "only a commit helps");
+    assert!(queue.is_hungry());
+    let fetch = queue.refill(AGENT, Now::default(), RETENTION, 4).expect("something was committed");
+    let (_, _, hungry) = taken(&mut queue, answer(fetch, &[], false), 5);
+    assert!(!hungry && queue.refill(AGENT, Now::default(), RETENTION, 5).is_some(), "it is committed by now");
 }

@@ -63,36 +63,63 @@ pub fn fetch(store: &Store, tail: &RwLock<Tail>, fetch: &Fetch) -> Result<(Fetch
     Ok((Fetched { fetch: *fetch, messages, place, complete, next_expiry_ms }, walk.damaged))
 }
 
-/// The group to begin with, and the place in it: walks back until a group begins with what is not wanted any more.
+/// The group to begin with, and the place in it. What a group begins with grows from group to group: halving finds the
+/// last one that begins with what is not wanted any more.
 fn start(walk: &mut Walk<'_>, fetch: &Fetch, wanted: &Wanted) -> Result<(Option<u64>, Place), StoreError> {
-    let mut first_group = None;
-    let mut segment = walk.tail_first;
-    while let Some(key) = walk.group_before(segment)? {
-        walk.breathe()?;
-        let term = wanted.clauses[0][0];
+    let (mut low, mut high) = (0, walk.tail_first);
+    let (mut not_behind, mut behind) = (None, None);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        // The last group, up to there, that has anything of this agent.
+        let mut found = None;
+        let mut segment = middle + 1;
+        while let Some(key) = walk.group_before(segment)?.filter(|key| *key >= low) {
+            walk.breathe()?;
+            if let Some(first) = first_of_group(walk, fetch.agent, key, wanted)? {
+                found = Some((key, first));
+                break;
+            }
+            segment = key;
+        }
+        match found {
+            Some((key, first)) if first > fetch.after => (behind, high) = (Some(key), key),
+            Some((key, _)) => (not_behind, low) = (Some(key), middle + 1),
+            None => low = middle + 1,
+        }
+    }
+    let Some(key) = not_behind else { return Ok((behind, Place::default())) };
+    let places = walk.candidates(key, wanted, |_| true, Place::default(), PLACE_MAX)?;
+    let found = first_behind(walk, fetch, &places)?;
+    Ok((Some(key), places.get(found).copied().unwrap_or(PLACE_MAX)))
+}
+
+/// The first sequence that the agent has in a group.
+fn first_of_group(
+    walk: &mut Walk<'_>,
+    agent: AgentId,
+    key: u64,
+    wanted: &Wanted,
+) -> Result<Option<Sequence>, StoreError> {
+    /// The very first is nearly always a message to this agent.
+    const FIRST: usize = 4;
+    for places_max in [FIRST, usize::MAX] {
         let kept = walk.kept;
         let of_group = |group: &Group<'_>| {
-            let postings = group.postings(term)?;
-            let first = postings.below(group.seek(kept)?);
-            postings
-                .iter()
-                .skip(first)
-                .map(|index| group.place(index).map(|(place, _)| place))
-                .collect::<Result<Vec<_>, _>>()
+            let postings = group.postings(wanted.clauses[0][0])?;
+            let first = if kept.segment <= group.first_segment() { 0 } else { postings.below(group.seek(kept)?) };
+            let places = postings.iter().skip(first).take(places_max);
+            places.map(|index| group.place(index).map(|(place, _)| place)).collect::<Result<Vec<_>, _>>()
         };
-        let of_tail = |tail: &Tail| tail.candidates(wanted, Place::default(), PLACE_MAX);
+        let of_tail = |tail: &Tail| tail.candidates(wanted, kept, PLACE_MAX);
         let places = walk.ask_group(key, of_group, of_tail)?.unwrap_or_default();
-        if let Some((_, first)) = sequence_at(walk, fetch.agent, &places)? {
-            if first <= fetch.after {
-                let found = first_behind(walk, fetch, &places)?;
-                let from = places.get(found).copied().unwrap_or(PLACE_MAX);
-                return Ok((Some(key), from));
-            }
-            first_group = Some(key);
+        if let Some((_, first)) = sequence_at(walk, agent, &places)? {
+            return Ok(Some(first));
         }
-        segment = key;
+        if places.len() < places_max {
+            break;
+        }
     }
-    Ok((first_group, Place::default()))
+    Ok(None)
 }
 
 /// The sequence of the first of `places` that is a message to `agent`, and its index.

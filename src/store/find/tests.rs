@@ -151,6 +151,7 @@ impl World {
             checksum,
             accepted_at_ms: part.accepted_at_ms,
             ttl_ms,
+            parts: 1,
             recipients,
         };
         if kind > 2 {

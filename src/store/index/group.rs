@@ -20,6 +20,7 @@ use super::super::error::Part;
 use super::{Term, Wanted, intersection, union};
 use crate::relay::Place;
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// This format.
 pub(super) const VERSION: u16 = 1;
@@ -251,36 +252,51 @@ impl<'a> Group<'a> {
         Ok(low)
     }
 
+    /// The indexes of the records from `from` on and before `before`.
+    fn range(&self, from: Place, before: Place) -> Result<Range<u32>, StoreError> {
+        let start = if from.segment < self.first { 0 } else { self.seek(from)? };
+        let end = if before.segment > self.last { self.places() } else { self.seek(before)? };
+        Ok(start..end)
+    }
+
     /// Records that have what is wanted, with places from `from` on and before `before`, ascending.
     pub fn candidates(&self, wanted: &Wanted, from: Place, before: Place) -> Result<Vec<Place>, StoreError> {
-        let range = self.seek(from)?..self.seek(before)?;
         if wanted.clauses.is_empty() {
-            let places = range.map(|index| self.place(index));
-            return places
-                .filter_map(|found| found.map(|(place, is_message)| is_message.then_some(place)).transpose())
-                .collect();
+            let places = self.range(from, before)?.map(|index| self.place(index));
+            let messages =
+                places.filter_map(|found| found.map(|(place, is_message)| is_message.then_some(place)).transpose());
+            return messages.collect();
         }
+        // First whether all of it is here at all: most groups end here.
         let mut clauses = Vec::with_capacity(wanted.clauses.len());
         for clause in &wanted.clauses {
-            let mut lists = Vec::with_capacity(clause.len());
-            for term in clause {
-                let postings = self.postings(*term)?;
-                if !postings.is_empty() {
-                    let (start, end) = (postings.below(range.start), postings.below(range.end));
-                    lists.push(postings.iter().skip(start).take(end.saturating_sub(start)).collect());
-                }
-            }
-            if lists.is_empty() {
+            let lists = clause.iter().map(|term| self.postings(*term)).collect::<Result<Vec<_>, _>>()?;
+            if lists.iter().all(Postings::is_empty) {
                 return Ok(Vec::new());
             }
-            clauses.push(union(lists));
+            clauses.push(lists);
         }
+        let range = self.range(from, before)?;
+        let in_range = |postings: &Postings<'_>| -> Vec<u32> {
+            let (start, end) = (postings.below(range.start), postings.below(range.end));
+            postings.iter().skip(start).take(end.saturating_sub(start)).collect()
+        };
+        let clauses = clauses.iter().map(|lists| union(lists.iter().map(in_range).collect())).collect();
         intersection(clauses).into_iter().map(|index| self.place(index).map(|(place, _)| place)).collect()
     }
 
     /// Records of messages whose fingerprint is between these two, both included; ascending.
     pub fn with_fingerprint(&self, low: u32, high: u32) -> Result<Vec<Place>, StoreError> {
-        let (mut start, mut end) = (0, self.ids);
+        // Fingerprints are evenly spread: it is near where it would be among evenly spaced ones.
+        const NEAR: usize = 256;
+        let near = (u64::from(low) * self.ids as u64 >> 32) as usize;
+        let (mut start, mut end) = (near.saturating_sub(NEAR), (near + NEAR).min(self.ids));
+        if start > 0 && self.id(start - 1)?.0 >= low {
+            start = 0;
+        }
+        if end < self.ids && self.id(end)?.0 < low {
+            end = self.ids;
+        }
         while start < end {
             let middle = start + (end - start) / 2;
             if self.id(middle)?.0 < low { start = middle + 1 } else { end = middle }
