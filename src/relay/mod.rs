@@ -541,7 +541,7 @@ impl Relay {
         let how = Return { now, retention, committed, home_of: &home_of };
         let agent = &mut self.agents[slot];
         let before = agent.queue.load();
-        let (more, hungry) = agent.queue.take_fetched(fetched, self.committed, &how, &mut news);
+        let (more, hungry) = agent.queue.take_fetched(fetched, &how, &mut news);
         let session = agent.session();
         self.after_settling(slot, before, &mut news, outbox);
         self.news = news;

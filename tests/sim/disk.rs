@@ -315,6 +315,9 @@ impl World {
             if !fetched.complete {
                 self.marks.hit("fetched in parts");
             }
+            if fetched.messages.is_empty() && matches!(fetch.wanted, Wanted::Mail { .. }) {
+                self.marks.hit("fetched too early");
+            }
             if !fetched.messages.is_empty() {
                 self.marks.hit(match fetch.wanted {
                     Wanted::Mail { .. } => "fetched",

@@ -231,6 +231,13 @@ impl Ledger {
         index
     }
 
+    /// The same for what a liar may have forged.
+    pub fn find_index(&self, raw: &[u8]) -> Option<usize> {
+        let text = Message::check(raw, 0)?.fields().text;
+        let index = u64::from_le_bytes(*text.first_chunk()?) as usize;
+        (self.sent.get(index)?.raw == raw).then_some(index)
+    }
+
     /// A SEND goes onto a link.
     pub fn said(&mut self, index: usize, link: usize) {
         self.clock += 1;

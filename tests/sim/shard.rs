@@ -2,6 +2,7 @@
 
 use super::dice::Dice;
 use super::ledger::Place;
+use super::ledger::To;
 use super::link::End;
 use super::speech;
 use super::swarm::{Mutation, Swarm};
@@ -9,7 +10,7 @@ use super::world::World;
 use agent_relay::base::tier::Entitlement;
 use agent_relay::base::{AgentId, CloseReason, MessageId, Mono, RefuseReason, Sequence, SessionId, ShardId};
 use agent_relay::relay::{Event, Fetched, Mail, Options, Outbox, Output, Peer, Record, Relay};
-use agent_relay::wire::{Ack, Frame, Hello, ReceiptState};
+use agent_relay::wire::{Ack, Dialect, Frame, Hello, ReceiptState};
 use std::collections::VecDeque;
 
 /// What travels between shards.
@@ -313,20 +314,28 @@ impl World {
                     {
                         hello.handled = Sequence::default();
                     }
-                    let fanout = match &heard.frame {
-                        Frame::Send(message) if matches!(message.to().first(), Some(b'*' | b'#')) => {
+                    let sent = match &heard.frame {
+                        Frame::Send(message) => {
                             let duplicates = shard.relay.gauges().counters.duplicates;
-                            Some((self.ledger.index_of(message.raw), duplicates))
+                            self.ledger.find_index(message.raw).map(|index| (index, duplicates))
                         }
                         _ => None,
                     };
                     let event = Event::Frame { session, dialect, ack: heard.ack, frame: heard.frame };
                     shard.relay.handle(self.now, event, &mut shard.outbox);
-                    if let Some((index, duplicates)) = fanout
-                        && shard.relay.gauges().counters.duplicates == duplicates
-                    {
-                        // Sent anew, to whoever is reachable now.
-                        self.ledger.sent[index].lost.clear();
+                    if let Some((index, duplicates)) = sent {
+                        let sent = &mut self.ledger.sent[index];
+                        if shard.relay.gauges().counters.duplicates == duplicates {
+                            if !matches!(sent.to, To::Name(_)) {
+                                // Sent anew, to whoever is reachable now.
+                                sent.lost.clear();
+                            }
+                        } else if sent.accepted.iter().any(|accepted| accepted.epoch < self.ledger.epoch) {
+                            self.marks.hit("duplicate after a restart");
+                            if dialect == Dialect::Json {
+                                self.marks.hit("label sent again after a restart");
+                            }
+                        }
                     }
                 }
                 Err(corrupt) => {

@@ -200,14 +200,7 @@ impl Queue {
     }
 
     /// Takes what came back; gives the fetch that goes on with a sweep, and whether a commit must be waited for.
-    /// `committed` is the last record that is certainly there.
-    pub fn take_fetched(
-        &mut self,
-        fetched: Fetched,
-        committed: u64,
-        how: &Return<'_>,
-        news: &mut Vec<News>,
-    ) -> (Option<Fetch>, bool) {
+    pub fn take_fetched(&mut self, fetched: Fetched, how: &Return<'_>, news: &mut Vec<News>) -> (Option<Fetch>, bool) {
         let asked = match self.cold.as_mut().and_then(|cold| cold.asked.take()) {
             Some(asked) if asked.fetch == fetched.fetch => asked,
             other => {
@@ -219,19 +212,12 @@ impl Queue {
             }
         };
         match fetched.fetch.wanted {
-            Wanted::Mail { .. } => (None, self.take_mail(fetched, asked, committed, how, news)),
+            Wanted::Mail { .. } => (None, self.take_mail(fetched, asked, how, news)),
             Wanted::Expired { .. } => (self.take_expired(fetched, asked, how, news), false),
         }
     }
 
-    fn take_mail(
-        &mut self,
-        fetched: Fetched,
-        asked: Asked,
-        committed: u64,
-        how: &Return<'_>,
-        news: &mut Vec<News>,
-    ) -> bool {
+    fn take_mail(&mut self, fetched: Fetched, asked: Asked, how: &Return<'_>, news: &mut Vec<News>) -> bool {
         let nothing = fetched.messages.is_empty();
         for message in fetched.messages {
             let Some(cold) = &mut self.cold else { break };
