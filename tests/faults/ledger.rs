@@ -363,7 +363,7 @@ impl Ledger {
             let settles = if reader.is_session_proven { SESSION_SETTLES } else { SESSION_SETTLES_SLOWLY };
             let may_be_lost = reader.welcomed_in < life && ended_at < reader.welcomed_at + settles;
             let same = reader.session == Some(arrival.session);
-            if !(arrival.resumed && same) && !may_be_lost {
+            if !(may_be_lost || arrival.resumed && same) {
                 problem = Some(format!(
                     "agent {agent} asked in life {life} to go on with its session of life {} (begun {} us before it could last commit): resumed {}, same session {same}",
                     reader.welcomed_in,
