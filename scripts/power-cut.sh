@@ -35,7 +35,7 @@ fi
 RELAY_FAULT_CYCLES="${1:-1000}"
 export RELAY_FAULT_CYCLES
 status=0
-cargo test --release --test faults -- --exact --nocapture \
+cargo test --test faults -- --exact --nocapture \
     power::nothing_durable_is_lost_when_the_power_is_cut 2>&1 | tee "$log" || status=$?
 result=$(grep '^RESULT' "$log") || { echo "not run, or promises were broken; see above" >&2; exit 1; }
 seed=$(sed -n 's/.*\(RELAY_FAULT_SEED=[0-9]*\).*/\1/p' "$log" | head -n 1)

@@ -450,7 +450,7 @@ impl Memory {
     }
 
     /// A message was accepted from `id.sender`: its number is taken.
-    fn sent(&mut self, segment: u64, id: MessageId, at_ms: u64) {
+    pub fn sent(&mut self, segment: u64, id: MessageId, at_ms: u64) {
         if let Some(row) = self.touch(segment, id.sender) {
             row.sent.take(id.number);
             row.messages_sent += 1;

@@ -132,7 +132,7 @@ impl Destination<'_> {
     ) -> Result<Destination<'a>, CopyError> {
         let env = open::map(folder, MAP_BYTES, Access::Write)?;
         let databases = open::create(&env, meta).map_err(|error| error::of_heed(error, folder))?;
-        Ok(Destination { folder, open: Open { env, databases }, seal })
+        Ok(Destination { folder, open: Open::new(env, databases, folder), seal })
     }
 
     /// One transaction.

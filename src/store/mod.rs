@@ -138,6 +138,14 @@ impl Databases {
 struct Open {
     env: Env<WithoutTls>,
     databases: Databases,
+    /// Which file is mapped.
+    file: Option<(u64, u64)>,
+}
+
+impl Open {
+    fn new(env: Env<WithoutTls>, databases: Databases, folder: &Path) -> Open {
+        Open { env, databases, file: open::identity(folder) }
+    }
 }
 
 /// The store. Clones are the same store.
@@ -224,13 +232,15 @@ impl Store {
             }
             let first = first_meta(key.as_ref(), random()?, random()?)?;
             let databases = open::create(&env, &first).map_err(|error| error::of_heed(error, &folder))?;
-            return Store::assemble(folder, key, map_bytes, access, Open { env, databases });
+            let open = Open::new(env, databases, &folder);
+            return Store::assemble(folder, key, map_bytes, access, open);
         }
         let databases = open::databases(&env).map_err(|error| error::of_heed(error, &folder))?;
         let Some(databases) = databases else {
             return Err(OpenError::Corrupt { folder, what: "it lacks one of its databases".to_owned() });
         };
-        Store::assemble(folder, key, map_bytes, access, Open { env, databases })
+        let open = Open::new(env, databases, &folder);
+        Store::assemble(folder, key, map_bytes, access, open)
     }
 
     fn assemble(
@@ -355,6 +365,10 @@ impl Store {
         loop {
             let guard = self.open_env()?;
             let open = guard.as_ref().expect("open_env checked it");
+            // The kernel keeps a deleted file for those who have it open, and drops it with the last of them.
+            if open.file.is_none() || open.file != open::identity(&self.0.folder) {
+                return Err(StoreError::Gone);
+            }
             let attempt = || -> Result<R, Failed> {
                 let mut transaction = open.env.write_txn()?;
                 let result = work(&mut transaction, &open.databases)?;
@@ -420,7 +434,7 @@ impl Store {
             _ => StoreError::Gone,
         })?;
         let databases = open::databases(&env).map_err(|error| error::of_heed(error, folder))?;
-        let open = Open { env, databases: databases.ok_or(StoreError::Gone)? };
+        let open = Open::new(env, databases.ok_or(StoreError::Gone)?, folder);
         let transaction = open.env.read_txn().map_err(|error| error::of_heed(error, folder))?;
         let id = open.databases.meta.get(&transaction, STORE_ID_KEY);
         let same = id.is_ok_and(|id| id == Some(&self.0.seal.store_id[..]));

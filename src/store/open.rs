@@ -8,7 +8,7 @@ use heed::types::Bytes;
 use heed::{CommitOrAbort, Env, EnvFlags, EnvOpenOptions, WithoutTls};
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::Path;
 
 /// The file with the data.
@@ -108,6 +108,11 @@ fn check_metas(file: &fs::File) -> Result<Found, String> {
         Some(wanted) if wanted <= length(file)? => Ok(Found::Store),
         _ => Err("the file is shorter than its first page says: it was cut off".to_owned()),
     }
+}
+
+/// Which file lies there: its device and number. None: there is none.
+pub(super) fn identity(folder: &Path) -> Option<(u64, u64)> {
+    fs::metadata(folder.join(DATA_FILE)).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 /// Makes the folder if it is missing: for its owner alone.

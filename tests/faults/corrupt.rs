@@ -9,6 +9,8 @@ use std::time::Duration;
 
 const MESSAGES: u64 = 1500;
 const PAGE: usize = 4096;
+/// When nothing has come for so long, nothing more is to be had.
+const SILENCE: Duration = Duration::from_millis(1500);
 
 /// What is done to the file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,8 +63,7 @@ fn connect(place: &Place, name: &str) -> Result<Client, agent_relay::client::Err
 fn read_all(place: &Place, story: &str) -> u64 {
     let Ok(mut bob) = connect(place, "bob") else { return 0 };
     let mut count = 0;
-    // Nothing for a while: the rest is not to be had.
-    while let Ok(Some(incoming)) = bob.next(Duration::from_millis(150)) {
+    while let Ok(Some(incoming)) = bob.next(SILENCE) {
         if let Incoming::Message(message) = incoming {
             let said = message.text().into_owned();
             let number = said.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or(u64::MAX);
@@ -99,13 +100,19 @@ fn a_damaged_store_is_reported_and_left_alone_and_delivers_nothing_that_was_not_
     let file = place.store();
     let intact = fs::read(&file).unwrap();
     let rounds = crate::tally::cycles(36);
-    let (mut refused, mut ended, mut short, mut whole) = (0, Vec::new(), 0, 0);
+    let (mut refused, mut told, mut passed, mut short, mut older, mut whole) = (0, 0, 0, 0, 0, 0);
+    let mut ended = Vec::new();
     for round in 0..rounds {
         let damage = DAMAGES[round as usize % DAMAGES.len()];
         let mut bytes = intact.clone();
         harm(&mut bytes, damage, &mut dice);
         fs::write(&file, &bytes).unwrap();
         let story = format!("{damage:?}, round {round}");
+        let doctor = place.run(&["doctor", "--global"]);
+        assert!(matches!(doctor.status.code(), Some(0 | 1)), "{story}: the doctor ends with {}", doctor.status);
+        assert!(fs::read(&file).unwrap() == bytes, "{story}: the doctor changed the store");
+        let ill = doctor.status.code() == Some(1);
+        told += u64::from(ill);
         match place.try_start() {
             Err(said) => {
                 refused += 1;
@@ -114,6 +121,8 @@ fn a_damaged_store_is_reported_and_left_alone_and_delivers_nothing_that_was_not_
                 if said.contains("signal") {
                     ended.push(story);
                 } else {
+                    // The doctor writes nothing, so it does not see the list of free pages.
+                    passed += u64::from(!ill);
                     assert!(said.contains("relay doctor") || said.contains("relay restore"), "{story}: {said}");
                     assert!(fs::read(&file).unwrap() == bytes, "{story}: the damaged store was changed");
                 }
@@ -127,6 +136,10 @@ fn a_damaged_store_is_reported_and_left_alone_and_delivers_nothing_that_was_not_
                     ended.push(format!("{story}, while it ran"));
                 } else if count == MESSAGES {
                     whole += 1;
+                } else if damage == Damage::Meta {
+                    // LMDB's first pages have no checksum: a bit in their transaction numbers makes the one before the
+                    // last commit look like the last.
+                    older += 1;
                 } else {
                     short += 1;
                     let told = said.to_lowercase();
@@ -140,7 +153,7 @@ fn a_damaged_store_is_reported_and_left_alone_and_delivers_nothing_that_was_not_
         }
     }
     eprintln!(
-        "RESULT damaged store: {rounds} damages, {refused} refused, {short} with part of the mail and told, {whole} with all of it, \
+        "RESULT damaged store: {rounds} damages, {told} told by the doctor, {refused} refused ({passed} of them passed by the doctor), {short} with part of the mail and told, {older} a commit back (a bit of a first page), {whole} with all of it, \
          {} ended by a signal {ended:?}",
         ended.len()
     );

@@ -11,6 +11,8 @@ pub(crate) type Micros = u64;
 
 /// A WELCOME this much older than the end of a life is on disk; a younger one may be lost with it.
 pub(crate) const SESSION_SETTLES: Micros = 50_000;
+/// On a machine that stands still meanwhile: unless its agent has heard that something it said later is durable.
+pub(crate) const SESSION_SETTLES_SLOWLY: Micros = 1_000_000;
 /// What is not acknowledged comes again after 5 s; less what clocks and buffers blur.
 const REPEAT_AFTER: Micros = 4_900_000;
 /// Acknowledgements are handed to the store within this time of their arrival.
@@ -109,6 +111,8 @@ struct Reader {
     session: Option<Token>,
     welcomed_at: Micros,
     welcomed_in: u32,
+    /// Something that it said after its WELCOME is durable.
+    is_session_proven: bool,
     /// When it last said a message whose durable receipt came in the same life: whatever it acknowledged well before
     /// that was read by the relay first, and is committed.
     proof: Micros,
@@ -267,6 +271,7 @@ impl Ledger {
         if sent.said_in == life {
             let proof = &mut self.readers[letter.sender].proof;
             *proof = sent.said_at.max(*proof);
+            self.readers[letter.sender].is_session_proven |= sent.said_at >= self.readers[letter.sender].welcomed_at;
         }
         if sent.durable_in.is_some() {
             return false;
@@ -355,7 +360,8 @@ impl Ledger {
         let reader = &mut self.readers[agent];
         let mut problem = None;
         if arrival.asked {
-            let may_be_lost = reader.welcomed_in < life && ended_at < reader.welcomed_at + SESSION_SETTLES;
+            let settles = if reader.is_session_proven { SESSION_SETTLES } else { SESSION_SETTLES_SLOWLY };
+            let may_be_lost = reader.welcomed_in < life && ended_at < reader.welcomed_at + settles;
             let same = reader.session == Some(arrival.session);
             if !(arrival.resumed && same) && !may_be_lost {
                 problem = Some(format!(
@@ -368,7 +374,7 @@ impl Ledger {
             self.resumed += u64::from(arrival.resumed);
         }
         reader.session = Some(arrival.session);
-        (reader.welcomed_at, reader.welcomed_in) = (at, life);
+        (reader.welcomed_at, reader.welcomed_in, reader.is_session_proven) = (at, life, false);
         (reader.connected, reader.connection) = (true, self.connections);
         reader.high = Sequence::default();
         // Only a session that goes on takes the sequence as an acknowledgement.

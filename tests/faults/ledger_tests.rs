@@ -1,6 +1,6 @@
 //! The rules are known to be able to fail: each is broken once, by the smallest story that breaks it.
 
-use crate::ledger::{Arrival, Delivery, Ledger, Letter, Rule, SESSION_SETTLES, To};
+use crate::ledger::{Arrival, Delivery, Ledger, Letter, Rule, SESSION_SETTLES, SESSION_SETTLES_SLOWLY, To};
 use agent_relay::base::Sequence;
 use agent_relay::base::ids::Token;
 
@@ -280,11 +280,19 @@ fn a_message_without_an_outcome_or_with_two_is_found() {
 #[test]
 fn another_session_or_an_old_epoch_is_found() {
     let mut story = Story::new();
-    story.now += SECOND;
+    story.now += SESSION_SETTLES_SLOWLY;
     story.ledger.daemon_ended(story.now);
     story.epoch += 1;
     story.arrive(BOB, true, false, 9, 0);
     story.broken(Rule::Session);
+    let mut proven = Story::new();
+    proven.say(1, To::One(BOB));
+    proven.durable(1);
+    proven.now += SESSION_SETTLES;
+    proven.ledger.daemon_ended(proven.now);
+    proven.epoch += 1;
+    proven.arrive(ANN, true, false, 9, 0);
+    proven.broken(Rule::Session);
     let mut young = Story::new();
     young.now += SESSION_SETTLES - 1;
     young.ledger.daemon_ended(young.now);

@@ -24,7 +24,7 @@ fn told(record: &RecordRef<'_>) -> String {
 
 fn expected(record: &Record) -> String {
     match record {
-        Record::Message { id, raw, checksum, accepted_at_ms, ttl_ms, recipients } => {
+        Record::Message { id, raw, checksum, accepted_at_ms, ttl_ms, recipients, .. } => {
             let raw = raw.to_vec();
             format!("{id:?} {raw:?} {checksum} {accepted_at_ms} {ttl_ms} {:?}", recipients.as_slice())
         }

@@ -60,6 +60,7 @@ pub(crate) fn message_of(number: u64, to: &[u64], body: Vec<u8>) -> Record {
         raw: Bytes::from(body),
         accepted_at_ms: START_MS + number,
         ttl_ms: if number.is_multiple_of(3) { 60_000 } else { 0 },
+        parts: 1,
         recipients,
     }
 }

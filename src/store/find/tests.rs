@@ -558,6 +558,43 @@ fn lost_and_damaged_groups_are_read_from_the_log_and_made_again() {
 }
 
 #[test]
+fn what_retention_has_taken_is_not_found_and_the_rest_is() {
+    for seed in 70..72 {
+        let mut world = World::new(seed, World::small_groups(), None);
+        for _ in 0..70 {
+            world.write_segment();
+        }
+        world.store.index(&world.tail, false).unwrap();
+        // In the middle of a group, and then everything.
+        for through in [31, 70] {
+            world.store.mark_applied(through).unwrap();
+            while !world.store.sweep_step(u64::MAX, 50).unwrap().done {}
+            world.parts.retain(|part| part.place.segment > through);
+            for _ in 0..30 {
+                let query = world.query();
+                let found = shape(&all_pages(&mut world, &query, |_| {}));
+                assert_eq!(found, world.expected(&query, world.parts.len()), "seed {seed}: {query:?}");
+            }
+            let agent = AgentId::of(b"bob");
+            let expected: Vec<Addressee> =
+                world.parts.iter().flat_map(|part| part.recipients.clone()).filter(|to| to.agent == agent).collect();
+            let wanted = Wanted::Mail { messages_max: 1_000, bytes_max: 1 << 20, expired_before_ms: 0 };
+            let (after, place) = (Sequence::default(), Place::default());
+            let ask = Fetch { agent, after, place, wanted, now_ms: START_MS, retention_ms: u64::MAX / 2 };
+            let (fetched, _) = fetch(&world.store, &world.tail, &ask).unwrap();
+            assert_eq!(fetched.messages.iter().map(|message| message.to).collect::<Vec<_>>(), expected);
+            assert!(fetched.complete);
+        }
+        world.write_segment();
+        world.tail = RwLock::new(world.store.tail(World::small_groups()).unwrap());
+        world.store.index(&world.tail, true).unwrap();
+        let query = HistoryQuery { limit: 9, ..Default::default() };
+        let found = shape(&all_pages(&mut world, &query, |_| {}));
+        assert_eq!(found, world.expected(&query, world.parts.len()));
+    }
+}
+
+#[test]
 fn a_hostile_group_is_refused_or_answers_and_never_panics() {
     let mut world = World::new(60, GroupLimits { messages: 400, ..GroupLimits::default() }, None);
     for _ in 0..80 {

@@ -289,7 +289,7 @@ impl<'a> Group<'a> {
     pub fn with_fingerprint(&self, low: u32, high: u32) -> Result<Vec<Place>, StoreError> {
         // Fingerprints are evenly spread: it is near where it would be among evenly spaced ones.
         const NEAR: usize = 256;
-        let near = (u64::from(low) * self.ids as u64 >> 32) as usize;
+        let near = ((u64::from(low) * self.ids as u64) >> 32) as usize;
         let (mut start, mut end) = (near.saturating_sub(NEAR), (near + NEAR).min(self.ids));
         if start > 0 && self.id(start - 1)?.0 >= low {
             start = 0;
