@@ -118,7 +118,7 @@ fn work(folder: &Path, messages: u64) -> Result<Filled, Box<dyn std::error::Erro
             Recipients::One(place(to))
         };
         let raw = raw.as_slice().to_vec().into();
-        segment.push(&Record::Message { id, raw, checksum, accepted_at_ms, ttl_ms: 0, recipients });
+        segment.push(&Record::Message { id, raw, checksum, accepted_at_ms, ttl_ms: 0, parts: 1, recipients });
         if u64::from(segment.messages()) == SEGMENT_MESSAGES || number + 1 == messages {
             let last = store.append(&mut segment)?;
             segment.clear();
@@ -147,13 +147,13 @@ fn work(folder: &Path, messages: u64) -> Result<Filled, Box<dyn std::error::Erro
 }
 
 fn acknowledged(agent: AgentId, through: Sequence) -> Record {
-    Record::Progress(Box::new(ProgressRecord {
+    Record::Progress(ProgressRecord {
         agent,
         delivered: through,
         acknowledged: through,
         settled: Box::default(),
         owed: Owed::default(),
-    }))
+    })
 }
 
 fn follow(store: &Store, follower: &Follower) -> Result<(), StoreError> {
