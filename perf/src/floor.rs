@@ -4,13 +4,16 @@
 //! frames are forwarded as they are. Multishot receive with incremental provided buffers, one copy into the
 //! destination's outbox, one send per connection and turn, which posts no completion when it succeeds at once: the
 //! fastest loop we know, and nothing else.
+//! With a journal, what arrived in a turn is appended to a file first, and flushed if so asked; then it goes out, and each
+//! sender hears how many of its frames that were: what an append-only log costs when nothing else is done.
 //! It owns its ring and shares no code with the relay's, so that the two can be measured against each other.
 
 use agent_relay::wire::{HEADER_BYTES, Header, Kind};
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::collections::HashMap;
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -53,13 +56,31 @@ impl Destination {
     }
 }
 
+/// A file to which everything is appended before it is forwarded.
+pub struct Journal {
+    file: File,
+    /// Whether each turn waits until what it appended is on the disk.
+    flushes: bool,
+    /// What this turn has to append.
+    bytes: Vec<u8>,
+    /// Whose frames those are, and how many.
+    senders: Vec<(u32, u64)>,
+}
+
+impl Journal {
+    /// A journal at `path`, from its start.
+    pub fn create(path: &str, flushes: bool) -> io::Result<Journal> {
+        Ok(Journal { file: File::create(path)?, flushes, bytes: Vec::new(), senders: Vec::new() })
+    }
+}
+
 /// Binds `path` and forwards until the process ends.
-pub fn serve(path: &str) -> io::Result<()> {
+pub fn serve(path: &str, journal: Option<Journal>) -> io::Result<()> {
     let _ = std::fs::remove_file(path);
     let listener = UnixListener::bind(path)?;
     // The standard library listens with 128; ten thousand agents connect faster than that.
     rustix::net::listen(&listener, 4096)?;
-    Floor::new(listener)?.run()
+    Floor::new(listener, journal)?.run()
 }
 
 /// The provided buffers and the ring of entries through which the kernel is told of them.
@@ -163,6 +184,7 @@ struct Floor {
     /// Connections whose send was submitted with the last call and posts nothing if it succeeded.
     quiet: Vec<u32>,
     completions: Vec<(u64, i32, u32)>,
+    journal: Option<Journal>,
 }
 
 const ACCEPT: u64 = 0;
@@ -170,7 +192,7 @@ const RECEIVE: u64 = 1 << 32;
 const SEND: u64 = 2 << 32;
 
 impl Floor {
-    fn new(listener: UnixListener) -> io::Result<Floor> {
+    fn new(listener: UnixListener, journal: Option<Journal>) -> io::Result<Floor> {
         let ring = IoUring::builder().setup_single_issuer().setup_defer_taskrun().setup_cqsize(32_768).build(4096)?;
         let mut buffers = Buffers::new();
         // SAFETY: `entries` holds BUFFERS entries, page-aligned, and outlives the ring (both are dropped with Floor).
@@ -191,6 +213,7 @@ impl Floor {
             dirty: Vec::new(),
             quiet: Vec::new(),
             completions: Vec::with_capacity(4096),
+            journal,
         })
     }
 
@@ -228,11 +251,31 @@ impl Floor {
                 }
             }
             self.completions = completions;
+            self.write_down()?;
             while let Some(slot) = self.dirty.pop() {
                 self.connections[slot as usize].dirty = false;
                 self.flush(slot)?;
             }
         }
+    }
+
+    /// Appends what this turn brought, waits for the disk if so asked, and says so to each sender.
+    fn write_down(&mut self) -> io::Result<()> {
+        let Some(mut journal) = self.journal.take() else { return Ok(()) };
+        if !journal.bytes.is_empty() {
+            journal.file.write_all(&journal.bytes)?;
+            if journal.flushes {
+                journal.file.sync_data()?;
+            }
+            journal.bytes.clear();
+            for (slot, frames) in journal.senders.drain(..) {
+                let mut receipt = Header::of(Kind::Receipt);
+                receipt.sequence.counter = frames;
+                self.put(slot, &receipt.encode());
+            }
+        }
+        self.journal = Some(journal);
+        Ok(())
     }
 
     fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
@@ -324,6 +367,7 @@ impl Floor {
             used += HEADER_BYTES;
         }
         let start = used;
+        let mut frames = 0;
         while bytes.len() - used >= HEADER_BYTES {
             let length = u32::from_le_bytes([bytes[used + 4], bytes[used + 5], bytes[used + 6], bytes[used + 7]]);
             let end = used + HEADER_BYTES + length as usize;
@@ -331,9 +375,14 @@ impl Floor {
                 break;
             }
             used = end;
+            frames += 1;
         }
         if used == start {
             return Ok(used);
+        }
+        if let Some(journal) = &mut self.journal {
+            journal.bytes.extend_from_slice(&bytes[start..used]);
+            journal.senders.push((slot, frames));
         }
         match self.connections[slot as usize].destination {
             Some(Destination::Agent(number)) => {

@@ -12,6 +12,7 @@ use hdrhistogram::Histogram;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
@@ -61,6 +62,10 @@ pub struct Plan {
     pub messages_min: u64,
     /// How long the load runs before that.
     pub warm_up: Duration,
+    /// Whether a message counts when its sender hears that it is on disk, instead of when it arrives.
+    pub durable: bool,
+    /// The number, and so the name, of the first agent; not for workloads that place agents.
+    pub first_agent: u32,
 }
 
 /// Bytes taken per read.
@@ -156,7 +161,9 @@ impl<D: Dialect> Load<D> {
             _ if number.is_multiple_of(2) => (Target::Agent(number + 1), false),
             _ => (Target::Nobody, false),
         };
-        Part { number, target, listens, body_bytes: self.plan.body_bytes }
+        let first = self.plan.first_agent;
+        let target = if let Target::Agent(to) = target { Target::Agent(to + first) } else { target };
+        Part { number: number + first, target, listens, body_bytes: self.plan.body_bytes, durable: self.plan.durable }
     }
 
     fn join(&mut self) -> Result<(), String> {
@@ -190,7 +197,11 @@ impl<D: Dialect> Load<D> {
         epoll::add(&self.poll, &socket, epoll::EventData::new_u64(u64::from(number)), epoll::EventFlags::IN)
             .map_err(|error| error.to_string())?;
         self.ready += u32::from(!waits);
-        let sender = if self.plan.workload == Workload::Fanout { 0 } else { number ^ 1 };
+        let sender = match self.plan.workload {
+            Workload::Fanout => 0,
+            _ if self.plan.durable => number,
+            _ => number ^ 1,
+        };
         let (carry, written, awaits_room) = (Vec::new(), 0, false);
         self.backlog_bytes += out.len();
         self.peers.push(Peer { socket, dialect, ready: !waits, sender, carry, out, written, awaits_room });
@@ -376,13 +387,23 @@ impl<D: Dialect> Load<D> {
 
     fn begin(&mut self) -> Start {
         self.latencies.reset();
-        Start { at: Instant::now(), received: self.received, cpu: measure::cpu(self.pid()) }
+        Start { at: Instant::now(), received: self.received, cpu: measure::cpu_by_thread(self.pid()) }
     }
 
     fn end(&mut self, start: &Start) -> Outcome {
-        let cpu = measure::cpu(self.pid()) - start.cpu;
+        let by_thread = measure::cpu_by_thread(self.pid());
         let elapsed = start.at.elapsed();
         let messages = self.received - start.received;
+        let mut cpu = 0;
+        let mut cpu_us_by_thread = BTreeMap::<String, f64>::new();
+        for (thread, after) in by_thread {
+            let grown = after - start.cpu.get(&thread).copied().unwrap_or(0);
+            cpu += grown;
+            if grown > 0 {
+                let name = measure::thread_name(self.pid(), thread);
+                *cpu_us_by_thread.entry(name).or_default() += grown as f64 / 1000.0 / messages.max(1) as f64;
+            }
+        }
         let us = |quantile: f64| self.latencies.value_at_quantile(quantile) as f64 / 1000.0;
         Outcome {
             messages,
@@ -395,6 +416,7 @@ impl<D: Dialect> Load<D> {
             p999_us: us(0.999),
             max_us: self.latencies.max() as f64 / 1000.0,
             resident_bytes: measure::resident_bytes(self.pid()),
+            cpu_us_by_thread,
             ..Outcome::default()
         }
     }
@@ -559,7 +581,7 @@ impl<D: Dialect> Load<D> {
 struct Start {
     at: Instant,
     received: u64,
-    cpu: u64,
+    cpu: BTreeMap<u32, u64>,
 }
 
 /// Connects; a server that is still starting gets some time.

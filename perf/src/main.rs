@@ -1,6 +1,7 @@
 //! `relay-perf`: the benchmarks. Servers pinned to core 0, one load generator for all of them pinned to core 1.
 //! `scripts/perf.sh` runs everything and writes `perf/RESULTS.md`.
 
+mod commit;
 mod floor;
 mod load;
 mod measure;
@@ -8,11 +9,13 @@ mod outcome;
 mod run;
 mod servers;
 mod splice;
+mod stored;
 mod table;
 mod talk;
 
 use argh::FromArgs;
 use load::{Plan, Workload};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -28,8 +31,10 @@ struct Arguments {
 enum Command {
     Floor(FloorArguments),
     Splice(SpliceArguments),
+    Commit(CommitArguments),
     Load(LoadArguments),
     Run(run::RunArguments),
+    Stored(stored::StoredArguments),
 }
 
 /// Forward frames by table and promise nothing: what the relay is measured against.
@@ -39,6 +44,12 @@ struct FloorArguments {
     /// unix socket to listen on
     #[argh(positional)]
     path: String,
+    /// append everything to this file before it is forwarded
+    #[argh(option)]
+    journal: Option<String>,
+    /// wait for the disk each time
+    #[argh(switch)]
+    flush: bool,
 }
 
 /// Join two connections with splice(2): what the floor is measured against.
@@ -50,6 +61,21 @@ struct SpliceArguments {
     path: String,
 }
 
+/// Commit records one by one to a bare LMDB environment and print one line of JSON.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "commit")]
+struct CommitArguments {
+    /// an empty folder
+    #[argh(positional)]
+    folder: PathBuf,
+    /// bytes of text in each record (default 128)
+    #[argh(option, default = "128")]
+    body: usize,
+    /// seconds measured (default 1.2)
+    #[argh(option, default = "1.2")]
+    seconds: f64,
+}
+
 /// Put one load on one server and print one line of JSON.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "load")]
@@ -57,7 +83,7 @@ struct LoadArguments {
     /// pingpong, pair, pairs, open, fanout, connect, same or cross
     #[argh(positional)]
     workload: String,
-    /// floor, splice, relay, relay-json, redis, nats, mosquitto or agent-relay
+    /// floor, log, splice, relay, relay-json, redis, streams, nats, jetstream, mosquitto or agent-relay
     #[argh(option)]
     protocol: String,
     /// unix socket path, or host:port
@@ -84,15 +110,21 @@ struct LoadArguments {
     /// core of the generator (default 1)
     #[argh(option, default = "1")]
     core: usize,
+    /// count a message when its sender hears that it is on disk, instead of when it arrives
+    #[argh(switch)]
+    durable: bool,
 }
 
 fn main() -> ExitCode {
     let arguments: Arguments = argh::from_env();
     let result = match arguments.command {
-        Command::Floor(floor) => floor::serve(&floor.path).map_err(|error| error.to_string()),
+        Command::Floor(floor) => serve_floor(&floor).map_err(|error| error.to_string()),
         Command::Splice(splice) => splice::serve(&splice.path).map_err(|error| error.to_string()),
+        Command::Commit(commit) => commit::run(&commit.folder, commit.body, Duration::from_secs_f64(commit.seconds))
+            .map(|outcome| say(&outcome)),
         Command::Load(load) => put_load(&load),
         Command::Run(run) => run::run(&run),
+        Command::Stored(stored) => stored::run(&stored),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -101,6 +133,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn serve_floor(arguments: &FloorArguments) -> std::io::Result<()> {
+    let journal = arguments.journal.as_ref().map(|path| floor::Journal::create(path, arguments.flush)).transpose()?;
+    floor::serve(&arguments.path, journal)
+}
+
+fn say(outcome: &outcome::Outcome) {
+    println!("{}", serde_json::to_string(outcome).expect("plain numbers"));
 }
 
 fn put_load(arguments: &LoadArguments) -> Result<(), String> {
@@ -128,18 +169,27 @@ fn put_load(arguments: &LoadArguments) -> Result<(), String> {
         measured: Duration::from_secs_f64(arguments.seconds),
         messages_min: 0,
         warm_up: Duration::from_millis(300),
+        durable: arguments.durable,
+        first_agent: 0,
     };
+    if plan.durable && !matches!(plan.workload, Workload::Pairs) {
+        return Err("only pair and pairs can wait for disks".to_owned());
+    }
     let outcome = match &arguments.protocol[..] {
         "floor" => load::run::<talk::native::Floor>(plan),
         "splice" => load::run::<talk::native::Splice>(plan),
         "relay" => load::run::<talk::native::Relay>(plan),
+        "log" | "log-nosync" => load::run::<talk::native::Journal>(plan),
+        "relay-memory" => load::run::<talk::native::Relay>(plan),
+        "streams" | "redis-always" | "redis-everysec" => load::run::<talk::streams::Streams>(plan),
+        "jetstream" => load::run::<talk::jetstream::JetStream>(plan),
         "relay-json" | "agent-relay" => load::run::<talk::json::Json>(plan),
         "redis" => load::run::<talk::resp::Resp>(plan),
         "nats" => load::run::<talk::nats::Nats>(plan),
         "mosquitto" => load::run::<talk::mqtt::Mqtt>(plan),
         other => return Err(format!("there is no protocol {other:?}")),
     }?;
-    println!("{}", serde_json::to_string(&outcome).expect("plain numbers"));
+    say(&outcome);
     Ok(())
 }
 
@@ -152,7 +202,7 @@ mod smoke {
         let path = path.to_str().expect("a temporary directory in UTF-8").to_owned();
         let address = path.clone();
         // It serves until the tests end.
-        std::thread::spawn(move || floor::serve(&path));
+        std::thread::spawn(move || floor::serve(&path, None));
         Plan {
             workload,
             address,
@@ -164,6 +214,8 @@ mod smoke {
             measured: Duration::from_millis(20),
             messages_min: 300,
             warm_up: Duration::from_millis(10),
+            durable: false,
+            first_agent: 0,
         }
     }
 

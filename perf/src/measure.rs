@@ -54,6 +54,15 @@ pub fn pin(cores: &[usize]) -> io::Result<()> {
     Ok(sched_setaffinity(None, &set)?)
 }
 
+/// Does `work` pinned to these cores: a child that it starts runs there as well.
+pub fn on_cores<R>(wanted: &[usize], work: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
+    let all = cores()?;
+    pin(wanted)?;
+    let done = work();
+    pin(&all)?;
+    done
+}
+
 /// The cores the calling thread may use.
 pub fn cores() -> io::Result<Vec<usize>> {
     let set = sched_getaffinity(None)?;

@@ -2,9 +2,11 @@
 #![forbid(unsafe_code)]
 
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The numbers of one run. What a workload does not measure stays 0.
 #[derive(Clone, Default, Debug, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Outcome {
     /// Messages received (deliveries, for a fan-out; agents, for connect).
     pub messages: u64,
@@ -30,20 +32,18 @@ pub struct Outcome {
     pub bytes_per_agent: f64,
     /// CPU of the server while all agents are silent, in percent of a core.
     pub idle_cpu_percent: f64,
+    /// CPU of the server per message, by the name of the thread; those of one name together.
+    pub cpu_us_by_thread: BTreeMap<String, f64>,
 }
 
 impl Outcome {
     /// Each number's median over the rounds.
     pub fn median(rounds: &[Outcome]) -> Outcome {
-        let middle = |number: fn(&Outcome) -> f64| {
-            let mut numbers: Vec<f64> = rounds.iter().map(number).collect();
-            numbers.sort_by(f64::total_cmp);
-            let half = numbers.len() / 2;
-            match numbers.len() {
-                0 => 0.0,
-                odd if odd % 2 == 1 => numbers[half],
-                _ => (numbers[half - 1] + numbers[half]) / 2.0,
-            }
+        let middle = |number: fn(&Outcome) -> f64| middle(rounds.iter().map(number).collect());
+        let threads: BTreeSet<&String> = rounds.iter().flat_map(|one| one.cpu_us_by_thread.keys()).collect();
+        let of_thread = |thread: &String| {
+            let of = |one: &Outcome| one.cpu_us_by_thread.get(thread).copied().unwrap_or(0.0);
+            (thread.clone(), self::middle(rounds.iter().map(of).collect()))
         };
         Outcome {
             messages: middle(|one| one.messages as f64) as u64,
@@ -58,6 +58,18 @@ impl Outcome {
             resident_bytes: middle(|one| one.resident_bytes as f64) as u64,
             bytes_per_agent: middle(|one| one.bytes_per_agent),
             idle_cpu_percent: middle(|one| one.idle_cpu_percent),
+            cpu_us_by_thread: threads.into_iter().map(of_thread).collect(),
         }
+    }
+}
+
+/// The middle number; between two, their mean.
+pub fn middle(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    let half = numbers.len() / 2;
+    match numbers.len() {
+        0 => 0.0,
+        odd if odd % 2 == 1 => numbers[half],
+        _ => (numbers[half - 1] + numbers[half]) / 2.0,
     }
 }

@@ -4,9 +4,10 @@
 use crate::measure;
 use crate::outcome::Outcome;
 use crate::servers::{Places, Server};
+use crate::stored;
 use crate::table;
 use argh::FromArgs;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,6 +38,15 @@ pub struct RunArguments {
     /// the unpacked npm package agent-relay 1.6.0 (default target/agent-relay/node_modules/agent-relay)
     #[argh(option, default = "PathBuf::from(\"target/agent-relay/node_modules/agent-relay\")")]
     agent_relay: PathBuf,
+    /// keep the rest of results/latest.jsonl and replace what is measured now; for --only
+    #[argh(switch)]
+    merge: bool,
+    /// a relay program from before the store: measured beside this one as relay-memory
+    #[argh(option)]
+    baseline: Option<PathBuf>,
+    /// a folder on a real disk, for what servers keep (default /var/tmp)
+    #[argh(option, default = "PathBuf::from(\"/var/tmp\")")]
+    disk: PathBuf,
     /// the directory of RESULTS.md and results/ (default perf)
     #[argh(option, default = "PathBuf::from(\"perf\")")]
     directory: PathBuf,
@@ -55,9 +65,12 @@ pub struct Job {
     pairs: u32,
     /// How many seconds, where the usual is not right.
     seconds: Option<f64>,
+    /// Whether a message counts when its sender hears that it is on disk.
+    pub durable: bool,
 }
 
 const PEERS: &[&str] = &["floor", "relay", "redis", "nats", "mosquitto"];
+const DURABLE_PEERS: &[&str] = &["log", "relay", "redis-always", "jetstream"];
 const BOTH: &[usize] = &[128, 1024];
 const SMALL: &[usize] = &[128];
 
@@ -67,31 +80,44 @@ pub const JOBS: &[Job] = &[
         key: "pingpong",
         title: "Ping-pong between two agents (round trip; CPU per message, two to a round trip)",
         workload: "pingpong",
-        protocols: &["floor", "splice", "relay", "redis", "nats", "mosquitto"],
+        protocols: &["floor", "splice", "relay", "relay-memory", "redis", "nats", "mosquitto"],
         bodies: BOTH,
         window: 1,
         pairs: 1,
         seconds: None,
+        durable: false,
     },
     Job {
         key: "pair",
         title: "One sender to one receiver, 256 in flight",
         workload: "pair",
-        protocols: PEERS,
+        protocols: &[
+            "floor",
+            "log-nosync",
+            "relay",
+            "relay-memory",
+            "redis",
+            "redis-everysec",
+            "nats",
+            "jetstream",
+            "mosquitto",
+        ],
         bodies: BOTH,
         window: 256,
         pairs: 1,
         seconds: None,
+        durable: false,
     },
     Job {
         key: "pairs",
         title: "64 pairs, 16 in flight each",
         workload: "pairs",
-        protocols: PEERS,
+        protocols: &["floor", "log-nosync", "relay", "relay-memory", "redis", "nats", "mosquitto"],
         bodies: BOTH,
         window: 16,
         pairs: 64,
         seconds: None,
+        durable: false,
     },
     Job {
         key: "open",
@@ -102,6 +128,7 @@ pub const JOBS: &[Job] = &[
         window: 1,
         pairs: 64,
         seconds: None,
+        durable: false,
     },
     Job {
         key: "fan100",
@@ -112,6 +139,7 @@ pub const JOBS: &[Job] = &[
         window: 16,
         pairs: 100,
         seconds: None,
+        durable: false,
     },
     Job {
         key: "fan10000",
@@ -122,6 +150,7 @@ pub const JOBS: &[Job] = &[
         window: 1,
         pairs: 9_990,
         seconds: None,
+        durable: false,
     },
     Job {
         key: "same",
@@ -132,6 +161,7 @@ pub const JOBS: &[Job] = &[
         window: 16,
         pairs: 64,
         seconds: None,
+        durable: false,
     },
     Job {
         key: "cross",
@@ -142,6 +172,7 @@ pub const JOBS: &[Job] = &[
         window: 16,
         pairs: 64,
         seconds: None,
+        durable: false,
     },
     Job {
         key: "json",
@@ -152,6 +183,7 @@ pub const JOBS: &[Job] = &[
         window: 256,
         pairs: 1,
         seconds: Some(3.0),
+        durable: false,
     },
     Job {
         key: "idle",
@@ -162,6 +194,7 @@ pub const JOBS: &[Job] = &[
         window: 1,
         pairs: 1_000,
         seconds: Some(15.0),
+        durable: false,
     },
     Job {
         key: "connect",
@@ -173,6 +206,40 @@ pub const JOBS: &[Job] = &[
         pairs: 9_990,
         // Long enough for each agent to be asked for two signs of life.
         seconds: Some(22.0),
+        durable: false,
+    },
+    Job {
+        key: "durable-single",
+        title: "On disk: one message at a time (from SEND to the word that it is on disk)",
+        workload: "pair",
+        protocols: &["lmdb", "log", "relay", "redis-always", "jetstream"],
+        bodies: SMALL,
+        window: 1,
+        pairs: 1,
+        seconds: None,
+        durable: true,
+    },
+    Job {
+        key: "durable-pair",
+        title: "On disk: one sender to one receiver, 256 in flight (messages known to be on disk)",
+        workload: "pair",
+        protocols: DURABLE_PEERS,
+        bodies: SMALL,
+        window: 256,
+        pairs: 1,
+        seconds: None,
+        durable: true,
+    },
+    Job {
+        key: "durable-pairs",
+        title: "On disk: 64 pairs, 16 in flight each (messages known to be on disk)",
+        workload: "pairs",
+        protocols: DURABLE_PEERS,
+        bodies: SMALL,
+        window: 16,
+        pairs: 64,
+        seconds: None,
+        durable: true,
     },
 ];
 
@@ -213,7 +280,7 @@ pub fn run(arguments: &RunArguments) -> Result<(), String> {
     }
     let medians: Medians = outcomes.into_iter().map(|(key, runs)| (key, Outcome::median(&runs))).collect();
     let conditions = if arguments.quick { "one short round".into() } else { format!("medians of {rounds} rounds") };
-    let report = table::report(&medians, &conditions, &arguments.directory);
+    let report = table::report(&medians, &[], &conditions, &arguments.directory);
     println!("{report}");
     let write = |path: &Path, text: &str| {
         fs::write(path, text).map_err(|error| format!("{} cannot be written: {error}", path.display()))
@@ -221,15 +288,25 @@ pub fn run(arguments: &RunArguments) -> Result<(), String> {
     let results = arguments.directory.join("results");
     fs::create_dir_all(&results).map_err(|error| format!("{} cannot be made: {error}", results.display()))?;
     // A part or a quick look does not replace the whole.
-    if arguments.quick || arguments.only.is_some() {
+    if arguments.quick || (arguments.only.is_some() && !arguments.merge) {
         return write(&results.join("partial.jsonl"), &raw);
     }
-    write(&results.join("latest.jsonl"), &raw)?;
-    write(&arguments.directory.join("RESULTS.md"), &report)
+    let latest = results.join("latest.jsonl");
+    let before = fs::read_to_string(&latest).unwrap_or_default();
+    let what = |line: &str| {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+        (line["job"].to_string(), line["protocol"].to_string(), line["body"].to_string())
+    };
+    let measured: BTreeSet<_> = raw.lines().map(what).collect();
+    // What was measured over a large store stays until it is measured again.
+    let stays = |line: &&str| stored::is_one(line) || (arguments.merge && !measured.contains(&what(line)));
+    let kept: String = before.lines().filter(stays).map(|line| format!("{line}\n")).collect();
+    write(&latest, &(kept + &raw))?;
+    render(&arguments.directory)
 }
 
 /// The report of the run whose raw lines were kept.
-fn render(directory: &Path) -> Result<(), String> {
+pub fn render(directory: &Path) -> Result<(), String> {
     let raw = directory.join("results").join("latest.jsonl");
     let lines = fs::read_to_string(&raw).map_err(|error| format!("{}: {error}", raw.display()))?;
     let mut outcomes: BTreeMap<(&'static str, &'static str, usize), Vec<Outcome>> = BTreeMap::new();
@@ -251,7 +328,7 @@ fn render(directory: &Path) -> Result<(), String> {
     let most = outcomes.values().map(Vec::len).max().unwrap_or(0);
     let rounds = if fewest == most { format!("{most}") } else { format!("{fewest} to {most}") };
     let medians: Medians = outcomes.into_iter().map(|(key, runs)| (key, Outcome::median(&runs))).collect();
-    let report = table::report(&medians, &format!("medians of {rounds} rounds"), directory);
+    let report = table::report(&medians, &stored::figures(&lines), &format!("medians of {rounds} rounds"), directory);
     println!("{report}");
     fs::write(directory.join("RESULTS.md"), report).map_err(|error| format!("RESULTS.md cannot be written: {error}"))
 }
@@ -261,6 +338,8 @@ fn places(arguments: &RunArguments) -> Result<Places, String> {
     let absolute = |path: &Path| std::path::absolute(path).map_err(|error| error.to_string());
     Ok(Places {
         relay: absolute(arguments.relay.as_deref().unwrap_or(&beside))?,
+        relay_memory: arguments.baseline.as_deref().map(absolute).transpose()?,
+        disk: absolute(&arguments.disk)?,
         agent_relay: absolute(&arguments.agent_relay)?,
         agent_relay_script: absolute(&arguments.directory.join("agent-relay.mjs"))?,
     })
@@ -276,7 +355,9 @@ fn turns(arguments: &RunArguments) -> Vec<(&'static Job, usize, &'static str)> {
     for job in JOBS {
         let bodies = if arguments.quick { SMALL } else { job.bodies };
         for body in bodies {
-            turns.extend(job.protocols.iter().filter(|one| wanted([job.key, one])).map(|one| (job, *body, *one)));
+            let asked =
+                |one: &&&str| wanted([job.key, one]) && (**one != "relay-memory" || arguments.baseline.is_some());
+            turns.extend(job.protocols.iter().filter(asked).map(|one| (job, *body, *one)));
         }
     }
     turns
@@ -294,6 +375,9 @@ fn seconds(job: &Job, protocol: &str, arguments: &RunArguments) -> f64 {
 
 fn measure_once(job: &Job, protocol: &str, body: usize, seconds: f64, places: &Places) -> Result<Outcome, String> {
     let cores: &[usize] = if matches!(job.key, "same" | "cross") { &[0, 1] } else { &[0] };
+    if protocol == "lmdb" {
+        return commit_alone(body, seconds, places);
+    }
     let server = Server::start(protocol, cores, places)?;
     let mut load = Command::new(std::env::current_exe().map_err(|error| error.to_string())?);
     load.args(["load", job.workload, "--protocol", protocol, "--address", &server.address]);
@@ -306,10 +390,28 @@ fn measure_once(job: &Job, protocol: &str, body: usize, seconds: f64, places: &P
     ] {
         load.args([option, &value]);
     }
+    if job.durable {
+        load.arg("--durable");
+    }
     let output = load.output().map_err(|error| error.to_string())?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         return Err(format!("{said} ({protocol} said: {})", server.last_words()));
     }
     serde_json::from_slice(&output.stdout).map_err(|error| format!("the generator's answer: {error}"))
+}
+
+/// A bare LMDB commit on the servers' core, beside which one durable message is judged.
+fn commit_alone(body: usize, seconds: f64, places: &Places) -> Result<Outcome, String> {
+    let folder = places.disk.join(format!("relay-perf-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&folder);
+    let mut command = Command::new(std::env::current_exe().map_err(|error| error.to_string())?);
+    command.arg("commit").arg(&folder).args(["--body", &body.to_string(), "--seconds", &seconds.to_string()]);
+    let output = measure::on_cores(&[0], || command.output()).map_err(|error| error.to_string());
+    let _ = fs::remove_dir_all(&folder);
+    let output = output?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
+    }
+    serde_json::from_slice(&output.stdout).map_err(|error| format!("the answer: {error}"))
 }

@@ -1,4 +1,5 @@
-//! Starts the servers that are measured, each pinned, with persistence off, in its best case; stops what it started.
+//! Starts the servers that are measured, each pinned, in its best case; stops what it started. The peers keep nothing on
+//! disk unless their name here says so; the relay keeps everything, unless it is the one from before it had a store.
 #![forbid(unsafe_code)]
 
 use crate::measure;
@@ -13,6 +14,10 @@ use std::process::{Child, Command, Stdio};
 pub struct Places {
     /// The `relay` program.
     pub relay: PathBuf,
+    /// The `relay` program of a time before the store, if there is one to compare with.
+    pub relay_memory: Option<PathBuf>,
+    /// A folder on a real disk.
+    pub disk: PathBuf,
     /// The npm package, unpacked.
     pub agent_relay: PathBuf,
     /// The script that starts its daemon.
@@ -25,6 +30,7 @@ pub struct Server {
     /// A socket path, or `host:port`.
     pub address: String,
     directory: PathBuf,
+    on_disk: PathBuf,
 }
 
 impl Server {
@@ -34,10 +40,13 @@ impl Server {
     }
 
     fn try_start(protocol: &str, cores: &[usize], places: &Places) -> io::Result<Server> {
-        // tmpfs: sockets and what a server insists on writing; nothing here may wait for a disk.
+        // tmpfs: sockets and what a server insists on writing; nothing there may wait for a disk.
         let directory = Path::new("/dev/shm").join(format!("relay-perf-{}", std::process::id()));
         let _ = fs::remove_dir_all(&directory);
         fs::create_dir_all(directory.join("team"))?;
+        let on_disk = places.disk.join(format!("relay-perf-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&on_disk);
+        fs::create_dir_all(&on_disk)?;
         let mut address = directory.join("s").display().to_string();
         let mut command = match protocol {
             "floor" | "splice" => {
@@ -45,10 +54,20 @@ impl Server {
                 command.args([protocol, &address]);
                 command
             }
-            "relay" | "relay-json" => {
-                let mut command = Command::new(&places.relay);
+            "log" | "log-nosync" => {
+                let mut command = Command::new(std::env::current_exe()?);
+                command.args(["floor", &address, "--journal"]).arg(on_disk.join("journal"));
+                if protocol == "log" {
+                    command.arg("--flush");
+                }
+                command
+            }
+            "relay" | "relay-json" | "relay-memory" => {
+                let program =
+                    if protocol == "relay-memory" { places.relay_memory.as_ref() } else { Some(&places.relay) };
+                let mut command = Command::new(program.ok_or_else(|| io::Error::other("--baseline is not given"))?);
                 command.args(["up", "--cores", &cores.len().to_string(), "--no-dashboard", "--socket", &address]);
-                command.arg("--data-dir").arg(directory.join("data"));
+                command.arg("--data-dir").arg(on_disk.join("data"));
                 command
             }
             "redis" => {
@@ -58,12 +77,23 @@ impl Server {
                 command.args(["--loglevel", "warning"]);
                 command
             }
-            "nats" => {
+            "redis-always" | "redis-everysec" => {
+                let flushes = protocol.trim_start_matches("redis-");
+                let mut command = Command::new("redis-server");
+                command.args(["--port", "0", "--unixsocket", &address, "--save", "", "--appendonly", "yes"]);
+                command.args(["--appendfsync", flushes, "--auto-aof-rewrite-percentage", "0", "--maxclients", "12000"]);
+                command.arg("--dir").arg(&on_disk).args(["--loglevel", "warning"]);
+                command
+            }
+            "nats" | "jetstream" => {
                 // It has no Unix sockets. The port is free now; the time until it is taken again is ours to risk.
                 let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
                 address = format!("127.0.0.1:{port}");
                 let mut command = Command::new("nats-server");
                 command.args(["-a", "127.0.0.1", "-p", &port.to_string()]);
+                if protocol == "jetstream" {
+                    command.arg("-js").arg("-sd").arg(&on_disk);
+                }
                 command
             }
             "mosquitto" => {
@@ -87,12 +117,9 @@ impl Server {
         };
         let log = File::create(directory.join("log"))?;
         command.current_dir(&directory).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        // A child runs where its parent runs: pin, start, unpin.
-        let all = measure::cores()?;
-        measure::pin(cores)?;
-        let child = command.spawn();
-        measure::pin(&all)?;
-        Ok(Server { child: child?, address, directory })
+        // A child runs where its parent runs.
+        let child = measure::on_cores(cores, || command.spawn())?;
+        Ok(Server { child, address, directory, on_disk })
     }
 
     /// The process to measure.
@@ -113,5 +140,6 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.directory);
+        let _ = fs::remove_dir_all(&self.on_disk);
     }
 }

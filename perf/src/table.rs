@@ -3,32 +3,55 @@
 
 use crate::outcome::Outcome;
 use crate::run::{JOBS, Job, Medians};
+use crate::stored::Figure;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 /// Everything, in Markdown whose tables are aligned in a terminal too.
-pub fn report(medians: &Medians, conditions: &str, directory: &Path) -> String {
-    let mut text = String::from("# Results\n\nWritten by `scripts/perf.sh`; `results/` holds the raw lines.\n\n");
+pub fn report(medians: &Medians, stored: &[Figure], conditions: &str, directory: &Path) -> String {
+    let mut text = String::from(
+        "# Results\n\nWritten by `scripts/perf.sh`; `results/` holds the raw lines. To repeat it:\n\n\
+         ```sh\nscripts/perf.sh --baseline PATH     # all tables; PATH: a relay program from before the store\n\
+         scripts/perf.sh --only durable-pair --merge   # some of them, the others kept\n\
+         target/release/relay-perf stored     # ten million messages; about 10 GB of disk\n```\n\n",
+    );
     text += &machine();
     let _ = write!(
         text,
         "\nConditions: {conditions}, rounds interleaved, the server pinned to core 0 and the load to core 1 (two shards: \
          cores 0 and 1, the load still on 1). Unix sockets; nats-server has none and is reached over loopback TCP. \
-         Persistence off. Floor and splice carry the very frames the relay's clients send. CPU is the server's, all \
+         The relay keeps everything on disk (`--durability batch`, the default: delivery does not wait for the disk); \
+         relay-memory is the program before it had a store; the peers keep nothing, except as said below. \
+         What is kept lies on a real disk (`--disk`), sockets on tmpfs. Floor and splice carry the very frames the relay's clients send. CPU is the server's, all \
          threads, from schedstat. In the open loop the generator spins, elsewhere it sleeps in epoll.\n\n\
          Acknowledgements: the relay's receivers acknowledge cumulatively; it rides in the header of whatever they send \
          next, else goes as a frame of its own after 64 messages or 10 ms. JSON receivers acknowledge each message, as \
-         npm clients do. The peers' workloads have none (Redis pub/sub, NATS core, MQTT QoS 0).\n"
+         npm clients do. The peers' workloads have none (Redis pub/sub, NATS core, MQTT QoS 0), \
+         except where streams are named.\n\n\
+         On disk: log-nosync and log append the same frames to a file before they forward them, one write a turn, log with \
+         one fdatasync. lmdb is a bare LMDB commit of one record, no socket. redis-everysec and redis-always: XADD, \
+         XREADGROUP, XACK with `appendonly yes` and that `appendfsync`; with always, XADD is answered after the fsync, so \
+         WAITAOF (Redis 7.2) adds nothing. jetstream: one file stream, publications answered, cumulative acknowledgements \
+         by push consumers; nats-server before 2.10 has no `sync_interval: always` (its answer does not wait for the disk, \
+         it syncs every two minutes), so here it is the rival without durability. In tables on disk a message counts when \
+         its sender hears that it is on disk, and latency runs from SEND to that word.\n"
     );
     for job in JOBS {
         let rows: Vec<_> = medians.iter().filter(|((key, _, _), _)| *key == job.key).collect();
         if !rows.is_empty() {
-            let _ = write!(text, "\n## {}\n\n{}", job.title, workload(job, medians));
+            let _ = write!(text, "\n## {}\n\n{}{}", job.title, workload(job, medians), threads(job, medians));
         }
     }
-    let _ = write!(text, "\n## Targets\n\n{}", targets(medians));
+    if !stored.is_empty() {
+        let _ = write!(text, "\n## A large store\n\n{}", figures(stored));
+    }
+    // The store alone, as `bench/` measures it.
+    if let Ok(alone) = fs::read_to_string(directory.join("results").join("store.txt")) {
+        let _ = write!(text, "\n## The store alone\n\n{}\n", alone.trim_end());
+    }
+    let _ = write!(text, "\n## Targets\n\n{}", targets(medians, stored));
     if let Ok(paths) = fs::read_to_string(directory.join("HOT-PATHS.md")) {
         let _ = write!(text, "\n## Hot paths\n\n{paths}");
     }
@@ -64,29 +87,55 @@ fn machine() -> String {
     text
 }
 
+/// Where the relay's time goes, where it has more than one thread.
+fn threads(job: &Job, medians: &Medians) -> String {
+    let mut text = String::new();
+    for ((key, protocol, body), found) in medians {
+        if *key != job.key || *protocol != "relay" || found.cpu_us_by_thread.len() < 2 {
+            continue;
+        }
+        let each = found.cpu_us_by_thread.iter().filter(|(_, us)| **us >= 0.0005);
+        let each: Vec<String> = each.map(|(thread, us)| format!("{thread} {us:.3}")).collect();
+        let _ = write!(text, "\nrelay, {body} B, CPU us/msg by thread: {}.\n", each.join(", "));
+    }
+    text
+}
+
+/// What was measured over a large store.
+fn figures(stored: &[Figure]) -> String {
+    let head = ["what", "count", "p50 ms", "p99 ms", "p99.9 ms", "max ms", "note"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for one in stored {
+        let ms = |number: f64| if number == 0.0 { "-".to_owned() } else { format!("{number:.3}") };
+        rows.push(vec![
+            one.what.clone(),
+            one.count.to_string(),
+            ms(one.p50_ms),
+            ms(one.p99_ms),
+            ms(one.p999_ms),
+            ms(one.max_ms),
+            one.note.clone(),
+        ]);
+    }
+    aligned(&rows)
+}
+
 fn workload(job: &Job, medians: &Medians) -> String {
     let silent = matches!(job.key, "idle" | "connect");
+    let ratios = match job.durable {
+        true => ["p50 : log", "p99 : log", "CPU : log"],
+        false => ["p50 : floor", "p99 : floor", "CPU : floor"],
+    };
     let head: &[&str] = if silent {
         &["server", "HELLOs/s", "CPU us/HELLO", "bytes/agent", "idle CPU %"]
     } else {
-        &[
-            "server",
-            "body",
-            "p50 us",
-            "p99 us",
-            "p99.9 us",
-            "CPU us/msg",
-            "msg/s",
-            "p50 : floor",
-            "p99 : floor",
-            "CPU : floor",
-        ]
+        &["server", "body", "p50 us", "p99 us", "p99.9 us", "CPU us/msg", "msg/s", ratios[0], ratios[1], ratios[2]]
     };
     let mut rows = vec![head.iter().map(|one| (*one).to_owned()).collect::<Vec<_>>()];
     let mut of_job: Vec<_> = medians.iter().filter(|((key, _, _), _)| *key == job.key).collect();
     of_job.sort_by_key(|((_, protocol, body), _)| (*body, place(protocol)));
     for ((_, protocol, body), found) in of_job {
-        let floor = medians.get(&(job.key, "floor", *body));
+        let floor = medians.get(&(job.key, if job.durable { "log" } else { "floor" }, *body));
         let ratio = |number: fn(&Outcome) -> f64| match floor.map(number) {
             Some(base) if base > 0.0 => format!("{:.2}", number(found) / base),
             _ => "-".to_owned(),
@@ -119,7 +168,7 @@ fn workload(job: &Job, medians: &Medians) -> String {
 
 /// The relay's place in a table is after the floor's.
 fn place(protocol: &str) -> usize {
-    let order = ["floor", "splice", "relay", "relay-json"];
+    let order = ["floor", "splice", "lmdb", "log", "log-nosync", "relay", "relay-memory", "relay-json"];
     order.iter().position(|one| *one == protocol).unwrap_or(order.len())
 }
 
@@ -146,7 +195,7 @@ fn aligned(rows: &[Vec<String>]) -> String {
 }
 
 /// Each target of the issue: what, bound, found, met or missed.
-fn targets(medians: &Medians) -> String {
+fn targets(medians: &Medians, stored: &[Figure]) -> String {
     let at = |job: &'static str, protocol: &'static str, body: usize| medians.get(&(job, protocol, body));
     let value = |job, protocol, body, number: fn(&Outcome) -> f64| at(job, protocol, body).map(number);
     let ratio = |one: Option<f64>, base: Option<f64>| Some(one? / base.filter(|base| *base > 0.0)?);
@@ -198,8 +247,49 @@ fn targets(medians: &Medians) -> String {
             }
         }
     }
-    check("one pair, 256 in flight: CPU us".into(), true, 0.40, value("pair", "relay", 128, cpu));
-    check("64 pairs, 16 in flight: CPU us".into(), true, 0.40, value("pairs", "relay", 128, cpu));
+    for body in [128, 1024] {
+        let of = |protocol| value("pingpong", protocol, body, p50);
+        let found = ratio(of("relay"), of("relay-memory"));
+        check(format!("ping-pong {body} B: p50, with a store to without"), true, 1.1, found);
+    }
+    check(
+        "one pair, 256 in flight, all kept: CPU us, all threads".into(),
+        true,
+        0.80,
+        value("pair", "relay", 128, cpu),
+    );
+    let pair_cpu = |protocol| value("pair", protocol, 128, cpu);
+    for peer in ["redis-everysec", "jetstream"] {
+        let found = ratio(pair_cpu("relay"), pair_cpu(peer));
+        check(format!("one pair, all kept: CPU, relay to {peer}"), true, 1.0, found);
+    }
+    let durable = |job, protocol, number| value(job, protocol, 128, number);
+    let single = |protocol| durable("durable-single", protocol, p50);
+    check("on disk, one at a time: p50, relay to lmdb".into(), true, 1.4, ratio(single("relay"), single("lmdb")));
+    check(
+        "on disk, one at a time: p50, relay to redis-always".into(),
+        true,
+        1.0,
+        ratio(single("relay"), single("redis-always")),
+    );
+    let pair = |protocol, number| durable("durable-pair", protocol, number);
+    check("on disk, one pair: messages per second".into(), false, 500_000.0, pair("relay", rate));
+    check("on disk, one pair: CPU us, all threads".into(), true, 1.2, pair("relay", cpu));
+    let found = ratio(pair("relay", rate), pair("redis-always", rate));
+    check("on disk, one pair: messages per second, relay to redis (500 : 200)".into(), false, 2.5, found);
+    let pairs = |protocol, number| durable("durable-pairs", protocol, number);
+    check("on disk, 64 pairs: messages per second".into(), false, 1_000_000.0, pairs("relay", rate));
+    check("on disk, 64 pairs: CPU us, all threads".into(), true, 0.8, pairs("relay", cpu));
+    check("on disk, 64 pairs: p99 us".into(), true, 2_500.0, pairs("relay", p99));
+    let found = ratio(pairs("relay", rate), pairs("redis-always", rate));
+    check("on disk, 64 pairs: messages per second, relay to redis (1,000 : 238)".into(), false, 1000.0 / 238.0, found);
+    for (what, bound, found) in stored.iter().filter_map(|one| one.target.as_ref()) {
+        check(what.clone(), true, *bound, Some(*found));
+    }
+    // What was asked of the relay without a store is asked of it still, where it was measured.
+    let plain = if at("pair", "relay-memory", 128).is_some() { "relay-memory" } else { "relay" };
+    check(format!("one pair, 256 in flight, {plain}: CPU us"), true, 0.40, value("pair", plain, 128, cpu));
+    check(format!("64 pairs, 16 in flight, {plain}: CPU us"), true, 0.40, value("pairs", plain, 128, cpu));
     check("64 pairs, 16 in flight: messages per second".into(), false, 2.2e6, value("pairs", "relay", 128, rate));
     check("64 pairs, 16 in flight: p99 us".into(), true, 700.0, value("pairs", "relay", 128, p99));
     let open = |protocol| value("open", protocol, 128, p99);

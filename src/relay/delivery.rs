@@ -39,6 +39,8 @@ pub struct Queue {
     through: Sequence,
     /// Entries that are settled and still there, behind one that is not.
     settled_inside: usize,
+    /// Entries that were ever settled.
+    settled_ever: u64,
     cold: Option<Box<Cold>>,
     sent: usize,
     in_flight: u32,
@@ -163,6 +165,7 @@ impl Queue {
             next: first,
             through: Sequence { epoch, counter: first - 1 },
             settled_inside: 0,
+            settled_ever: 0,
             cold: None,
             sent: 0,
             in_flight: 0,
@@ -230,6 +233,11 @@ impl Queue {
     /// The earliest time to live that ends.
     pub fn next_expiry(&self) -> Mono {
         self.next_expiry.min(self.cold.as_ref().map_or(Mono(u64::MAX), |cold| cold.next_expiry()))
+    }
+
+    /// Entries that were ever settled: changes whenever there is something new to tell.
+    pub fn settled_ever(&self) -> u64 {
+        self.settled_ever
     }
 
     /// What is owed, for the row that outlives the process.
@@ -527,6 +535,7 @@ impl Queue {
         }
         entry.state = State::Settled;
         self.settled_inside += 1;
+        self.settled_ever += 1;
         self.awaited -= u32::from(entry.channel || entry.ask.is_some());
         self.bytes -= weight;
         self.rate.bytes += weight as u64;

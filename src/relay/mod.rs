@@ -245,9 +245,10 @@ impl Relay {
             let Some(agent) = self.agents.peek_mut(slot) else { continue };
             agent.progress_due = false;
             let (delivered, acknowledged) = (agent.queue.written_through(), agent.queue.settled_through());
+            let told = (delivered, acknowledged, agent.queue.settled_ever());
             let owed = agent.queue.owed(now);
-            if agent.progress_told != (delivered, acknowledged, owed.messages) {
-                agent.progress_told = (delivered, acknowledged, owed.messages);
+            if agent.progress_told != told {
+                agent.progress_told = told;
                 let settled = agent.queue.settled_runs(limits::SETTLED_RUNS_MAX);
                 let record = ProgressRecord { agent: agent.id, delivered, acknowledged, settled, owed };
                 self.push_record(Record::Progress(record), outbox);

@@ -143,11 +143,18 @@ impl Relay {
         let to = parcel.to();
         let Some(slot) = self.agents.find(hash, to) else {
             if name::check_agent(to).is_err() {
-                return self.refuse_parcel(now, &parcel, origin, RefuseReason::NotFound, 0, 0, outbox);
+                return self.refuse_parcel(now, &parcel, origin, RefuseReason::NotFound, Crowd::default(), outbox);
             }
             match self.grace.wait(now.mono, parcel, origin) {
                 Ok(until) => self.timers.set(until, Timer::Grace),
-                Err(parcel) => self.refuse_parcel(now, &parcel, origin, RefuseReason::GraceFull, 2_000, 0, outbox),
+                Err(parcel) => self.refuse_parcel(
+                    now,
+                    &parcel,
+                    origin,
+                    RefuseReason::GraceFull,
+                    Crowd { retry_after_ms: 2_000, depth: 0 },
+                    outbox,
+                ),
             }
             return;
         };
@@ -176,8 +183,9 @@ impl Relay {
             }
             Err(reason) => {
                 let agent = &self.agents[slot];
-                let (wait, depth) = (retry_after_ms(reason, &agent.queue, now), agent.queue.len() as u32);
-                self.refuse_parcel(now, &parcel, origin, reason, wait, depth, outbox);
+                let depth = agent.queue.len() as u32;
+                let crowd = Crowd { retry_after_ms: retry_after_ms(reason, &agent.queue, now), depth };
+                self.refuse_parcel(now, &parcel, origin, reason, crowd, outbox);
             }
         }
     }
@@ -321,7 +329,7 @@ impl Relay {
 
     pub(super) fn expire_grace(&mut self, now: Now, outbox: &mut Outbox) {
         while let Some(waiting) = self.grace.overdue(now.mono) {
-            self.refuse_parcel(now, &waiting.parcel, waiting.origin, RefuseReason::NotFound, 0, 0, outbox);
+            self.refuse_parcel(now, &waiting.parcel, waiting.origin, RefuseReason::NotFound, Crowd::default(), outbox);
         }
     }
 
@@ -350,15 +358,15 @@ impl Relay {
         parcel: &Parcel,
         origin: Origin,
         reason: RefuseReason,
-        retry_after_ms: u32,
-        queue_depth: u32,
+        crowd: Crowd,
         outbox: &mut Outbox,
     ) {
         self.count_refusal(reason);
         self.refused_lately.insert(parcel.id);
         let recipient = text_of(parcel.to()).into();
         self.push_note(Record::Refused { id: parcel.id, reason, at_ms: now.wall_ms }, outbox);
-        let what = What::Refused { reason, retry_after_ms, queue_depth, recipient };
+        let Crowd { retry_after_ms, depth } = crowd;
+        let what = What::Refused { reason, retry_after_ms, queue_depth: depth, recipient };
         self.send_outcome(outcome(parcel, origin, AgentId(0), what), outbox);
     }
 
@@ -370,6 +378,13 @@ impl Relay {
     pub(super) fn is_submitter(&self, id: SessionId) -> bool {
         self.sessions.find(id).is_some_and(|session| session.state == State::Fresh)
     }
+}
+
+/// What a sender is told beside the reason: how long to wait, and how many messages wait for the recipient.
+#[derive(Clone, Copy, Default)]
+struct Crowd {
+    retry_after_ms: u32,
+    depth: u32,
 }
 
 /// Whether `to` is everyone or a topic.

@@ -175,7 +175,7 @@ fn the_same_fan_out_twice_on_one_connection_is_answered_twice() {
     pair.tell(0, Event::Committed { through });
     pair.tell(1, Event::Committed { through });
     pair.carry();
-    assert_eq!(pair.heard(sender), ["Accepted 1", "Durable 1", "Accepted 1", "Durable 1"]);
+    assert_eq!(pair.heard(sender), ["Accepted 1", "Accepted 1", "Durable 1", "Durable 1"]);
 }
 
 #[test]

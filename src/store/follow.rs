@@ -61,7 +61,7 @@ impl Follower {
 
     /// The first damage that was met, if any was. What is damaged is passed over.
     pub fn damage(&self) -> Option<Damage> {
-        self.damage.lock().clone()
+        *self.damage.lock()
     }
 
     fn note(&self, damage: Option<Damage>) {

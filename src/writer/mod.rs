@@ -152,11 +152,18 @@ impl Writer {
                 }
             }
             self.mesh.writer_sleeper().doze();
-            if !(self.has_room() && self.mesh.anything_for_writer()) && stopping == self.stop.load(Ordering::Acquire) {
+            let anything = self.mesh.anything_for_writer() || self.wish_was_followed();
+            if !(self.has_room() && anything) && stopping == self.stop.load(Ordering::Acquire) {
                 self.bells.own.wait(self.timeout());
             }
             self.mesh.writer_sleeper().awake();
         }
+    }
+
+    /// Whether a shard has followed a wish since the queues were looked at: one that had nothing to hand over leaves no
+    /// other trace, and found the writer awake.
+    fn wish_was_followed(&self) -> bool {
+        !self.questions.is_empty() && self.mesh.flushed_by_all() > self.flushed
     }
 
     fn timeout(&self) -> Option<Duration> {

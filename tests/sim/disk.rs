@@ -4,7 +4,7 @@
 
 use super::swarm::Mutation;
 use super::world::World;
-use agent_relay::base::{AgentId, Bytes, Mono, ShardId};
+use agent_relay::base::{AgentId, Bytes, MessageId, Mono, ShardId};
 use agent_relay::relay::{Fetch, Fetched, FetchedMessage, Memory, Place, Record, Remembered, Wanted};
 use agent_relay::store::{RecordRef, Segment, replay};
 use std::collections::{BTreeMap, VecDeque};
@@ -16,6 +16,8 @@ pub struct Disk {
     segment: Segment,
     /// Per shard: records in segments, up to the one under way.
     taken: Vec<u64>,
+    /// A planted bug has dropped records of these shards: nothing behind them counts as committed.
+    gap: Vec<bool>,
     /// When the commit under way ends.
     attempt: Option<Mono>,
     retry_at: Mono,
@@ -37,6 +39,9 @@ pub struct Disk {
     fetches: VecDeque<(Mono, usize, Fetch)>,
 }
 
+/// Fan-outs of which some parts are on disk, and who has them.
+type Parted = Vec<(MessageId, Vec<AgentId>)>;
+
 /// Rows on their way to the disk.
 struct Checkpoint {
     through: u64,
@@ -50,6 +55,7 @@ impl Disk {
             queues: (0..shards).map(|_| VecDeque::new()).collect(),
             segment: Segment::new(),
             taken: vec![0; shards],
+            gap: vec![false; shards],
             attempt: None,
             retry_at: Mono(0),
             full_until: Mono(0),
@@ -226,6 +232,9 @@ impl World {
                 self.commit();
             } else if self.strikes(Mutation::DropFailedCommit) {
                 self.disk.segment.clear();
+                for shard in 0..self.shards.len() {
+                    self.disk.gap[shard] |= self.disk.taken[shard] > self.ledger.committed[shard];
+                }
             } else {
                 self.marks.hit("commit failed");
                 self.disk.failing = true;
@@ -284,7 +293,9 @@ impl World {
             self.marks.hit("committed after a failure");
         }
         for shard in 0..self.shards.len() {
-            self.ledger.committed[shard] = self.disk.taken[shard];
+            if !self.disk.gap[shard] {
+                self.ledger.committed[shard] = self.disk.taken[shard];
+            }
         }
     }
 
@@ -369,8 +380,8 @@ impl World {
         }
     }
 
-    /// Reads rows and the end of the log; gives the rows of each of `shards` homes.
-    pub fn recover(&mut self, shards: usize, home_of: impl Fn(&str) -> ShardId) -> Vec<Vec<Remembered>> {
+    /// Reads rows and the end of the log; gives the rows of each of `shards` homes, and the fan-outs that were parted.
+    pub fn recover(&mut self, shards: usize, home_of: impl Fn(&str) -> ShardId) -> (Vec<Vec<Remembered>>, Parted) {
         let disk = &mut self.disk;
         let mut memory = Memory::default();
         for row in disk.rows.values() {
@@ -392,13 +403,20 @@ impl World {
         disk.memory.forget_nameless();
         disk.queues = (0..shards).map(|_| VecDeque::new()).collect();
         (disk.taken, disk.attempt, disk.checkpoint) = (vec![0; shards], None, None);
+        disk.gap = vec![false; shards];
         (disk.since, disk.urgent, disk.failing) = (None, false, false);
         (disk.retry_at, disk.full_until) = (Mono(0), Mono(0));
         disk.fetches.clear();
         let mut all: Vec<Remembered> = disk.memory.rows().cloned().collect();
         all.sort_by_key(|row| row.agent);
         let mut homes: Vec<Vec<Remembered>> = (0..shards).map(|_| Vec::new()).collect();
+        let mut parted = Parted::new();
         for mut row in all {
+            for partial in &row.sent.partial {
+                self.marks.hit("a fan-out was parted");
+                let id = MessageId { sender: row.agent, number: partial.number };
+                parted.push((id, partial.recipients.clone()));
+            }
             self.ledger.check_row(&row);
             if row.owed.messages > 0 {
                 self.marks.hit("restored cold");
@@ -418,6 +436,6 @@ impl World {
             let home = home_of(row.name.as_deref().expect("nameless rows were let go"));
             homes[usize::from(home.0)].push(row);
         }
-        homes
+        (homes, parted)
     }
 }

@@ -109,13 +109,17 @@ fn a_seed_tells_the_same_story_twice() {
     }
 }
 
+/// Worlds in which a planted bug must be found.
+const PLANTED_SEEDS: u64 = 400;
+
 #[test]
 fn each_planted_bug_is_found() {
     std::thread::scope(|scope| {
         for mutation in Mutation::ALL {
             scope.spawn(move || {
-                let found = (0..300).find_map(|seed| Some((seed, run(seed, Some(mutation), false).err()?)));
-                let (seed, story) = found.unwrap_or_else(|| panic!("{mutation:?} was not found in 300 seeds"));
+                let found = (0..PLANTED_SEEDS).find_map(|seed| Some((seed, run(seed, Some(mutation), false).err()?)));
+                let (seed, story) =
+                    found.unwrap_or_else(|| panic!("{mutation:?} was not found in {PLANTED_SEEDS} seeds"));
                 let line = story.lines().nth(1).unwrap_or_default().to_owned();
                 eprintln!("{mutation:?}: seed {seed}: {line}");
             });

@@ -541,6 +541,7 @@ impl World {
                     self.marks.hit("resumed after a restart");
                 }
                 if welcome.resumed {
+                    self.ledger.believed(agent.id, handled);
                     self.ledger.acknowledged_through(self.now.mono, agent.id, None, handled);
                 }
             }
@@ -577,7 +578,8 @@ impl World {
         }
         let Some(order) = self.ledger.orders.get(&recipient) else { panic!("{recipient:?} owes nothing") };
         let mut places = order.places().map(|(_, place)| place).filter(|place| place.message == index);
-        let fits = |place: &Place| place.handed > 0 && (place.written || place.acknowledged || acknowledged);
+        let handed = |place: &Place| place.handed > 0 && (place.written || place.acknowledged || acknowledged);
+        let fits = |place: &Place| handed(place) || place.named;
         assert!(places.any(fits), "message {index} is called delivered too early");
     }
 

@@ -29,11 +29,12 @@ pub enum Mutation {
     ForgetRuns,
     KeepEpoch,
     StrictEarly,
+    ForgetParted,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 21] = [
+    pub const ALL: [Mutation; 22] = [
         Mutation::DropMail,
         Mutation::RepeatMail,
         Mutation::SwapMails,
@@ -55,6 +56,7 @@ impl Mutation {
         Mutation::ForgetRuns,
         Mutation::KeepEpoch,
         Mutation::StrictEarly,
+        Mutation::ForgetParted,
     ];
 }
 

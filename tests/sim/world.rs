@@ -8,7 +8,7 @@ use super::link::{End, Link};
 use super::marks::Marks;
 use super::shard::{Post, Shard};
 use super::swarm::{Mutation, Swarm};
-use agent_relay::base::{MessageId, Mono, NameHasher, Now, ShardId, limits};
+use agent_relay::base::{Mono, NameHasher, Now, ShardId, limits};
 use agent_relay::relay::{CensusTicket, Event};
 use agent_relay::wire::{Dialect, Wants};
 use std::collections::VecDeque;
@@ -135,7 +135,9 @@ impl World {
 
     /// Notes a mutation; says whether the planted bug strikes now.
     pub fn strikes(&mut self, mutation: Mutation) -> bool {
-        if self.swarm.mutation != Some(mutation) || !self.dice.chance(100) {
+        // Some have few occasions.
+        let often = matches!(mutation, Mutation::ForgetClosed | Mutation::DropFailedCommit);
+        if self.swarm.mutation != Some(mutation) || !self.dice.chance(if often { 500 } else { 100 }) {
             return false;
         }
         self.mutated += 1;
@@ -271,23 +273,17 @@ impl World {
         let epoch = self.ledger.epoch + later;
         self.ledger.crashed(shards, epoch, &mut self.marks);
         let hasher = NameHasher::new(name_seed);
-        let homes = self.recover(shards, |name| hasher.hash(name.as_bytes()).home(shards as u16));
+        let (homes, parted) = self.recover(shards, |name| hasher.hash(name.as_bytes()).home(shards as u16));
         self.lanes = (0..shards).map(|_| (0..shards).map(|_| VecDeque::new()).collect()).collect();
         self.shards.clear();
-        let parted: Vec<_> = homes
-            .iter()
-            .flatten()
-            .flat_map(|row| {
-                let id = |number| MessageId { sender: row.agent, number };
-                row.sent.partial.iter().map(move |partial| (id(partial.number), partial.recipients.clone()))
-            })
-            .collect();
         for (index, rows) in homes.into_iter().enumerate() {
             let mut shard = Shard::new(index, &self.swarm, epoch, name_seed, &mut self.dice);
             let owed: u64 = rows.iter().map(|row| row.owed.messages).sum();
             shard.restored = rows.len();
             shard.relay.restore(self.now, rows);
-            shard.relay.restore_parted(parted.clone());
+            if self.swarm.mutation != Some(Mutation::ForgetParted) {
+                shard.relay.restore_parted(parted.clone());
+            }
             assert_eq!(shard.relay.gauges().waiting_messages, owed, "what is owed is counted");
             self.shards.push(shard);
         }

@@ -4,11 +4,13 @@
 //! the rest is filling. Text, so that the JSON and the binary wires carry the same body.
 #![forbid(unsafe_code)]
 
+pub mod jetstream;
 pub mod json;
 pub mod mqtt;
 pub mod native;
 pub mod nats;
 pub mod resp;
+pub mod streams;
 
 /// The stamp at the start of each body.
 pub const STAMP_BYTES: usize = 16;
@@ -35,6 +37,8 @@ pub struct Part {
     pub listens: bool,
     /// Bytes of each body.
     pub body_bytes: usize,
+    /// Whether its messages count when the server says to their sender that they are on disk, instead of when they arrive.
+    pub durable: bool,
 }
 
 /// What a stretch of incoming bytes said.
@@ -42,7 +46,7 @@ pub struct Part {
 pub struct Heard {
     /// The agent is in: from now on it may be sent to.
     pub ready: bool,
-    /// The stamps of the messages that arrived, in order.
+    /// The stamps of the messages that arrived (or, where disks are waited for, that are on disk), in order.
     pub stamps: Vec<u64>,
 }
 

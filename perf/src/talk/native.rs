@@ -8,13 +8,16 @@ use super::{Dialect, Heard, Part, Target, blank_body, name, read_stamp, write_st
 use crate::floor::Destination;
 use agent_relay::base::limits::{ACK_DELAY, ACK_STRIDE};
 use agent_relay::base::{AgentId, MessageId, Sequence};
-use agent_relay::wire::{CAPABILITIES, Frame, HEADER_BYTES, Header, Hello, Kind, MessageFields, Topic, encode};
+use agent_relay::wire::{CAPABILITIES, Frame, HEADER_BYTES, Header, Hello, Kind, MessageFields, Topic, Wants, encode};
 use std::borrow::Cow;
+use std::collections::VecDeque;
 
 /// Who is at the other end of a native connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Far {
     Floor,
+    /// The floor that writes down what it forwards, and says so.
+    Journal,
     Splice,
     Relay,
 }
@@ -31,8 +34,19 @@ struct Native {
     acknowledged: Sequence,
     /// When the first message that is not acknowledged arrived (as of the first settling after it); 0: none waits.
     waiting_since: u64,
+    /// Stamps of messages that are not known to be on disk, the oldest first: it has the number `in_doubt_from`.
+    in_doubt: VecDeque<u64>,
+    in_doubt_from: u64,
 }
 
+/// Bytes of a WELCOME's root; the number of the last message that the relay has is its second word.
+const WELCOME_ROOT_BYTES: usize = 84;
+/// Bytes of a RECEIPT's root, which begins with place and length of its records.
+const RECEIPT_ROOT_BYTES: usize = 16;
+/// Bytes of one record of a RECEIPT: sender u64, number u64, recipient u64, count u32, state u8, reason u8, zero u16.
+const RECEIPT_RECORD_BYTES: usize = 32;
+/// The state of a RECEIPT's record that says that the message is on disk.
+const DURABLE: u8 = 2;
 /// Bytes of a message body's root, which is its end; docs/WIRE.md draws it.
 const ROOT_BYTES: usize = 104;
 /// Where the place and length of the text stand in the root: after 32 bytes of numbers and five other parts.
@@ -50,6 +64,8 @@ impl Native {
             seen: Sequence::default(),
             acknowledged: Sequence::default(),
             waiting_since: 0,
+            in_doubt: VecDeque::new(),
+            in_doubt_from: 1,
         };
         native.address(part.target);
         native
@@ -58,7 +74,7 @@ impl Native {
     fn introduce(&mut self, out: &mut Vec<u8>) -> bool {
         match self.far {
             Far::Splice => return false,
-            Far::Floor => {
+            Far::Floor | Far::Journal => {
                 let destination = match self.part.target {
                     Target::Nobody => Destination::None,
                     Target::Agent(number) => Destination::Agent(u64::from(number)),
@@ -89,6 +105,7 @@ impl Native {
             to: to.as_bytes(),
             topic: topic.as_bytes(),
             text: &text,
+            wants: if self.part.durable && self.far == Far::Relay { Wants::DURABLE } else { Wants::default() },
             ..MessageFields::default()
         };
         self.template.clear();
@@ -101,6 +118,9 @@ impl Native {
 
     fn speak(&mut self, stamp: u64, out: &mut Vec<u8>) {
         self.number += 1;
+        if self.part.durable {
+            self.in_doubt.push_back(stamp);
+        }
         let number = self.number.to_le_bytes();
         let frame = &mut self.template[..];
         write_stamp(stamp, &mut frame[self.stamp_at..]);
@@ -126,7 +146,10 @@ impl Native {
             let Some(body) = bytes.get(start..start + header.length as usize) else { break };
             match header.kind {
                 Kind::Send | Kind::Deliver => {
-                    heard.stamps.push(read_stamp(text_of(body)?)?);
+                    let stamp = read_stamp(text_of(body)?)?;
+                    if !self.part.durable {
+                        heard.stamps.push(stamp);
+                    }
                     if header.kind == Kind::Deliver {
                         let expected = self.seen.counter + 1;
                         if self.seen.counter != 0 && header.sequence.counter != expected {
@@ -136,19 +159,63 @@ impl Native {
                     }
                 }
                 // Where there is a topic to join, the PONG says that the relay has handled it.
-                Kind::Welcome => heard.ready |= !self.part.listens || self.far == Far::Floor,
+                Kind::Welcome => {
+                    heard.ready |= !self.part.listens || self.far != Far::Relay;
+                    if self.far == Far::Relay {
+                        self.go_on_after(body)?;
+                    }
+                }
                 Kind::Pong => heard.ready = true,
                 Kind::Ping => {
                     let pong = Header { length: header.length, checksum: header.checksum, ..Header::of(Kind::Pong) };
                     out.extend_from_slice(&pong.encode());
                     out.extend_from_slice(body);
                 }
-                Kind::Receipt => {}
+                // A journal says so to everyone, asked or not.
+                Kind::Receipt if !self.part.durable => {}
+                Kind::Receipt if self.far == Far::Journal => {
+                    let through = self.in_doubt_from + header.sequence.counter;
+                    self.on_disk(through, heard)?;
+                }
+                Kind::Receipt => self.receipts(body, heard)?,
                 other => return Err(format!("the relay said {other:?}: {}", String::from_utf8_lossy(body))),
             }
             used = start + body.len();
         }
         Ok(used)
+    }
+
+    /// The numbers of an earlier run under this name are taken.
+    fn go_on_after(&mut self, welcome: &[u8]) -> Result<(), String> {
+        let at = welcome.len().checked_sub(WELCOME_ROOT_BYTES).ok_or("a broken WELCOME arrived")? + 8;
+        self.number = word64(welcome, at).ok_or("a broken WELCOME arrived")?;
+        self.in_doubt_from = self.number + 1;
+        Ok(())
+    }
+
+    fn receipts(&mut self, body: &[u8], heard: &mut Heard) -> Result<(), String> {
+        let at = body.len().checked_sub(RECEIPT_ROOT_BYTES).ok_or("a broken RECEIPT arrived")?;
+        let records = part_of(body, at).ok_or("a broken RECEIPT arrived")?;
+        for record in records.chunks_exact(RECEIPT_RECORD_BYTES) {
+            match record[28] {
+                DURABLE => {
+                    let number = word64(record, 8).ok_or("a broken RECEIPT arrived")?;
+                    self.on_disk(number + 1, heard)?;
+                }
+                1..DURABLE => {}
+                state => return Err(format!("a message was not kept: state {state}, reason {}", record[29])),
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything before number `end` is on disk: one recipient's messages are kept in order.
+    fn on_disk(&mut self, end: u64, heard: &mut Heard) -> Result<(), String> {
+        while self.in_doubt_from < end {
+            heard.stamps.push(self.in_doubt.pop_front().ok_or("a receipt came for what was not sent")?);
+            self.in_doubt_from += 1;
+        }
+        Ok(())
     }
 
     /// The policy the table states: an ACK frame of its own after 64 messages or 10 ms, unless one could ride along.
@@ -173,11 +240,20 @@ impl Native {
 fn text_of(body: &[u8]) -> Result<&[u8], String> {
     let broken = || "a broken body arrived".to_owned();
     let at = body.len().checked_sub(ROOT_BYTES).ok_or_else(broken)? + TEXT_AT;
+    part_of(body, at).ok_or_else(broken)
+}
+
+/// The part of an archive whose place (from there) and length stand at `at`.
+fn part_of(body: &[u8], at: usize) -> Option<&[u8]> {
     let word = |at: usize| body.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
-    let place = i32::from_le_bytes(word(at).ok_or_else(broken)?);
-    let length = u32::from_le_bytes(word(at + 4).ok_or_else(broken)?) as usize;
-    let start = at.checked_add_signed(place as isize).ok_or_else(broken)?;
-    body.get(start..start + length).ok_or_else(broken)
+    let place = i32::from_le_bytes(word(at)?);
+    let length = u32::from_le_bytes(word(at + 4)?) as usize;
+    let start = at.checked_add_signed(place as isize)?;
+    body.get(start..start + length)
+}
+
+fn word64(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
 /// HELLO, and where it listens SUBSCRIBE and a PING whose PONG says that both were handled.
@@ -240,6 +316,12 @@ end!(
     false
 );
 end!(
+    /// A connection of the floor that keeps a journal.
+    Journal,
+    Far::Journal,
+    false
+);
+end!(
     /// One end of the splice process: no handshake at all.
     Splice,
     Far::Splice,
@@ -253,7 +335,7 @@ mod tests {
 
     #[test]
     fn the_patched_template_is_a_message_the_relay_accepts() {
-        let part = Part { number: 1, target: Target::Agent(2), listens: false, body_bytes: 128 };
+        let part = Part { number: 1, target: Target::Agent(2), listens: false, body_bytes: 128, durable: false };
         let mut native = Native::new(part, Far::Relay);
         let mut out = Vec::new();
         native.speak(5, &mut out);

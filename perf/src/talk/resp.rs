@@ -67,7 +67,7 @@ impl Dialect for Resp {
 }
 
 /// Where the value that starts at `at` ends; `None`: more bytes are needed.
-fn skip(bytes: &[u8], at: usize, depth: usize) -> Result<Option<usize>, String> {
+pub(super) fn skip(bytes: &[u8], at: usize, depth: usize) -> Result<Option<usize>, String> {
     let Some(kind) = bytes.get(at) else { return Ok(None) };
     let Some(line) = line_end(bytes, at) else { return Ok(None) };
     let (rest, next) = (&bytes[at + 1..line], line + 2);
