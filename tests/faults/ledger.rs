@@ -194,6 +194,7 @@ pub(crate) struct Ledger {
     pub durable: u64,
     pub delivered: u64,
     pub repeats: u64,
+    /// Among the repeats: what came before it was durable, was lost, and was said again.
     pub second_places: u64,
     pub resumed: u64,
     pub refused: u64,
@@ -469,6 +470,8 @@ impl Ledger {
             self.second_places += u64::from(seen.sequences.len() > 1);
         }
         self.repeats += u64::from(!first);
+        // Without an epoch to be seen, a second place is what is not marked.
+        self.second_places += u64::from(!first && delivery.sequence.is_none() && !delivery.redelivered);
         let mut problem = None;
         if first {
             let last = reader.last.entry(letter.sender).or_default();

@@ -59,13 +59,13 @@ impl Tally {
     /// The line that the scripts keep. Whoever gets here has lost nothing: the ledger has seen to that.
     pub(crate) fn tell(&self, what: &str) {
         eprintln!(
-            "RESULT {what}: {} cycles, {} messages durable, 0 lost, {} delivered ({} repeats, all marked; {} delivered before \
-             they were durable and again after a crash), {} sessions resumed, slowest start {} ms, {:.0} s",
+            "RESULT {what}: {} cycles, {} messages durable, 0 lost, {} delivered ({} came before they were durable and anew \
+             after a crash; {} repeats, all marked), {} sessions resumed, slowest start {} ms, {:.0} s",
             self.cycles,
             self.durable,
             self.delivered,
-            self.repeats,
             self.second_places,
+            self.repeats - self.second_places,
             self.resumed,
             self.slowest_start.as_millis(),
             self.begun.elapsed().as_secs_f64(),
