@@ -320,7 +320,7 @@ impl Agent {
                     for receipt in receipts {
                         for number in receipt.id.number..receipt.id.number + u64::from(receipt.count) {
                             match receipt.state {
-                                ReceiptState::Durable => self.durable(number, ledger),
+                                ReceiptState::Durable => self.durable(number, ledger, now),
                                 ReceiptState::Failed(_) => ledger.failed(Letter { sender: self.index, number }),
                                 _ => {}
                             }
@@ -372,7 +372,7 @@ impl Agent {
                     let ack = json!({ "ack_id": value["id"], "seq": value["delivery"]["seq"] });
                     self.queue_json(&json!({ "v": 1, "type": "ACK", "id": "ack", "ts": 1, "payload": ack }));
                 }
-                Some("ACK") => self.durable(number(&payload["ack_id"]).unwrap(), ledger),
+                Some("ACK") => self.durable(number(&payload["ack_id"]).unwrap(), ledger, now),
                 Some("BUSY") => {
                     let reason = payload["reason"].as_str().unwrap_or_default();
                     self.refused(number(&payload["replyTo"]).unwrap(), reason, ledger);
@@ -429,9 +429,9 @@ impl Agent {
         ledger.delivered(self.index, &Delivery { letter, sequence, redelivered, genuine, since: self.emptied_at }, now);
     }
 
-    fn durable(&mut self, number: u64, ledger: &mut Ledger) {
+    fn durable(&mut self, number: u64, ledger: &mut Ledger, now: Micros) {
         self.pending.remove(&number);
-        if ledger.durable(Letter { sender: self.index, number }) {
+        if ledger.durable(Letter { sender: self.index, number }, now) {
             self.receipts += 1;
         }
     }

@@ -15,8 +15,12 @@ pub(crate) const SESSION_SETTLES: Micros = 50_000;
 pub(crate) const SESSION_SETTLES_SLOWLY: Micros = 1_000_000;
 /// What is not acknowledged comes again after 5 s; less what clocks and buffers blur.
 const REPEAT_AFTER: Micros = 4_900_000;
-/// Acknowledgements are handed to the store within this time of their arrival.
+/// Acknowledgements are handed to the store within this time of being read by the relay.
 const PROGRESS_SETTLES: Micros = 200_000;
+/// An acknowledgement is known to be committed after so many durable receipts of the same agent: one for a message said
+/// after it (it has been read), one for a message said when it was time to hand it to the store (it was), and one for a
+/// message said after that (whose commit took what had been handed over).
+const COMMITTED_AFTER: u8 = 3;
 
 /// A message as its sender knows it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -98,6 +102,24 @@ struct Seen {
     sequences: Vec<Sequence>,
 }
 
+/// An acknowledgement, and what proves that it is committed.
+struct Told {
+    through: Sequence,
+    /// When the last proof came.
+    since: Micros,
+    proofs: u8,
+}
+
+impl Told {
+    /// A receipt has come for what the same agent said at `said_at`.
+    fn prove(&mut self, said_at: Micros, now: Micros) {
+        let wait = if self.proofs == 1 { PROGRESS_SETTLES } else { 0 };
+        if self.proofs < COMMITTED_AFTER && said_at > self.since + wait {
+            (self.proofs, self.since) = (self.proofs + 1, now);
+        }
+    }
+}
+
 #[derive(Default)]
 struct Reader {
     places: BTreeMap<Sequence, Place>,
@@ -113,11 +135,8 @@ struct Reader {
     welcomed_in: u32,
     /// Something that it said after its WELCOME is durable.
     is_session_proven: bool,
-    /// When it last said a message whose durable receipt came in the same life: whatever it acknowledged well before
-    /// that was read by the relay first, and is committed.
-    proof: Micros,
     /// Acknowledgements of this life.
-    acknowledged: Vec<(Micros, Sequence)>,
+    acknowledged: Vec<Told>,
     /// Known to be committed in an earlier life.
     committed: Sequence,
 }
@@ -260,7 +279,7 @@ impl Ledger {
     }
 
     /// A durable receipt came. Whether it is news.
-    pub(crate) fn durable(&mut self, letter: Letter) -> bool {
+    pub(crate) fn durable(&mut self, letter: Letter, at: Micros) -> bool {
         let life = self.life;
         let Some(sent) = self.sent.get_mut(&letter) else {
             if letter.number > self.forgotten[letter.sender] {
@@ -269,8 +288,9 @@ impl Ledger {
             return false;
         };
         if sent.said_in == life {
-            let proof = &mut self.readers[letter.sender].proof;
-            *proof = sent.said_at.max(*proof);
+            for told in &mut self.readers[letter.sender].acknowledged {
+                told.prove(sent.said_at, at);
+            }
             self.readers[letter.sender].is_session_proven |= sent.said_at >= self.readers[letter.sender].welcomed_at;
         }
         if sent.durable_in.is_some() {
@@ -317,10 +337,9 @@ impl Ledger {
     /// The daemon is dead.
     pub(crate) fn daemon_ended(&mut self, at: Micros) {
         for reader in &mut self.readers {
-            let proven = reader.proof.saturating_sub(PROGRESS_SETTLES);
-            reader.proof = 0;
-            let committed = reader.acknowledged.iter().rev().find(|(at, _)| *at <= proven);
-            reader.committed = committed.map_or(reader.committed, |(_, through)| reader.committed.max(*through));
+            for told in reader.acknowledged.iter().filter(|told| told.proofs == COMMITTED_AFTER) {
+                reader.committed = told.through.max(reader.committed);
+            }
             reader.acknowledged.clear();
             reader.connected = false;
         }
@@ -380,7 +399,7 @@ impl Ledger {
         // Only a session that goes on takes the sequence as an acknowledgement.
         reader.presented = if arrival.resumed { arrival.handled } else { Sequence::default() };
         if reader.presented > Sequence::default() {
-            reader.acknowledged.push((at, arrival.handled));
+            reader.acknowledged.push(Told { through: arrival.handled, since: at, proofs: 0 });
         }
         if let Some(text) = problem {
             self.broken(Rule::Session, text);
@@ -389,7 +408,7 @@ impl Ledger {
 
     /// An agent has acknowledged everything up to here.
     pub(crate) fn acknowledged(&mut self, agent: usize, through: Sequence, at: Micros) {
-        self.readers[agent].acknowledged.push((at, through));
+        self.readers[agent].acknowledged.push(Told { through, since: at, proofs: 0 });
     }
 
     /// DELIVER came. Whether the program sees it for the first time.

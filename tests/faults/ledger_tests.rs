@@ -55,7 +55,7 @@ impl Story {
     }
 
     fn durable(&mut self, number: u64) {
-        self.ledger.durable(letter(number));
+        self.ledger.durable(letter(number), self.now);
     }
 
     fn deliver(&mut self, to: usize, number: u64, sequence: Sequence, redelivered: bool) {
@@ -325,9 +325,13 @@ fn what_was_acknowledged_and_comes_again_is_found() {
     let now = committed.now;
     committed.ledger.acknowledged(BOB, sequence(1, 1), now);
     committed.now += SECOND;
-    let later = Letter { sender: BOB, number: 1 };
-    committed.ledger.said(later, To::One(2), committed.now);
-    committed.ledger.durable(later);
+    for number in 1..=3 {
+        let later = Letter { sender: BOB, number };
+        committed.now += SECOND;
+        committed.ledger.said(later, To::One(2), committed.now);
+        committed.now += 1000;
+        committed.ledger.durable(later, committed.now);
+    }
     committed.crash();
     committed.deliver(BOB, 1, sequence(1, 1), true);
     committed.broken(Rule::Acknowledged);
