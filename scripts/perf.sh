@@ -14,5 +14,5 @@ package="$target/agent-relay/node_modules/agent-relay"
 if [ ! -d "$package" ]; then
     npm install --prefix "$target/agent-relay" --ignore-scripts --no-audit --no-fund agent-relay@1.6.0
 fi
-cargo build --release --workspace
+cargo build --release -p agent-relay -p relay-perf
 exec "$target/release/relay-perf" run --agent-relay "$package" "$@"

@@ -138,13 +138,16 @@ impl Databases {
 struct Open {
     env: Env<WithoutTls>,
     databases: Databases,
+    /// Its path.
+    data: PathBuf,
     /// Which file is mapped.
     file: Option<(u64, u64)>,
 }
 
 impl Open {
     fn new(env: Env<WithoutTls>, databases: Databases, folder: &Path) -> Open {
-        Open { env, databases, file: open::identity(folder) }
+        let data = folder.join(open::DATA_FILE);
+        Open { env, databases, file: open::identity(&data), data }
     }
 }
 
@@ -366,7 +369,7 @@ impl Store {
             let guard = self.open_env()?;
             let open = guard.as_ref().expect("open_env checked it");
             // The kernel keeps a deleted file for those who have it open, and drops it with the last of them.
-            if open.file.is_none() || open.file != open::identity(&self.0.folder) {
+            if open.file.is_none() || open.file != open::identity(&open.data) {
                 return Err(StoreError::Gone);
             }
             let attempt = || -> Result<R, Failed> {

@@ -26,7 +26,7 @@ fn name(agent: u32) -> String {
 pub fn introduce(socket: &Path, agents: u32) -> Result<(), String> {
     let mut out = Vec::new();
     for agent in 0..agents {
-        let one = || -> std::io::Result<()> {
+        let mut greet = || -> std::io::Result<()> {
             let mut connection = UnixStream::connect(socket)?;
             out.clear();
             let name = name(agent);
@@ -40,8 +40,7 @@ pub fn introduce(socket: &Path, agents: u32) -> Result<(), String> {
             encode::frame(&mut out, &Frame::Bye, Sequence::default());
             connection.write_all(&out)
         };
-        let mut one = one;
-        one().map_err(|error| format!("agent {agent} does not get in: {error}"))?;
+        greet().map_err(|error| format!("agent {agent} does not get in: {error}"))?;
     }
     Ok(())
 }
