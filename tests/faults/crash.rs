@@ -8,7 +8,10 @@ use crate::tally::{Tally, cycles};
 /// The store of one run of so many cycles; then a new one.
 const CYCLES_A_STORE: u64 = 100;
 
-fn crashes(durability: &str, cycles: u64, seed: u64, tally: &mut Tally, total: u64) {
+/// A key for stores that nobody else will ever open.
+const DB_KEY: &str = "relay-key-v1:6b6579206f6620746865206661756c742074657374732c203332206279746573";
+
+fn crashes(durability: &str, encrypted: bool, cycles: u64, seed: u64, tally: &mut Tally, total: u64) {
     let mut left = cycles;
     while left > 0 {
         let these = left.min(CYCLES_A_STORE);
@@ -17,6 +20,9 @@ fn crashes(durability: &str, cycles: u64, seed: u64, tally: &mut Tally, total: u
         let mut place = Place::new(&outside.path().join("data"), outside.path());
         std::fs::create_dir(&place.data).unwrap();
         place.arguments = vec!["--durability".into(), durability.into()];
+        if encrypted {
+            place.environment.push(("AGENT_RELAY_DB_KEY".into(), DB_KEY.into()));
+        }
         let mut swarm = Swarm::new(16, 4, place.socket(), dice::mixed(seed ^ left));
         swarm.ledger.set_strict(durability == "strict");
         for cycle in 0..these {
@@ -59,8 +65,11 @@ fn nothing_durable_is_lost_when_the_daemon_is_killed() {
     let total = cycles(20);
     let mut tally = Tally::new();
     // A quarter of them with deliveries that wait for the disk: then no message may ever have a second place.
-    crashes("strict", total / 4, dice::mixed(seed), &mut tally, total);
-    crashes("batch", total - total / 4, seed, &mut tally, total);
+    let part = total / 4;
+    crashes("strict", false, part, dice::mixed(seed), &mut tally, total);
+    // Another on an encrypted store.
+    crashes("batch", true, part, dice::mixed(seed ^ 1), &mut tally, total);
+    crashes("batch", false, total - 2 * part, seed, &mut tally, total);
     tally.tell("kill -9, 16 native and 4 JSON agents, 2 shards");
 }
 

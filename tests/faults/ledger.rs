@@ -17,6 +17,8 @@ pub(crate) const SESSION_SETTLES_SLOWLY: Micros = 1_000_000;
 const REPEAT_AFTER: Micros = 4_900_000;
 /// Acknowledgements are handed to the store within this time of being read by the relay.
 const PROGRESS_SETTLES: Micros = 200_000;
+/// What was settled this long ago, in another life, does not come again.
+const FORGOTTEN_AFTER: Micros = 10_000_000;
 /// An acknowledgement is known to be committed after so many durable receipts of the same agent: one for a message said
 /// after it (it has been read), one for a message said when it was time to hand it to the store (it was), and one for a
 /// message said after that (whose commit took what had been handed over).
@@ -90,7 +92,6 @@ struct Place {
     at: Micros,
     life: u32,
     connection: u64,
-    round: u32,
 }
 
 /// How often and when a recipient saw a message, under whatever sequence.
@@ -457,7 +458,7 @@ impl Ledger {
         let sent = self.sent.get_mut(&letter).expect("the caller has found it");
         if let Some(sequence) = delivery.sequence {
             reader.high = reader.high.max(sequence);
-            reader.places.insert(sequence, Place { letter, at, life, connection, round: sent.round });
+            reader.places.insert(sequence, Place { letter, at, life, connection });
         }
         let first = !reader.seen.contains_key(&letter);
         let seen =
@@ -492,7 +493,7 @@ impl Ledger {
     }
 
     /// Everything should be settled now: no faults, everybody connected, and time enough has passed.
-    pub(crate) fn settle(&mut self) {
+    pub(crate) fn settle(&mut self, at: Micros) {
         let mut found = Vec::new();
         for (letter, sent) in &self.sent {
             if sent.durable_in.is_none() && !sent.refused {
@@ -516,24 +517,25 @@ impl Ledger {
         for (rule, text) in found {
             self.broken(rule, text);
         }
-        self.forget_old();
+        self.forget_old(at);
     }
 
     /// What was settled two rounds ago is not remembered singly.
-    fn forget_old(&mut self) {
+    fn forget_old(&mut self, at: Micros) {
         self.round += 1;
         let round = self.round;
-        let is_old = |said: u32| said + 2 < round;
+        // Lives may be so short that none of several commits an acknowledgement.
+        let is_old = |sent: &Sent| sent.round + 2 < round && sent.said_at + FORGOTTEN_AFTER < at;
         let forgotten = &mut self.forgotten;
         self.sent.retain(|letter, sent| {
-            if is_old(sent.round) {
+            if is_old(sent) {
                 forgotten[letter.sender] = forgotten[letter.sender].max(letter.number);
             }
-            !is_old(sent.round)
+            !is_old(sent)
         });
         let sent = &self.sent;
         for reader in &mut self.readers {
-            reader.places.retain(|_, place| !is_old(place.round));
+            reader.places.retain(|_, place| sent.contains_key(&place.letter));
             reader.seen.retain(|letter, _| sent.contains_key(letter));
         }
     }

@@ -105,7 +105,7 @@ fn a_story_in_which_every_promise_is_kept_has_no_violations() {
     assert!(story.ledger.is_quiet());
     story.now += 6 * SECOND;
     story.deliver(2, 3, sequence(2, 2), true);
-    story.ledger.settle();
+    story.ledger.settle(story.now);
     story.good();
     assert_eq!((story.ledger.repeats, story.ledger.second_places, story.ledger.durable), (3, 1, 3));
 }
@@ -120,7 +120,7 @@ fn a_second_place_that_was_durable_may_come_after_another_crash() {
     story.durable(1);
     story.crash();
     story.deliver(BOB, 1, sequence(2, 1), false);
-    story.ledger.settle();
+    story.ledger.settle(story.now);
     story.good();
 }
 
@@ -131,13 +131,13 @@ fn a_durable_message_that_never_comes_is_lost() {
     story.durable(1);
     story.crash();
     assert!(!story.ledger.is_quiet());
-    story.ledger.settle();
+    story.ledger.settle(story.now);
     story.broken(Rule::Kept);
     let mut story = Story::new();
     story.say(1, To::Everyone);
     story.durable(1);
     story.deliver(BOB, 1, sequence(1, 1), false);
-    story.ledger.settle();
+    story.ledger.settle(story.now);
     story.broken(Rule::Kept);
     let mut story = Story::new();
     story.say(1, To::One(BOB));
@@ -259,7 +259,7 @@ fn a_message_for_others_is_found() {
 fn a_message_without_an_outcome_or_with_two_is_found() {
     let mut story = Story::new();
     story.say(1, To::One(BOB));
-    story.ledger.settle();
+    story.ledger.settle(story.now);
     story.broken(Rule::Outcome);
     let mut story = Story::new();
     story.say(1, To::One(BOB));
@@ -354,7 +354,8 @@ fn what_was_settled_long_ago_and_comes_again_is_found() {
     story.deliver(BOB, 1, sequence(1, 1), false);
     story.durable(1);
     for _ in 0..4 {
-        story.ledger.settle();
+        story.now += 6 * SECOND;
+        story.ledger.settle(story.now);
     }
     story.good();
     story.crash();

@@ -130,7 +130,7 @@ impl Swarm {
                 let (open, owed) = self.ledger.waiting();
                 let away: Vec<usize> =
                     self.agents.iter().filter(|agent| !agent.welcome).map(|agent| agent.index).collect();
-                self.ledger.settle();
+                self.ledger.settle(self.begun.elapsed().as_micros() as Micros);
                 eprintln!("waited too long for {what}");
                 self.check();
                 panic!("waited too long for {what}: {open} without an outcome, {owed} undelivered, away: {away:?}");
@@ -216,7 +216,7 @@ impl Swarm {
     /// Says no more and waits until everything has its outcome and is delivered.
     pub(crate) fn calm(&mut self) {
         self.until("quiet", |swarm| swarm.ledger.is_quiet());
-        self.ledger.settle();
+        self.ledger.settle(self.begun.elapsed().as_micros() as Micros);
         self.check();
     }
 
