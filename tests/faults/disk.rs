@@ -6,6 +6,7 @@ use crate::daemon::{Daemon, Place};
 use crate::dice;
 use crate::mount::{Memory, with_own_mounts};
 use crate::swarm::Swarm;
+use crate::tally::skip;
 use rustix::io::Errno;
 use std::fs;
 use std::path::Path;
@@ -46,7 +47,7 @@ fn breakable(name: &str) -> Option<(Place, TempDir, BrokenDisk)> {
     match BrokenDisk::under(&mut place) {
         Ok(disk) => Some((place, directory, disk)),
         Err(why) => {
-            eprintln!("SKIP(cc) {name}: {why}");
+            skip("cc", name, &why);
             None
         }
     }

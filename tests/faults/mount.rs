@@ -1,6 +1,7 @@
 //! Disks of the test's own: file systems mounted where only the test's thread and its children see them, so that nothing
 //! is left behind, however the test ends.
 
+use crate::tally::skip;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -25,8 +26,7 @@ pub(crate) fn with_own_mounts(name: &str, test: impl FnOnce() + Send + 'static) 
         probe.join().unwrap().err()
     });
     if let Some(why) = why_not {
-        eprintln!("SKIP(root) {name}: {why}");
-        return;
+        return skip("root", name, &why);
     }
     let thread = std::thread::Builder::new().name(name.to_owned());
     let thread = thread.spawn(move || {

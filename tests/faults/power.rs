@@ -5,7 +5,7 @@ use crate::daemon::Place;
 use crate::dice;
 use crate::mount::{Ext4, with_own_mounts};
 use crate::swarm::Swarm;
-use crate::tally::{Tally, cycles};
+use crate::tally::{Tally, cycles, skip};
 use std::time::Duration;
 
 /// Cycles on one file system; then a new one, so that new stores are cut as well.
@@ -79,8 +79,7 @@ fn nothing_durable_is_lost_when_the_power_is_cut() {
             let these = (total - tally.cycles).min(CYCLES_A_DISK);
             let seed = dice::mixed(seed ^ tally.cycles);
             if let Err(why) = cut_power(load, these, seed, &mut tally, total) {
-                eprintln!("SKIP(root) power cut: {why}");
-                return;
+                return skip("root", "power cut", &why);
             }
             load = if load == Load::Paced { Load::Saturated } else { Load::Paced };
         }

@@ -155,8 +155,7 @@ impl Swarm {
 
     fn say(&mut self, index: usize) {
         let others = self.agents.len() as u64 - 1;
-        let to = if self.broadcasts && std::env::var_os("RELAY_FAULT_NO_BROADCASTS").is_none() && self.dice.one_in(200)
-        {
+        let to = if self.broadcasts && self.dice.one_in(200) {
             To::Everyone
         } else {
             To::One((index + 1 + self.dice.below(others) as usize) % self.agents.len())
