@@ -11,7 +11,10 @@ pub(crate) type Micros = u64;
 
 /// A WELCOME this much older than the end of a life is on disk; a younger one may be lost with it.
 pub(crate) const SESSION_SETTLES: Micros = 50_000;
-/// On a machine that stands still meanwhile: unless its agent has heard that something it said later is durable.
+/// On a machine that stands still meanwhile: unless its agent has heard that something it said later is durable, and once
+/// more for something that it said then (whose commit took what had been handed to the writer before).
+const SESSION_COMMITTED_AFTER: u8 = 2;
+/// See above.
 pub(crate) const SESSION_SETTLES_SLOWLY: Micros = 1_000_000;
 /// What is not acknowledged comes again after 5 s; less what clocks and buffers blur.
 const REPEAT_AFTER: Micros = 4_900_000;
@@ -134,8 +137,9 @@ struct Reader {
     session: Option<Token>,
     welcomed_at: Micros,
     welcomed_in: u32,
-    /// Something that it said after its WELCOME is durable.
-    is_session_proven: bool,
+    /// How many things are durable that it said one after the other's receipt since its WELCOME, and when the last came.
+    session_proofs: u8,
+    session_since: Micros,
     /// Acknowledgements of this life.
     acknowledged: Vec<Told>,
     /// Known to be committed in an earlier life.
@@ -293,7 +297,10 @@ impl Ledger {
             for told in &mut self.readers[letter.sender].acknowledged {
                 told.prove(sent.said_at, at);
             }
-            self.readers[letter.sender].is_session_proven |= sent.said_at >= self.readers[letter.sender].welcomed_at;
+            let reader = &mut self.readers[letter.sender];
+            if reader.session_proofs < SESSION_COMMITTED_AFTER && sent.said_at >= reader.session_since {
+                (reader.session_proofs, reader.session_since) = (reader.session_proofs + 1, at);
+            }
         }
         if sent.durable_in.is_some() {
             return false;
@@ -381,7 +388,8 @@ impl Ledger {
         let reader = &mut self.readers[agent];
         let mut problem = None;
         if arrival.asked {
-            let settles = if reader.is_session_proven { SESSION_SETTLES } else { SESSION_SETTLES_SLOWLY };
+            let proven = reader.session_proofs == SESSION_COMMITTED_AFTER;
+            let settles = if proven { SESSION_SETTLES } else { SESSION_SETTLES_SLOWLY };
             let may_be_lost = reader.welcomed_in < life && ended_at < reader.welcomed_at + settles;
             let same = reader.session == Some(arrival.session);
             if !(may_be_lost || arrival.resumed && same) {
@@ -395,7 +403,8 @@ impl Ledger {
             self.resumed += u64::from(arrival.resumed);
         }
         reader.session = Some(arrival.session);
-        (reader.welcomed_at, reader.welcomed_in, reader.is_session_proven) = (at, life, false);
+        (reader.welcomed_at, reader.welcomed_in) = (at, life);
+        (reader.session_proofs, reader.session_since) = (0, at);
         (reader.connected, reader.connection) = (true, self.connections);
         reader.high = Sequence::default();
         // Only a session that goes on takes the sequence as an acknowledgement.

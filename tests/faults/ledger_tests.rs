@@ -286,8 +286,10 @@ fn another_session_or_an_old_epoch_is_found() {
     story.arrive(BOB, true, false, 9, 0);
     story.broken(Rule::Session);
     let mut proven = Story::new();
-    proven.say(1, To::One(BOB));
-    proven.durable(1);
+    for number in [1, 2] {
+        proven.say(number, To::One(BOB));
+        proven.durable(number);
+    }
     proven.now += SESSION_SETTLES;
     proven.ledger.daemon_ended(proven.now);
     proven.epoch += 1;
