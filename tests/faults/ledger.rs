@@ -9,13 +9,13 @@ use std::fmt;
 /// Microseconds since the run began.
 pub(crate) type Micros = u64;
 
-/// A WELCOME this much older than the end of a life is on disk; a younger one may be lost with it.
+/// A WELCOME this much older than the end of a life is on disk; a younger one may be lost with it …
 pub(crate) const SESSION_SETTLES: Micros = 50_000;
-/// On a machine that stands still meanwhile: unless its agent has heard that something it said later is durable, and once
-/// more for something that it said then (whose commit took what had been handed to the writer before).
-const SESSION_COMMITTED_AFTER: u8 = 2;
-/// See above.
+/// … or even this one, on a machine that stands still meanwhile, unless its agent has proof …
 pub(crate) const SESSION_SETTLES_SLOWLY: Micros = 1_000_000;
+/// … so many durable receipts, each for a message said after the one before: the last one's commit took what had been
+/// handed to the writer before.
+const SESSION_COMMITTED_AFTER: u8 = 2;
 /// What is not acknowledged comes again after 5 s; less what clocks and buffers blur.
 const REPEAT_AFTER: Micros = 4_900_000;
 /// Acknowledgements are handed to the store within this time of being read by the relay.
