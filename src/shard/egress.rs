@@ -2,7 +2,7 @@
 
 use super::connections::{Connection, Stage};
 use super::{EGRESS_BYTES_MAX, Inner, LINGER, Spares};
-use crate::base::limits::{WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX};
+use crate::base::limits::{WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX, WRITER_BATCHES_MAX};
 use crate::base::{CloseReason, Mono, Sequence, SessionId, ShardId};
 use crate::mesh::{ClerkPost, Moved, Post, WriterPost};
 use crate::relay::{Delivery, Event, Mail, Output, Question, Record};
@@ -12,9 +12,9 @@ use crate::wire::{self, Dialect, FLAG_REDELIVERED, Frame, Message, QueryKind};
 /// Bodies above this size are not copied into the send buffer: they leave by vectored send.
 const COPIED_BODY_BYTES_MAX: usize = 4096;
 
-/// Batches that may lie before the writer without another one being cut: while it commits the first, one more is ready,
-/// and the next grows.
-const WRITER_AHEAD: usize = 2;
+/// Batches that may lie before the writer without another one being cut. Many: whatever lies there when a commit ends is
+/// in the next one, and what waits here is not. Fewer than the queue holds: a turn's few records must not fill it.
+const WRITER_AHEAD: usize = WRITER_BATCHES_MAX * 3 / 4;
 /// The writer is rung at most this often for batches that are not large …
 const RING_INTERVAL: u64 = Mono::ms(2);
 /// … and a batch of this many records is.

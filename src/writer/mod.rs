@@ -15,18 +15,28 @@ use crate::relay::{Question, Record};
 use crate::store::{Segment, Store, StoreError};
 use crate::uring::Waker;
 use parking_lot::Mutex;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 /// How long a commit waits for more in the mode that syncs once a second.
 const RELAXED_INTERVAL: Duration = Duration::from_secs(1);
+/// How long records that nobody waits for (progress, refusals, reads) wait for a message to share a commit with.
+const NOTES_INTERVAL: Duration = Duration::from_millis(50);
 /// A segment of that mode is committed early at this size: it is what a crash may cost, and memory.
 const RELAXED_BYTES_MAX: usize = 8 * WRITER_BATCH_BYTES_MAX;
 /// After a refusal of the disk the first try comes this soon …
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 /// … and later ones at most this far apart.
 const RETRY_MAX: Duration = Duration::from_secs(1);
+/// A commit of so many messages was shared: the next is worth a moment's wait, until nothing has come for this long …
+const GATHER_STILL: Duration = Duration::from_micros(40);
+const SHARED_MIN: u32 = 8;
+/// … but not before an answer to a receipt can be here …
+const ANSWER_TIME: Duration = Duration::from_micros(100);
+/// … and never longer than this.
+const GATHER_MAX: Duration = Duration::from_micros(1_000);
 /// How long the disk may refuse after the daemon was told to stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -93,6 +103,9 @@ pub struct Writer {
     /// When the oldest record of the segment was taken.
     since: Option<Instant>,
     urgent: bool,
+    /// Messages in the largest of the last commits, and how long the last one took.
+    shared: u32,
+    commit_took: Duration,
     /// When to try again, and how long to wait after that.
     retry: Option<(Instant, Duration)>,
     stop_seen: Option<Instant>,
@@ -123,6 +136,8 @@ impl Writer {
             flushed: 0,
             since: None,
             urgent: false,
+            shared: 0,
+            commit_took: Duration::ZERO,
             retry: None,
             stop_seen: None,
         }
@@ -130,10 +145,13 @@ impl Writer {
 
     /// Takes what has arrived, commits it, sleeps; until told to stop.
     pub fn run(mut self) {
+        // A wait of some microseconds is meant as one; where that is refused they are some fifty.
+        let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1_000));
         loop {
             let stopping = self.stop.load(Ordering::Acquire);
             let took_any = self.take();
             if self.is_due(stopping) {
+                self.gather();
                 self.commit();
                 continue;
             }
@@ -169,10 +187,15 @@ impl Writer {
     fn timeout(&self) -> Option<Duration> {
         let until = match (self.retry, self.since) {
             (Some((at, _)), _) => at,
-            (None, Some(since)) => since + RELAXED_INTERVAL,
+            (None, Some(since)) => since + self.patience(),
             (None, None) => return None,
         };
         Some(until.saturating_duration_since(Instant::now()))
+    }
+
+    /// How long what is here may wait for more.
+    fn patience(&self) -> Duration {
+        if self.options.relaxed { RELAXED_INTERVAL } else { NOTES_INTERVAL }
     }
 
     fn has_room(&self) -> bool {
@@ -200,7 +223,7 @@ impl Writer {
                     Some(WriterPost::Records(batch)) => {
                         self.taken[index] += batch.len() as u64;
                         for record in &batch {
-                            self.urgent |= matches!(record, Record::Session(_));
+                            self.urgent |= matches!(record, Record::Session(_) | Record::Nobody { .. });
                             self.segment.push(record);
                         }
                         self.mesh.give_back(shard, batch);
@@ -230,6 +253,37 @@ impl Writer {
         took_any
     }
 
+    /// Waits a moment for those who were told of the last commit: what they say next then shares one commit with what is
+    /// here already, instead of waiting for it. Only when the last one was shared; while less than half of that is here
+    /// again, for as long as a commit takes: that is what those who come late would wait. (Groups
+    /// that have once met stay together, since they are told together.)
+    fn gather(&mut self) {
+        if self.shared < SHARED_MIN || self.retry.is_some() {
+            return;
+        }
+        let began = Instant::now();
+        while self.has_room() {
+            let before = self.segment.messages();
+            // Asleep and not spinning: the shards may be on this very core.
+            self.mesh.writer_sleeper().doze();
+            if !self.mesh.anything_for_writer() {
+                self.bells.own.wait(Some(GATHER_STILL));
+            }
+            self.mesh.writer_sleeper().awake();
+            self.take();
+            let few = self.segment.messages() < self.shared / 2;
+            let waited = began.elapsed();
+            if waited >= if few { self.commit_took.min(GATHER_MAX) } else { ANSWER_TIME }
+                && self.segment.messages() == before
+            {
+                return;
+            }
+            if waited >= GATHER_MAX {
+                return;
+            }
+        }
+    }
+
     fn is_due(&mut self, stopping: bool) -> bool {
         if self.segment.is_empty() {
             self.pass_questions();
@@ -240,16 +294,23 @@ impl Writer {
             self.pass_questions();
             return Instant::now() >= at;
         }
-        let waited = self.since.is_some_and(|since| since.elapsed() >= RELAXED_INTERVAL);
-        !self.options.relaxed || self.urgent || waited || stopping || !self.has_room() || !self.questions.is_empty()
+        // Progress and the like ride with the next message: nobody waits for them, and a commit costs the same.
+        let patience =
+            if self.options.relaxed || self.segment.messages() == 0 { self.patience() } else { Duration::ZERO };
+        let waited = self.since.is_some_and(|since| since.elapsed() >= patience);
+        self.urgent || waited || stopping || !self.has_room() || !self.questions.is_empty()
     }
 
     fn commit(&mut self) {
         let records = u64::from(self.segment.records());
         self.gauges.pending.store(records, Ordering::Relaxed);
+        let began = Instant::now();
         match self.store.append(&mut self.segment) {
             Ok(_) => {
+                self.commit_took = began.elapsed();
                 self.gauges.commits.fetch_add(1, Ordering::Relaxed);
+                // Slowly forgotten: a small commit between two large ones must not make the next one small too.
+                self.shared = self.segment.messages().max(self.shared - self.shared.div_ceil(8));
                 self.gauges.messages.fetch_add(u64::from(self.segment.messages()), Ordering::Relaxed);
                 self.gauges.committed.fetch_add(records, Ordering::Relaxed);
                 self.gauges.pending.store(0, Ordering::Relaxed);

@@ -199,8 +199,10 @@ impl Native {
         for record in records.chunks_exact(RECEIPT_RECORD_BYTES) {
             match record[28] {
                 DURABLE => {
+                    // One record may speak of many messages with numbers in a row.
                     let number = word64(record, 8).ok_or("a broken RECEIPT arrived")?;
-                    self.on_disk(number + 1, heard)?;
+                    let count = record[24..28].iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte));
+                    self.on_disk(number + count, heard)?;
                 }
                 1..DURABLE => {}
                 state => return Err(format!("a message was not kept: state {state}, reason {}", record[29])),
