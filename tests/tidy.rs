@@ -46,7 +46,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("ring", &["store", "uring"]),
     ("rkyv", &["wire"]),
     ("rusqlite", &["cli"]),
-    ("rustix", &["cli", "client", "daemon", "shard", "store", "uring"]),
+    ("rustix", &["cli", "client", "daemon", "history", "keeper", "shard", "store", "uring", "writer"]),
     ("sd_notify", &["daemon"]),
     ("serde", &["daemon", "wire"]),
     ("serde_json", &["cli", "client", "daemon", "history", "wire"]),

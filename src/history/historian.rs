@@ -7,6 +7,9 @@ use crate::uring::Waker;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// The historian's nice value.
+const NICENESS: i32 = 10;
+
 /// The historian, on its own thread.
 pub struct Historian {
     mesh: Arc<Mesh>,
@@ -32,6 +35,8 @@ impl Historian {
 
     /// Answers one question after the other; until told to stop.
     pub fn run(self) {
+        // Messages under way come before those that are looked up.
+        let _ = rustix::process::setpriority_process(None, NICENESS);
         while !self.stop.load(Ordering::Acquire) {
             while let Some((shard, question)) = self.mesh.pop_historian() {
                 // The writer has committed what the asker saw; the index may not have followed yet.

@@ -14,8 +14,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+/// The keeper's nice value: last.
+const NICENESS: i32 = 19;
 /// While commits come, the log is followed this often.
-const NAP: Duration = Duration::from_millis(100);
+const NAP: Duration = Duration::from_millis(50);
 /// Rows are written down this often, when any have changed.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
 /// Rows of one transaction: some tens of pages.
@@ -130,6 +132,8 @@ impl Keeper {
 
     /// Follows, fetches, writes down, sweeps; until told to stop.
     pub fn run(mut self) {
+        // Whatever it does can wait for a shard that has a message in its hands, also on the same core.
+        let _ = rustix::process::setpriority_process(None, NICENESS);
         loop {
             let stopping = self.stop.load(Ordering::Acquire);
             let before = self.follower.position();
