@@ -16,8 +16,9 @@ pub(crate) const SESSION_SETTLES_SLOWLY: Micros = 1_000_000;
 /// … so many durable receipts, each for a message said after the one before: the last one's commit took what had been
 /// handed to the writer before.
 const SESSION_COMMITTED_AFTER: u8 = 2;
-/// What is not acknowledged comes again after 5 s; less what clocks and buffers blur.
-const REPEAT_AFTER: Micros = 4_900_000;
+/// What is not acknowledged comes again 5 s after the relay has handed it out; the agent may see the first one late, and the
+/// second at once. A relay that repeats without need does so within milliseconds.
+const REPEAT_AFTER: Micros = 2_500_000;
 /// Acknowledgements are handed to the store within this time of being read by the relay.
 const PROGRESS_SETTLES: Micros = 200_000;
 /// What was settled this long ago, in another life, does not come again.
