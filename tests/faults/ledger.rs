@@ -16,9 +16,9 @@ pub(crate) const SESSION_SETTLES_SLOWLY: Micros = 1_000_000;
 /// … so many durable receipts, each for a message said after the one before: the last one's commit took what had been
 /// handed to the writer before.
 const SESSION_COMMITTED_AFTER: u8 = 2;
-/// What is not acknowledged comes again 5 s after the relay has handed it out; the agent may see the first one late, and the
-/// second at once. A relay that repeats without need does so within milliseconds.
-const REPEAT_AFTER: Micros = 2_500_000;
+/// What is not acknowledged comes again after 5 s; less what clocks and buffers blur, and less the longest time that the
+/// agents did not look (the relay counts from when it hands a message out, an agent from when it sees it).
+const REPEAT_AFTER: Micros = 4_900_000;
 /// Acknowledgements are handed to the store within this time of being read by the relay.
 const PROGRESS_SETTLES: Micros = 200_000;
 /// What was settled this long ago, in another life, does not come again.
@@ -175,6 +175,9 @@ pub(crate) struct Delivery {
 
 /// Everything known.
 pub(crate) struct Ledger {
+    /// When the agents last looked, and the longest time that they did not.
+    looked: Micros,
+    unseen: Micros,
     /// DELIVER waits for the commit.
     strict: bool,
     readers: Vec<Reader>,
@@ -208,9 +211,19 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
+    /// The agents look at their connections now.
+    pub(crate) fn look(&mut self, now: Micros) {
+        if self.looked > 0 {
+            self.unseen = self.unseen.max(now.saturating_sub(self.looked));
+        }
+        self.looked = now;
+    }
+
     pub(crate) fn new(agents: usize, strict: bool) -> Ledger {
         assert!(agents <= 64, "recipients are bits of a word");
         Ledger {
+            looked: 0,
+            unseen: 0,
             strict,
             readers: (0..agents).map(|_| Reader::default()).collect(),
             sent: BTreeMap::new(),
@@ -346,6 +359,8 @@ impl Ledger {
 
     /// The daemon is dead.
     pub(crate) fn daemon_ended(&mut self, at: Micros) {
+        // What follows is another connection: a pause between two lives excuses nothing.
+        (self.looked, self.unseen) = (0, 0);
         for reader in &mut self.readers {
             for told in reader.acknowledged.iter().filter(|told| told.proofs == COMMITTED_AFTER) {
                 reader.committed = told.through.max(reader.committed);
@@ -448,6 +463,7 @@ impl Ledger {
             return false;
         }
         let now = Now {
+            unseen: self.unseen,
             at,
             life: self.life,
             strict: self.strict,
@@ -554,6 +570,7 @@ impl Ledger {
 /// When a delivery is judged.
 struct Now {
     at: Micros,
+    unseen: Micros,
     life: u32,
     strict: bool,
     /// The life in which the message got the place that it has.
@@ -562,7 +579,7 @@ struct Now {
 
 /// Whether a delivery keeps the rules of repeats, order and acknowledgement.
 fn judge(agent: usize, reader: &Reader, sent: &Sent, delivery: &Delivery, now: &Now) -> Vec<(Rule, String)> {
-    let Now { at, life, strict, placed_in } = *now;
+    let Now { at, unseen, life, strict, placed_in } = *now;
     let letter = delivery.letter;
     let mut found = Vec::new();
     let here = reader.connection;
@@ -581,7 +598,7 @@ fn judge(agent: usize, reader: &Reader, sent: &Sent, delivery: &Delivery, now: &
             Some(place) if place.letter != letter => {
                 found.push((Rule::Repeat, format!("{shown}: that sequence was {:?}", place.letter)));
             }
-            Some(place) if place.connection == here && at < place.at + REPEAT_AFTER => {
+            Some(place) if place.connection == here && at + unseen < place.at + REPEAT_AFTER => {
                 found.push((Rule::Repeat, format!("{shown}: again after {} us", at - place.at)));
             }
             Some(_) if !marked => found.push((Rule::Repeat, format!("{shown}: again, and not marked"))),
@@ -619,7 +636,7 @@ fn judge(agent: usize, reader: &Reader, sent: &Sent, delivery: &Delivery, now: &
         } else if seen.life == life || lives.any(|seen| seen == life) {
             found.push((Rule::Repeat, format!("{shown}: two places in one life")));
         }
-    } else if delivery.sequence.is_none() && seen.connection == here && at < seen.at + REPEAT_AFTER {
+    } else if delivery.sequence.is_none() && seen.connection == here && at + unseen < seen.at + REPEAT_AFTER {
         found.push((Rule::Repeat, format!("{shown}: again after {} us", at - seen.at)));
     }
     found

@@ -184,7 +184,7 @@ fn a_repeat_without_its_mark_or_reason_or_place_is_one_too_many() {
     unmarked.deliver(BOB, 1, sequence(1, 1), false);
     unmarked.broken(Rule::Repeat);
     let mut early = told();
-    early.now += 2 * SECOND;
+    early.now += 4 * SECOND;
     early.deliver(BOB, 1, sequence(1, 1), true);
     early.broken(Rule::Repeat);
     let mut other_message = told();

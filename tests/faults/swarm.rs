@@ -84,6 +84,7 @@ impl Swarm {
     /// Waits for something to come, at most this long, and takes it.
     pub(crate) fn turn(&mut self, wait: Duration) {
         let now = self.now();
+        self.ledger.look(now);
         let mut ready = Vec::new();
         {
             let mut polled = Vec::new();
