@@ -6,7 +6,9 @@ set -eu
 cd "$(dirname "$0")/.."
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-stamp() { echo "$(date -u +%FT%TZ) $(git rev-parse --short HEAD)"; }
+# What is built now, whatever is committed meanwhile.
+commit=$(git rev-parse --short HEAD)
+stamp() { echo "$(date -u +%FT%TZ) $commit"; }
 cut_power() {
     cargo test --test faults -- --exact --nocapture \
         power::nothing_durable_is_lost_when_the_power_is_cut >"$log" 2>&1
