@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 #![allow(unsafe_code, reason = "GlobalAlloc is an unsafe trait; nothing else here is")]
 
+use agent_relay::base::keys::KeyRing;
 use agent_relay::base::tier::Entitlement;
 use agent_relay::base::{AgentId, MessageId, Mono, Now, Sequence, SessionId, ShardId};
 use agent_relay::relay::{Bounds, Event, Options, Outbox, Output, Peer, Record, Relay};
@@ -74,7 +75,10 @@ impl World {
             token_seed: [1; 32],
             strict: false,
             bounds: Bounds::default(),
-            entitlement: Entitlement::UNLIMITED,
+            entitlement: Entitlement::unlimited(),
+            require_auth: false,
+            bind_certificates: false,
+            keys: KeyRing::empty(),
         });
         let mut world = World {
             relay,
@@ -89,7 +93,7 @@ impl World {
             deliveries: 0,
         };
         for (session, name) in [(ANN, "ann"), (BOB, "bob")] {
-            let opened = Event::Opened { session, peer: Peer { owner: true } };
+            let opened = Event::Opened { session, peer: Peer { owner: true, ..Peer::default() } };
             world.relay.handle(world.now, opened, &mut world.outbox);
             let hello = Hello { claimed_name: name.as_bytes().into(), capabilities: CAPABILITIES, ..Hello::default() };
             let mut bytes = Vec::new();
@@ -130,6 +134,7 @@ impl World {
                     wire::encode::frame(out, &frame, Sequence::default());
                 }
                 Output::Settle { .. } | Output::Move { .. } | Output::Close { .. } => {}
+                Output::Pause { .. } | Output::Resume { .. } => panic!("nothing limits these two"),
             }
         }
         self.batch.append(&mut self.outbox.records);

@@ -1,6 +1,7 @@
 //! One shard's heart among agents that do nothing but what is measured. Plays the shard: decodes, handles, performs.
 
 use crate::messages;
+use agent_relay::base::keys::KeyRing;
 use agent_relay::base::tier::Entitlement;
 use agent_relay::base::{Mono, Now, Sequence, SessionId, ShardId};
 use agent_relay::relay::{Bounds, Event, Options, Outbox, Output, Peer, Relay};
@@ -32,7 +33,10 @@ impl World {
             name_seed: 7,
             token_seed: [7; 32],
             bounds: Bounds::default(),
-            entitlement: Entitlement::UNLIMITED,
+            entitlement: Entitlement::unlimited(),
+            require_auth: false,
+            bind_certificates: false,
+            keys: KeyRing::empty(),
         };
         let mut world = World {
             relay: Relay::new(options),
@@ -94,7 +98,7 @@ impl World {
 
     fn join(&mut self, slot: u32, name: &str) {
         let session = id(slot);
-        let opened = Event::Opened { session, peer: Peer { owner: true } };
+        let opened = Event::Opened { session, peer: Peer { owner: true, ..Peer::default() } };
         self.relay.handle(self.now, opened, &mut self.outbox);
         let hello = Hello { claimed_name: name.as_bytes().into(), ..Hello::default() };
         self.say(slot, Frame::Hello(Box::new(hello)));

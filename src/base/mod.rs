@@ -1,8 +1,9 @@
-//! Words every floor shares: ids, time, limits, names, reasons, tiers, chunks. Decides nothing, knows no thread.
+//! Words every floor shares: ids, time, limits, names, reasons, tiers, keys, chunks. Decides nothing, knows no thread.
 #![forbid(unsafe_code)]
 
 pub mod chunk;
 pub mod ids;
+pub mod keys;
 pub mod limits;
 pub mod name;
 pub mod reason;

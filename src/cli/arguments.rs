@@ -6,14 +6,7 @@ use crate::daemon::settings_file::edit_distance;
 use argh::{ArgsInfo, CommandInfoWithArgs, FlagInfoKind};
 
 /// Flags of `up` that are the product's but not this version's: refused, so that nobody believes they work.
-const NOT_YET: &[(&str, &str)] = &[
-    ("--http", "there is no dashboard and no HTTP API yet"),
-    ("--tls-cert", "there is no TLS yet; listen on the Unix socket or on loopback"),
-    ("--tls-key", "there is no TLS yet; listen on the Unix socket or on loopback"),
-    ("--tls-ca", "there is no TLS yet; listen on the Unix socket or on loopback"),
-    ("--tls-mutual", "there is no TLS yet; listen on the Unix socket or on loopback"),
-    ("--require-auth", "there is no authentication yet; the socket admits its owner alone"),
-];
+const NOT_YET: &[(&str, &str)] = &[("--http", "there is no dashboard and no HTTP API yet")];
 
 /// The arguments in the form that argh reads.
 pub(super) fn normalise(arguments: &[String]) -> Result<Vec<String>, Failure> {
@@ -151,7 +144,6 @@ mod tests {
         assert!(refusal(&["stauts"]).contains("Did you mean `relay status`?"));
         assert!(refusal(&["licence"]).starts_with("there is no command \"licence\".\n"));
         assert!(refusal(&["status", "--verbos"]).contains("Did you mean --verbose?"));
-        assert!(refusal(&["up", "--tls-cert", "x"]).contains("not in this version"));
         assert!(refusal(&["--http=127.0.0.1:1"]).contains("not in this version"));
     }
 }

@@ -61,9 +61,12 @@ fn row(setting: &Resolved) -> Vec<String> {
         Shape::Number { min, max } => format!("{min} to {max}"),
         Shape::Choice(words) => words.join("|"),
         Shape::Path => "a path".to_owned(),
-        Shape::Addresses => "loopback".to_owned(),
+        Shape::Addresses => "addresses".to_owned(),
         Shape::Days => format!("1 to {DAYS_MAX}, or {UNLIMITED}"),
         Shape::Key => "a key file".to_owned(),
+        Shape::Switch => "true|false".to_owned(),
+        Shape::Url => "a URL".to_owned(),
+        Shape::Licence => "a licence".to_owned(),
     };
     vec![
         setting.record.key.to_owned(),
@@ -107,7 +110,7 @@ fn as_json(settings: &Settings) -> Value {
                     entry["maximum"] = json!(DAYS_MAX);
                 }
                 Shape::Choice(words) => entry["choices"] = json!(words),
-                Shape::Path | Shape::Addresses | Shape::Key => {}
+                Shape::Path | Shape::Addresses | Shape::Key | Shape::Switch | Shape::Url | Shape::Licence => {}
             }
             entry
         })

@@ -24,7 +24,7 @@ pub(super) struct Up {
     /// shards, each a thread on a CPU of its own (default: every CPU allowed)
     #[argh(option, arg_name = "N")]
     cores: Option<String>,
-    /// listen on TCP as well, loopback only; may be repeated
+    /// listen on TCP as well; off loopback with TLS only; may be repeated
     #[argh(option, arg_name = "address")]
     listen: Vec<String>,
     /// base directory of all data
@@ -60,6 +60,21 @@ pub(super) struct Up {
     /// file with the key that encrypts the store; `relay keygen` makes one
     #[argh(option, arg_name = "file")]
     db_key: Option<PathBuf>,
+    /// agents need an API key or a token to connect
+    #[argh(switch)]
+    require_auth: bool,
+    /// certificate chain, PEM: turns TLS on
+    #[argh(option, arg_name = "file")]
+    tls_cert: Option<PathBuf>,
+    /// its private key, PEM
+    #[argh(option, arg_name = "file")]
+    tls_key: Option<PathBuf>,
+    /// authorities whose client certificates are believed, PEM
+    #[argh(option, arg_name = "file")]
+    tls_ca: Option<PathBuf>,
+    /// every TLS client must show a certificate of those authorities
+    #[argh(switch)]
+    tls_mutual: bool,
     /// accepted for the sake of scripts: there is no dashboard yet
     #[argh(switch, hidden_help)]
     #[expect(dead_code, reason = "there is nothing to switch off yet")]
@@ -84,6 +99,10 @@ impl Up {
         ];
         values.extend(single.into_iter().filter_map(|(key, value)| Some((key, value.clone()?))));
         values.extend(self.db_key.iter().map(|path| ("persistence.db_key", path.display().to_string())));
+        let paths = [("tls.cert", &self.tls_cert), ("tls.key", &self.tls_key), ("tls.ca", &self.tls_ca)];
+        values.extend(paths.into_iter().filter_map(|(key, path)| Some((key, path.as_ref()?.display().to_string()))));
+        let switches = [("auth.required", self.require_auth), ("tls.mutual", self.tls_mutual)];
+        values.extend(switches.into_iter().filter(|(_, on)| *on).map(|(key, _)| (key, "true".to_owned())));
         Flags { place, config: self.config.clone(), values }
     }
 }

@@ -5,6 +5,7 @@ use super::presence::{Presence, time_of};
 use super::settings::{Durability, Settings};
 use super::storage::StorageGauges;
 use crate::base::name::is_internal;
+use crate::base::tier::Entitled;
 use crate::base::{CloseReason, RefuseReason, SessionId, ShardId};
 use crate::mesh::{Answered, ClerkPost, Mesh, Notice, ShardGauges};
 use crate::relay::{AgentRow, CensusPart, CensusTicket, Gauges, Question};
@@ -34,6 +35,7 @@ pub(super) struct Facts {
     pub(super) store: Store,
     pub(super) follower: Arc<Follower>,
     pub(super) storage: StorageGauges,
+    pub(super) entitlement: Entitled,
 }
 
 pub(super) struct Clerk {
@@ -256,8 +258,8 @@ impl Clerk {
                 "mode": self.settings.durability.name(),
                 "survives": survives(self.settings.durability),
             },
-            "tier": "unlimited",
-            "agents": { "connected": sum(|heart| u64::from(heart.live)), "known": sum(|heart| u64::from(heart.known)), "max": null },
+            "tier": self.facts.entitlement.tier.name(),
+            "agents": { "connected": sum(|heart| u64::from(heart.live)), "known": sum(|heart| u64::from(heart.known)), "max": self.facts.entitlement.agents_max },
             "messages": {
                 "in": sum(|heart| heart.counters.messages_in),
                 "accepted": sum(|heart| heart.counters.accepted),
@@ -310,7 +312,7 @@ impl Clerk {
         let (first, last) = (self.facts.store.first_segment().ok(), self.facts.store.last_segment().ok());
         let applied = keeper.applied.load(Ordering::Relaxed);
         let swept_at_ms = keeper.swept_at_ms.load(Ordering::Relaxed);
-        let entitlement = super::run::ENTITLEMENT;
+        let entitlement = &self.facts.entitlement;
         json!({
             "path": self.facts.store.folder(),
             "durability": self.settings.durability.name(),
@@ -329,7 +331,7 @@ impl Clerk {
             "upkeep_failures": keeper.failures.load(Ordering::Relaxed),
             "retention_days": self.settings.retention_days,
             "retention_max_days": entitlement.retention_days_max,
-            "tier": entitlement.tier,
+            "tier": entitlement.tier.name(),
             "swept_messages": keeper.swept_messages.load(Ordering::Relaxed),
             "last_sweep_ms": (swept_at_ms > 0).then_some(swept_at_ms),
         })

@@ -5,8 +5,9 @@ use super::logs::Logs;
 use super::settings::{Backend, Durability, Settings};
 use super::storage::{Storage, StorageBells, StorageError, StorageGauges, StorageThreads};
 use super::{cpus, lock, notify, paths};
+use crate::base::keys::{KeyRing, Ring};
 use crate::base::limits::KNOWN_AGENTS_MAX;
-use crate::base::tier::Entitlement;
+use crate::base::tier::{Entitled, Entitlement};
 use crate::base::{Mono, ShardId};
 use crate::mesh::Mesh;
 use crate::relay::{self, Bounds};
@@ -22,9 +23,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
-
-/// What this daemon may do: everything, until licences say otherwise.
-pub(super) const ENTITLEMENT: Entitlement = Entitlement::UNLIMITED;
 
 /// How long agents may take to read what they were told before the daemon stops without them.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
@@ -90,7 +88,9 @@ pub struct Ready {
 
 /// Runs the daemon on this thread until it is told to stop. `ready` is called once every listener is open.
 pub fn run(mut settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), DaemonError> {
-    settings.keep_within(&ENTITLEMENT);
+    let entitlement = Entitlement::unlimited();
+    let keys = KeyRing::empty();
+    settings.keep_within(&entitlement);
     // Before any thread starts: it edits the environment, and children of nobody should inherit the sockets.
     let inherited = notify::inherited()?;
     settings.layout.create()?;
@@ -125,7 +125,16 @@ pub fn run(mut settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), Dae
     let signals = Arc::new(AtomicU32::new(0));
     watch_signals(signals.clone(), clerk_bell.clone())?;
 
-    let started = Shards::start(&settings, &mut storage, &mesh, &choice.cpus, &listeners, &storage_bells, &clerk_bell)?;
+    let started = Shards::start(
+        &settings,
+        (&entitlement, &keys),
+        &mut storage,
+        &mesh,
+        &choice.cpus,
+        &listeners,
+        &storage_bells,
+        &clerk_bell,
+    )?;
     drop(listeners);
     let gauges = StorageGauges::default();
     let shard_bells = started.bells.shards.clone();
@@ -141,6 +150,7 @@ pub fn run(mut settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), Dae
         store: storage.store.clone(),
         follower: storage.follower.clone(),
         storage: gauges,
+        entitlement,
     };
     let socket = settings.layout.socket.clone();
     let clerk = Clerk::new(mesh.clone(), started.bells.clone(), settings, facts);
@@ -220,6 +230,7 @@ impl Shards {
     /// Starts one thread a shard. Drivers are made on their own threads; nobody turns before all are there.
     fn start(
         settings: &Settings,
+        (entitlement, keys): (&Entitled, &Ring),
         storage: &mut Storage,
         mesh: &Arc<Mesh>,
         cpus: &[usize],
@@ -234,7 +245,7 @@ impl Shards {
             let failed = |error| DaemonError::Shard { shard: index, error };
             let own: Vec<OwnedFd> =
                 listeners.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>().map_err(failed)?;
-            let options = shard_options(settings, index, storage.epoch, &seeds);
+            let options = shard_options(settings, index, storage.epoch, &seeds, (entitlement, keys));
             let remembered = (rows.next().unwrap_or_default(), storage.parted.clone());
             let driver_options = driver_options(settings);
             let (mesh, cpu) = (mesh.clone(), cpus.get(usize::from(index)).copied());
@@ -314,7 +325,13 @@ impl Seeds {
     }
 }
 
-fn shard_options(settings: &Settings, index: u16, epoch: u32, seeds: &Seeds) -> shard::Options {
+fn shard_options(
+    settings: &Settings,
+    index: u16,
+    epoch: u32,
+    seeds: &Seeds,
+    (entitlement, keys): (&Entitled, &Ring),
+) -> shard::Options {
     let limits = &settings.limits;
     let bounds = Bounds {
         half_open_max: limits.half_open,
@@ -339,7 +356,10 @@ fn shard_options(settings: &Settings, index: u16, epoch: u32, seeds: &Seeds) -> 
             token_seed: seeds.tokens_of(index),
             bounds,
             strict: settings.durability == Durability::Strict,
-            entitlement: ENTITLEMENT,
+            entitlement: entitlement.clone(),
+            require_auth: settings.require_auth,
+            bind_certificates: settings.tls.as_ref().is_some_and(|tls| tls.bind_names),
+            keys: keys.clone(),
         },
         owner_uid: rustix::process::getuid().as_raw(),
         flush_interval: Mono::ms(settings.flush_interval_ms),

@@ -112,7 +112,7 @@ pub enum SettingsError {
     },
     /// TCP that others could reach.
     #[error(
-        "listen = \"{address}\" (from {source}) is refused: TCP off loopback requires TLS and authentication, which this version does not have. Use 127.0.0.1 or [::1], or tunnel by ssh",
+        "listen = \"{address}\" (from {source}) is refused: others can reach that address, so TLS is required there. Give --tls-cert and --tls-key, or use 127.0.0.1 or [::1]",
         source = .origin
     )]
     OffLoopback {
@@ -121,13 +121,17 @@ pub enum SettingsError {
         /// Where it was asked for.
         origin: Source,
     },
-    /// A variable that asks for protection which this version cannot give: ignoring it would pretend.
-    #[error("{variable} is set, but {what} is not in this version; unset it to run without")]
-    NotInThisVersion {
-        /// The variable.
-        variable: &'static str,
-        /// What it asks for.
-        what: &'static str,
+    /// Settings that mean nothing without each other.
+    #[error("{key} (from {origin}) needs {needed}: {how}")]
+    Needs {
+        /// The setting.
+        key: &'static str,
+        /// Where it came from.
+        origin: Source,
+        /// What is missing.
+        needed: &'static str,
+        /// What to do.
+        how: &'static str,
     },
     /// The storage key cannot be had.
     #[error("cannot read the storage key {path} (from {origin}): {reason}")]
@@ -191,6 +195,12 @@ pub struct Settings {
     pub retention_days: u32,
     /// What encrypts the store; none: it is plain.
     pub db_key: Option<KeyText>,
+    /// Whether HELLO needs a credential.
+    pub require_auth: bool,
+    /// Certificates; none: TLS is off.
+    pub tls: Option<TlsFiles>,
+    /// The licence's settings.
+    pub licence: LicenceSettings,
     /// Bounds.
     pub limits: Limits,
     /// Every setting with its provenance, in the order of [`RECORDS`].
@@ -263,6 +273,38 @@ pub enum LogFormat {
     Json,
 }
 
+/// What TLS is set up from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TlsFiles {
+    /// The certificate chain, PEM.
+    pub cert: PathBuf,
+    /// Its private key, PEM.
+    pub key: PathBuf,
+    /// Authorities whose client certificates are believed, PEM.
+    pub ca: Option<PathBuf>,
+    /// Whether every client must show one.
+    pub mutual: bool,
+    /// Whether it speaks for the agents it names alone.
+    pub bind_names: bool,
+}
+
+/// What the licence is found and kept with.
+#[derive(Clone, Default)]
+pub struct LicenceSettings {
+    /// A key or a document from the environment; none: the activated one, if there is one.
+    pub given: Option<KeyText>,
+    /// The server; empty: none is known.
+    pub server: String,
+    /// Whether usage is reported to it.
+    pub telemetry: bool,
+}
+
+impl fmt::Debug for LicenceSettings {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "LicenceSettings({:?}, telemetry {})", self.server, self.telemetry)
+    }
+}
+
 /// Bounds that an operator may lower.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(missing_docs)]
@@ -281,24 +323,9 @@ pub struct Limits {
     pub burst_per_connection: u32,
 }
 
-/// Variables that ask for protection: a later version gives it, this one must not pretend to.
-const NOT_YET_VARIABLES: &[(&str, &str)] = &[
-    ("AGENT_RELAY_REQUIRE_AUTH", "authentication"),
-    ("AGENT_RELAY_TLS_CERT", "TLS"),
-    ("AGENT_RELAY_TLS_KEY", "TLS"),
-    ("AGENT_RELAY_TLS_CA", "TLS"),
-    ("AGENT_RELAY_TLS_MUTUAL", "TLS"),
-];
-
 impl Settings {
     /// Reads flags, environment and file, checks everything, and says where each value came from.
     pub fn read(flags: &Flags, environment: &Environment) -> Result<Settings, SettingsError> {
-        for &(variable, what) in NOT_YET_VARIABLES {
-            let off = environment.value(variable).is_none_or(|value| value == "false" || value == "0");
-            if !off {
-                return Err(SettingsError::NotInThisVersion { variable, what });
-            }
-        }
         let mut layout = Layout::of(&flags.place, environment)?;
         let (file, entries) = read_file(flags, &layout)?;
         let mut resolved = Vec::with_capacity(RECORDS.len());
@@ -332,17 +359,21 @@ impl Settings {
                 Some(key)
             }
         };
+        let licence_given = find(&resolved, "licence.key").values.first().map(|text| KeyText::new(text));
         for entry in &mut resolved {
             match entry.record.key {
                 // Neither the key nor where it lies is anybody's business.
-                "persistence.db_key" if !entry.values.is_empty() => entry.values = vec!["set".to_owned()],
+                "persistence.db_key" | "licence.key" if !entry.values.is_empty() => {
+                    entry.values = vec!["set".to_owned()]
+                }
                 "data_dir" => entry.values = vec![layout.base.display().to_string()],
                 "socket" => entry.values = vec![layout.socket.display().to_string()],
                 _ => {}
             }
         }
         let settings = Settings::assemble(layout, resolved, file)?;
-        Ok(Settings { db_key, warnings, ..settings })
+        let licence = LicenceSettings { given: licence_given, ..settings.licence };
+        Ok(Settings { db_key, licence, warnings, ..settings })
     }
 
     /// Lowers the retention to what `entitlement` allows, and says so among the warnings if more was asked for.
@@ -354,7 +385,8 @@ impl Settings {
             let unit = if value == UNLIMITED { "" } else { " days" };
             self.warnings.push(format!(
                 "retention of {value}{unit} (from {}) is lowered to {days} days, the most that the {} tier allows",
-                asked.source, entitlement.tier
+                asked.source,
+                entitlement.tier.title()
             ));
             self.retention_days = days;
         }
@@ -364,11 +396,13 @@ impl Settings {
         let text = |key| find(&resolved, key).values.first().cloned().unwrap_or_default();
         let number = |key| text(key).parse::<u64>().expect("resolve() let only numbers within their bounds through");
         let size = |key| number(key) as usize;
+        let switch = |key| text(key) == "true";
+        let tls = tls_of(&layout, &resolved)?;
         let listen = find(&resolved, "listen");
         let mut addresses = Vec::new();
         for value in &listen.values {
             let address: SocketAddr = value.parse().expect("resolve() let only addresses through");
-            if !address.ip().is_loopback() {
+            if !address.ip().is_loopback() && tls.is_none() {
                 return Err(SettingsError::OffLoopback { address, origin: listen.source.clone() });
             }
             addresses.push(address);
@@ -402,11 +436,51 @@ impl Settings {
             max_batch_size: size("persistence.max_batch_size"),
             retention_days: days_of(&text("retention.days")).expect("resolve() let only such times through"),
             db_key: None,
+            require_auth: switch("auth.required"),
+            tls,
+            licence: LicenceSettings {
+                given: None,
+                server: text("licence.server").trim_end_matches('/').to_owned(),
+                telemetry: switch("licence.telemetry"),
+            },
             limits,
             resolved,
             file,
             warnings: Vec::new(),
         })
+    }
+}
+
+/// What TLS is set up from, if it is on. A file named in relay.toml is seen from that file's folder.
+fn tls_of(layout: &Layout, resolved: &[Resolved]) -> Result<Option<TlsFiles>, SettingsError> {
+    let path = |key| {
+        let entry = find(resolved, key);
+        let path = PathBuf::from(entry.values.first()?);
+        Some(if matches!(entry.source, Source::File { .. }) { layout.folder.join(path) } else { path })
+    };
+    let on = |key| find(resolved, key).values.first().is_some_and(|value| value == "true");
+    let needs = |key: &'static str, needed, how| {
+        let origin = find(resolved, key).source.clone();
+        SettingsError::Needs { key, origin, needed, how }
+    };
+    let (cert, key, ca) = (path("tls.cert"), path("tls.key"), path("tls.ca"));
+    let (mutual, bind_names) = (on("tls.mutual"), on("tls.bind_names"));
+    if mutual && ca.is_none() {
+        return Err(needs("tls.mutual", "tls.ca", "give --tls-ca with the authorities of your clients' certificates"));
+    }
+    if bind_names && ca.is_none() {
+        return Err(needs(
+            "tls.bind_names",
+            "tls.ca",
+            "give --tls-ca with the authorities of your clients' certificates",
+        ));
+    }
+    match (cert, key) {
+        (Some(cert), Some(key)) => Ok(on("tls.enabled").then_some(TlsFiles { cert, key, ca, mutual, bind_names })),
+        (Some(_), None) => Err(needs("tls.cert", "tls.key", "give --tls-key with the certificate's private key")),
+        (None, Some(_)) => Err(needs("tls.key", "tls.cert", "give --tls-cert with the certificate of that key")),
+        (None, None) if ca.is_some() => Err(needs("tls.ca", "tls.cert", "TLS is off without --tls-cert and --tls-key")),
+        (None, None) => Ok(None),
     }
 }
 
@@ -469,11 +543,27 @@ fn resolve(
     Ok(Resolved { record, values, source, default })
 }
 
+/// https anywhere; http on loopback alone, where nobody else listens.
+fn is_server_url(text: &str) -> bool {
+    let local = ["http://127.0.0.1", "http://[::1]", "http://localhost"];
+    let rest = match text.strip_prefix("https://") {
+        Some(rest) => Some(rest),
+        None => local
+            .iter()
+            .find_map(|host| text.strip_prefix(host))
+            .filter(|rest| rest.is_empty() || rest.starts_with([':', '/']))
+            .map(|_| "local"),
+    };
+    rest.is_some_and(|rest| !rest.is_empty() && !rest.contains(['@', ' ', '"'])) && text.is_ascii()
+}
+
 fn check(record: &'static Record, value: &str, source: &Source) -> Result<(), SettingsError> {
     let good = match record.shape {
         Shape::Number { min, max } => value.parse::<u64>().is_ok_and(|number| (min..=max).contains(&number)),
         Shape::Choice(words) => words.contains(&value),
-        Shape::Path | Shape::Key => !value.is_empty(),
+        Shape::Path | Shape::Key | Shape::Licence => !value.is_empty(),
+        Shape::Switch => matches!(value, "true" | "false"),
+        Shape::Url => is_server_url(value),
         Shape::Days => days_of(value).is_some(),
         Shape::Addresses => value.parse::<SocketAddr>().is_ok(),
     };
@@ -503,6 +593,7 @@ fn is_socket(path: &Path) -> bool {
 mod tests {
     use super::*;
     use crate::base::limits;
+    use crate::base::tier::Tier;
 
     fn read(flags: &[(&'static str, &str)], environment: &Environment, file: &str) -> Result<Settings, SettingsError> {
         let directory = tempfile::tempdir().unwrap();
@@ -599,9 +690,9 @@ mod tests {
             let refused = refusal(&[("retention.days", text)], "");
             assert!(refused.contains("from 1 to 36500 days"), "{text}: {refused}");
         }
-        let [community, pro, ..] = Entitlement::TIERS;
+        let [community, pro, ..] = Tier::ALL.map(Entitlement::of_tier);
         let mut settings = read(&[("retention.days", "120d")], &Environment::default(), "").unwrap();
-        settings.keep_within(&Entitlement::UNLIMITED);
+        settings.keep_within(&Entitlement::unlimited());
         assert_eq!((settings.retention_days, settings.warnings.len()), (120, 0));
         settings.keep_within(&pro);
         assert_eq!(settings.retention_days, 90);

@@ -42,6 +42,12 @@ pub enum Shape {
     Addresses,
     /// A time in whole days, written as a number or as a duration, or `unlimited`.
     Days,
+    /// `true` or `false`.
+    Switch,
+    /// A URL of an HTTP server.
+    Url,
+    /// A licence key, or a licence document. Never shown.
+    Licence,
     /// A storage key: a file that holds one, or (from the environment) the key itself. Never shown.
     Key,
 }
@@ -73,6 +79,9 @@ impl fmt::Display for Shape {
             Shape::Number { min, max } => write!(out, "a whole number from {min} to {max}"),
             Shape::Choice(words) => write!(out, "one of {}", words.join(", ")),
             Shape::Path => out.write_str("a path"),
+            Shape::Switch => out.write_str("true or false"),
+            Shape::Url => out.write_str("a URL that begins with https:// (or http:// on loopback)"),
+            Shape::Licence => out.write_str("a licence key such as ar_pro_…, or a licence document"),
             Shape::Addresses => out.write_str("an address with a port, such as 127.0.0.1:7070"),
             Shape::Days => write!(out, "a time from 1 to {DAYS_MAX} days, such as 30d, 4w or 36h, or {UNLIMITED}"),
             Shape::Key => out.write_str("a file that `relay keygen` made"),
@@ -115,6 +124,10 @@ const fn path(key: &'static str, sentence: &'static str, flag: &'static str) -> 
     }
 }
 
+const fn switch(key: &'static str, sentence: &'static str, flag: &'static str) -> Record {
+    Record { shape: Shape::Switch, default: "false", ..path(key, sentence, flag) }
+}
+
 /// More shards than this would spend more memory on their lanes (which grow with the square) than on messages.
 pub const CORES_MAX: u64 = 256;
 /// TCP addresses to listen on.
@@ -141,7 +154,11 @@ pub const RECORDS: &[Record] = &[
     path("socket", "The Unix socket.", "--socket"),
     Record {
         shape: Shape::Addresses,
-        ..path("listen", "TCP addresses to listen on beside the Unix socket; loopback only.", "--listen")
+        ..path(
+            "listen",
+            "TCP addresses to listen on beside the Unix socket; off loopback with TLS and credentials only.",
+            "--listen",
+        )
     },
     choice(
         "backend",
@@ -198,6 +215,56 @@ pub const RECORDS: &[Record] = &[
             "persistence.db_key",
             "The key that encrypts the store: a file here and as a flag, the key's text in the environment.",
             "--db-key",
+        )
+    },
+    Record {
+        environment: Some("AGENT_RELAY_REQUIRE_AUTH"),
+        ..switch("auth.required", "Whether an agent needs an API key or a token to connect.", "--require-auth")
+    },
+    Record {
+        environment: Some("AGENT_RELAY_TLS_CERT"),
+        ..path("tls.cert", "The certificate chain that the relay shows, PEM; TLS is on when it is set.", "--tls-cert")
+    },
+    Record {
+        environment: Some("AGENT_RELAY_TLS_KEY"),
+        ..path("tls.key", "The private key of that certificate, PEM.", "--tls-key")
+    },
+    Record {
+        environment: Some("AGENT_RELAY_TLS_CA"),
+        ..path("tls.ca", "The authorities whose client certificates are believed, PEM.", "--tls-ca")
+    },
+    Record {
+        environment: Some("AGENT_RELAY_TLS_MUTUAL"),
+        ..switch("tls.mutual", "Whether every TLS client must show a certificate of those authorities.", "--tls-mutual")
+    },
+    Record {
+        flag: None,
+        default: "true",
+        ..switch("tls.enabled", "Whether TLS is on where a certificate is set.", "")
+    },
+    Record {
+        flag: None,
+        ..switch(
+            "tls.bind_names",
+            "Whether a client certificate may only speak for the agents that its subject or alternative names name.",
+            "",
+        )
+    },
+    Record {
+        environment: Some("AGENT_RELAY_LICENSE_KEY"),
+        shape: Shape::Licence,
+        flag: None,
+        in_file: false,
+        ..path("licence.key", "The licence key or document, instead of the activated one.", "")
+    },
+    Record { shape: Shape::Url, flag: None, ..path("licence.server", "The licence server.", "") },
+    Record {
+        environment: Some("AGENT_RELAY_TELEMETRY"),
+        flag: None,
+        ..switch(
+            "licence.telemetry",
+            "Whether daily usage (peak of agents, messages sent) is reported to the licence server.",
+            "",
         )
     },
     number(

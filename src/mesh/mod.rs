@@ -11,7 +11,9 @@
 //! Who pushes asks [`Sleeper::rouse`] once per turn whether the other end sleeps, and rings its bell only then.
 #![forbid(unsafe_code)]
 
+use crate::base::keys::{Grant, Ring};
 use crate::base::limits::{FETCHES_MAX, LANE_MAILS_MAX, QUESTIONS_MAX, WRITER_BATCHES_MAX};
+use crate::base::tier::Entitled;
 use crate::base::{SessionId, ShardId};
 use crate::relay::{CensusPart, CensusTicket, Fetch, Fetched, Mail, Peer, Question, Record};
 use crate::wire::{Dialect, Hello};
@@ -41,6 +43,8 @@ pub struct Moved {
     pub peer: Peer,
     /// What it said.
     pub hello: Box<Hello<'static>>,
+    /// What its credential grants, if it presented one.
+    pub grant: Option<Box<Grant>>,
     /// Bytes received behind its HELLO.
     pub unread: Vec<u8>,
     /// What it was told before its HELLO and has not been sent yet.
@@ -67,6 +71,10 @@ pub enum Notice {
     Fetched(Box<Fetched>),
     /// The clerk wants a part of the list of agents.
     Census(CensusTicket),
+    /// The licence grants something else.
+    Entitled(Entitled),
+    /// There are other keys.
+    Keys(Ring),
     /// The daemon stops.
     Stop,
 }

@@ -1,6 +1,8 @@
 //! Everything that can happen to a shard's heart. A closed enum: what is not here cannot happen.
 
 use super::outbox::{CensusTicket, Fetched};
+use crate::base::keys::{Certificate, Grant, Ring, Source};
+use crate::base::tier::Entitled;
 use crate::base::{AgentId, Bytes, CloseReason, MessageId, RefuseReason, Sequence, SessionId, ShardId};
 use crate::wire::{Corrupt, Dialect, Frame, Hello, Parcel, Wants};
 
@@ -24,6 +26,8 @@ pub enum Event<'a> {
         dialect: Dialect,
         /// What it said.
         hello: Box<Hello<'static>>,
+        /// What its credential grants, if it presented one.
+        grant: Option<Box<Grant>>,
     },
     /// A whole, checked frame arrived.
     Frame {
@@ -88,15 +92,25 @@ pub enum Event<'a> {
     },
     /// Someone wants to know who is here; answered in parts.
     Census(CensusTicket),
+    /// The licence grants something else from now on. Nobody who is connected is dropped for it.
+    Entitled(Entitled),
+    /// There are other keys from now on: connections whose key is gone are closed.
+    Keys(Ring),
     /// The daemon stops: say BYE to everyone.
     Stop,
 }
 
-/// The other end of a connection, as the kernel tells.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+/// The other end of a connection, as the kernel and TLS tell.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Peer {
     /// Whether it is the daemon's own user (or root) on the Unix socket: may use the command line's frames.
     pub owner: bool,
+    /// Whether it came in where others can reach: a credential is needed, whatever the settings say.
+    pub exposed: bool,
+    /// Where it comes from, for counting what it gets wrong.
+    pub source: Source,
+    /// The client certificate that it has shown, verified.
+    pub certificate: Option<Certificate>,
 }
 
 /// What hearts say to each other.

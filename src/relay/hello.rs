@@ -42,7 +42,7 @@ impl Relay {
             // Nothing is in flight on a connection before its HELLO, so it can move.
             self.drop_session(id);
             let hello = Box::new(hello.into_owned());
-            outbox.outputs.push(Output::Move { session: id, to: home, hello });
+            outbox.outputs.push(Output::Move { session: id, to: home, hello, grant: None });
             return;
         }
         let slot = match self.agents.find(hash, claimed.as_bytes()) {
@@ -161,7 +161,7 @@ impl Relay {
             outbox.reply(id, error(ErrorCode::ResumeTooOld, text, false));
         }
         if let Some(session) = self.sessions.find_mut(id) {
-            let peer = session.peer;
+            let peer = session.peer.clone();
             *session = Session { dialect, state: State::Live(slot), ..Session::fresh(now.mono, peer) };
             self.half_open -= 1;
         }

@@ -30,8 +30,9 @@ pub use outbox::{
 };
 
 use crate::base::ids::TokenSource;
+use crate::base::keys::Ring;
 use crate::base::limits;
-use crate::base::tier::Entitlement;
+use crate::base::tier::Entitled;
 use crate::base::{
     AgentId, Bytes, Chunks, CloseReason, MessageId, Mono, NameHasher, Now, RefuseReason, Sequence, SessionId, ShardId,
     name,
@@ -67,7 +68,13 @@ pub struct Options {
     /// Bounds.
     pub bounds: Bounds,
     /// What the licence grants.
-    pub entitlement: Entitlement,
+    pub entitlement: Entitled,
+    /// Whether HELLO needs a credential from everyone.
+    pub require_auth: bool,
+    /// Whether a client certificate may speak for the agents it names alone.
+    pub bind_certificates: bool,
+    /// The keys there are.
+    pub keys: Ring,
 }
 
 /// The bounds that an operator may set; never above those of `base::limits`.
@@ -196,7 +203,9 @@ impl Relay {
             Event::Frame { session, dialect, ack, frame } => self.on_frame(now, session, dialect, ack, frame, outbox),
             Event::Written { session, through } => self.on_written(now, session, through, outbox),
             Event::Opened { session, peer } => self.on_opened(now, session, peer, outbox),
-            Event::Adopted { session, peer, dialect, hello } => {
+            Event::Entitled(entitlement) => self.options.entitlement = entitlement,
+            Event::Keys(keys) => self.options.keys = keys,
+            Event::Adopted { session, peer, dialect, hello, grant: _ } => {
                 self.sessions.insert(session, Session { dialect, ..Session::fresh(now.mono, peer) });
                 self.timers.set(timers::coalesced(now.mono + limits::PING_AFTER), Timer::Session(session));
                 self.half_open += 1;

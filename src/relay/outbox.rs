@@ -2,6 +2,7 @@
 
 use super::event::Mail;
 use super::memory::{ProgressRecord, SessionRecord};
+use crate::base::keys::Grant;
 use crate::base::{AgentId, Bytes, CloseReason, MessageId, Name, RefuseReason, Sequence, SessionId, ShardId};
 use crate::wire::{Frame, Hello, QueryKind, Receipt};
 
@@ -80,6 +81,18 @@ pub enum Output {
         to: ShardId,
         /// What it said.
         hello: Box<Hello<'static>>,
+        /// What its credential grants, if it presented one.
+        grant: Option<Box<Grant>>,
+    },
+    /// Read nothing more from it until `Resume`; what was read already is kept for then. A SEND found a limit empty.
+    Pause {
+        /// Which.
+        session: SessionId,
+    },
+    /// Go on reading.
+    Resume {
+        /// Which.
+        session: SessionId,
     },
     /// Close it, after what was said before.
     Close {

@@ -1,6 +1,8 @@
 //! The heart driven by hand: one short test for each bug that the simulated worlds found.
 
 use super::*;
+use crate::base::keys::KeyRing;
+use crate::base::tier::Entitlement;
 use crate::wire::{Hello, MessageFields, Wants};
 
 /// Two hearts and nothing between them: mail is carried when a test says so.
@@ -31,7 +33,10 @@ impl Pair {
                 token_seed: [shard as u8; 32],
                 strict: false,
                 bounds: bounds.clone(),
-                entitlement: Entitlement::UNLIMITED,
+                entitlement: Entitlement::unlimited(),
+                require_auth: false,
+                bind_certificates: false,
+                keys: KeyRing::empty(),
             })
         };
         Pair {

@@ -1,6 +1,7 @@
 //! What a shard keeps of each connection beside what its heart knows: unread bytes, unsent bytes, the dialect.
 
 use crate::base::ids::Token;
+use crate::base::keys::Grant;
 use crate::base::{AgentId, CloseReason, Name, Sequence, SessionId, ShardId};
 use crate::relay::Peer;
 use crate::uring::SendBuffer;
@@ -35,7 +36,7 @@ pub(super) struct Connection {
     /// Closes when everything pending has been sent.
     pub(super) closing: Option<CloseReason>,
     /// Moves home when no send is in flight.
-    pub(super) moving: Option<(ShardId, Box<Hello<'static>>)>,
+    pub(super) moving: Option<(ShardId, Box<Hello<'static>>, Option<Box<Grant>>)>,
 }
 
 /// Where a connection stands, as far as receiving is concerned.

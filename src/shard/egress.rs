@@ -42,9 +42,11 @@ impl Inner {
                         self.unread.push(session);
                     }
                 }
-                Output::Move { session, to, hello } => {
+                // Until the driver can pause one connection.
+                Output::Pause { .. } | Output::Resume { .. } => {}
+                Output::Move { session, to, hello, grant } => {
                     let Some(connection) = self.connections.find_mut(session) else { continue };
-                    connection.moving = Some((to, hello));
+                    connection.moving = Some((to, hello, grant));
                     self.mark_due(session);
                 }
                 Output::Close { session, reason } => {
@@ -126,7 +128,7 @@ impl Inner {
 
     /// Hands a connection on which nothing is in flight to the shard where its agent lives.
     fn move_home(&mut self, id: SessionId, driver: &mut Driver) {
-        let Some(Connection { dialect: Some(dialect), peer, stash, pending, moving: Some((to, hello)), .. }) =
+        let Some(Connection { dialect: Some(dialect), peer, stash, pending, moving: Some((to, hello, grant)), .. }) =
             self.connections.remove(id)
         else {
             return driver.close(id);
@@ -135,7 +137,7 @@ impl Inner {
             Some(descriptor) => {
                 // Replies alone: nothing is delivered before HELLO, so there are no big frames among them.
                 let unsent = pending.bytes;
-                let moved = Moved { descriptor, dialect, peer, hello, unread: stash, unsent };
+                let moved = Moved { descriptor, dialect, peer, hello, grant, unread: stash, unsent };
                 self.hold_post(to, Post::Connection(Box::new(moved)));
                 self.push_holds();
             }
@@ -372,7 +374,7 @@ impl Inner {
                 self.flush_records(false);
                 true
             }
-            QueryKind::Status | QueryKind::Agents | QueryKind::Stop => {
+            QueryKind::Status | QueryKind::Agents | QueryKind::Stop | QueryKind::Keys | QueryKind::License => {
                 self.clerk_pushed = true;
                 self.mesh.push_clerk(ClerkPost::Question(self.shard, question)).is_ok()
             }

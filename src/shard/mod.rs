@@ -300,7 +300,7 @@ impl Inner {
             };
             match driver.attach(descriptor) {
                 Ok(session) => {
-                    self.connections.insert(session, Connection::new(peer, &self.nameless));
+                    self.connections.insert(session, Connection::new(peer.clone(), &self.nameless));
                     self.rearm.push(session);
                     self.relay.handle(self.now, Event::Opened { session, peer }, &mut self.outbox);
                 }
@@ -322,12 +322,12 @@ impl Inner {
         match sockopt::socket_peercred(descriptor) {
             Ok(credentials) if credentials.uid.as_raw() != u32::MAX => {
                 let uid = credentials.uid.as_raw();
-                (uid == self.options.owner_uid || uid == 0).then_some(Peer { owner: true })
+                (uid == self.options.owner_uid || uid == 0).then_some(Peer { owner: true, ..Peer::default() })
             }
             _ => {
                 // TCP: small frames must not wait for each other.
                 let _ = sockopt::set_tcp_nodelay(descriptor, true);
-                Some(Peer { owner: false })
+                Some(Peer::default())
             }
         }
     }
@@ -355,14 +355,14 @@ impl Inner {
                     }
                     Some(Post::Connection(moved)) => match driver.attach(moved.descriptor) {
                         Ok(session) => {
-                            let mut connection = Connection::new(moved.peer, &self.nameless);
+                            let mut connection = Connection::new(moved.peer.clone(), &self.nameless);
                             connection.dialect = Some(moved.dialect);
                             connection.stage = Stage::Greeting;
                             connection.stash = moved.unread;
                             connection.pending.bytes = moved.unsent;
                             self.connections.insert(session, connection);
                             let (peer, dialect, hello) = (moved.peer, moved.dialect, moved.hello);
-                            let event = Event::Adopted { session, peer, dialect, hello };
+                            let event = Event::Adopted { session, peer, dialect, hello, grant: moved.grant };
                             self.relay.handle(self.now, event, &mut self.outbox);
                         }
                         Err(_) => tracing::warn!(reason = "connections_full", "a connection found its home full"),
@@ -381,6 +381,8 @@ impl Inner {
                 },
                 Notice::Fetched(fetched) => Event::Fetched(fetched),
                 Notice::Census(ticket) => Event::Census(ticket),
+                Notice::Entitled(entitlement) => Event::Entitled(entitlement),
+                Notice::Keys(keys) => Event::Keys(keys),
                 Notice::Stop => {
                     self.stopping = true;
                     Event::Stop

@@ -337,6 +337,8 @@ fn query(body: &ArchivedQuery) -> Checked<'_> {
         3 => QueryKind::Message,
         4 => QueryKind::Stop,
         5 => QueryKind::History,
+        6 => QueryKind::Keys,
+        7 => QueryKind::License,
         _ => return Err(malformed(number, "this relay does not know that kind of QUERY")),
     };
     if body.arguments.len() > QUERY_ARGUMENT_BYTES_MAX {

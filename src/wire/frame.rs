@@ -406,6 +406,10 @@ pub enum QueryKind {
     Stop = 4,
     /// Stored messages, in pages. `{from, to, agent, thread, topic, since_ms, until_ms, limit, before, after}`, each optional.
     History = 5,
+    /// API keys: `{op: "list"|"create"|"revoke"|"rotate"|"token", …}`.
+    Keys = 6,
+    /// The licence in force and its usage; `{op: "show"|"reload"}`.
+    License = 7,
 }
 
 /// An answer, or a part of one.

@@ -7,6 +7,7 @@ use super::link::End;
 use super::speech;
 use super::swarm::{Mutation, Swarm};
 use super::world::World;
+use agent_relay::base::keys::KeyRing;
 use agent_relay::base::tier::Entitlement;
 use agent_relay::base::{AgentId, CloseReason, MessageId, Mono, RefuseReason, Sequence, SessionId, ShardId};
 use agent_relay::relay::{Event, Fetched, Mail, Options, Outbox, Output, Peer, Record, Relay};
@@ -18,7 +19,7 @@ pub enum Post {
     /// From heart to heart.
     Mail(Mail),
     /// A connection on its way home.
-    Adopt { link: usize, hello: Box<Hello<'static>> },
+    Adopt { link: usize, hello: Box<Hello<'static>>, grant: Option<Box<agent_relay::base::keys::Grant>> },
 }
 
 /// A shard.
@@ -59,7 +60,10 @@ impl Shard {
             token_seed,
             strict: swarm.strict && swarm.mutation != Some(Mutation::StrictEarly),
             bounds: swarm.bounds.clone(),
-            entitlement: Entitlement::UNLIMITED,
+            entitlement: Entitlement::unlimited(),
+            require_auth: false,
+            bind_certificates: false,
+            keys: KeyRing::empty(),
         };
         Shard {
             relay: Relay::new(options),
@@ -164,13 +168,18 @@ impl World {
             }
             let Some((_, post)) = self.lanes[from][me].pop_front() else { return };
             match post {
-                Post::Adopt { link, hello } => {
+                Post::Adopt { link, hello, grant } => {
                     let session = self.shards[me].seat(link);
                     self.links[link].end = End::At(me, session);
-                    let (peer, dialect) = (Peer { owner: self.links[link].owner }, self.links[link].dialect);
+                    let (peer, dialect) =
+                        (Peer { owner: self.links[link].owner, ..Peer::default() }, self.links[link].dialect);
                     self.marks.hit("moved");
                     let shard = &mut self.shards[me];
-                    shard.relay.handle(self.now, Event::Adopted { session, peer, dialect, hello }, &mut shard.outbox);
+                    shard.relay.handle(
+                        self.now,
+                        Event::Adopted { session, peer, dialect, hello, grant },
+                        &mut shard.outbox,
+                    );
                 }
                 Post::Mail(mail) => {
                     if let Mail::Send { parcel, .. } | Mail::Fanout { parcel, .. } = &mail {
@@ -223,7 +232,7 @@ impl World {
                 let session = self.shards[me].seat(index);
                 let link = &mut self.links[index];
                 link.end = End::At(me, session);
-                let peer = Peer { owner: link.owner };
+                let peer = Peer { owner: link.owner, ..Peer::default() };
                 let shard = &mut self.shards[me];
                 shard.relay.handle(self.now, Event::Opened { session, peer }, &mut shard.outbox);
             }
@@ -499,12 +508,13 @@ impl World {
                 self.links[index].settled = true;
                 self.say(&format!("link {index} is {name} at shard {me}"));
             }
-            Output::Move { session, to, hello } => {
+            Output::Move { session, to, hello, grant } => {
                 let index = self.linked(me, session);
                 self.shards[me].unseat(session);
                 self.links[index].end = End::Moving;
-                self.post(me, usize::from(to.0), Post::Adopt { link: index, hello });
+                self.post(me, usize::from(to.0), Post::Adopt { link: index, hello, grant });
             }
+            Output::Pause { .. } | Output::Resume { .. } => {}
             Output::Close { session, reason } => {
                 let index = self.linked(me, session);
                 self.say(&format!("link {index} is closed: {}", reason.name()));

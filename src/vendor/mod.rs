@@ -1,0 +1,2 @@
+//! The vendor's side, `relay-license`: makes signing keys, issues and revokes licences, and serves them.
+#![forbid(unsafe_code)]
