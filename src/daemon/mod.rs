@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod clerk;
+mod harden;
 pub mod cpus;
 pub mod lock;
 mod logs;
@@ -12,6 +13,7 @@ mod run;
 pub mod settings;
 pub(crate) mod settings_file;
 pub mod settings_key;
+mod settings_protection;
 mod settings_records;
 mod storage;
 

@@ -4,7 +4,7 @@ use super::clerk::{Clerk, Facts, wall_ms};
 use super::logs::Logs;
 use super::settings::{Backend, Durability, Settings};
 use super::storage::{Storage, StorageBells, StorageError, StorageGauges, StorageThreads};
-use super::{cpus, lock, notify, paths};
+use super::{cpus, harden, lock, notify, paths};
 use crate::base::keys::{KeyRing, Ring};
 use crate::base::limits::KNOWN_AGENTS_MAX;
 use crate::base::tier::{Entitled, Entitlement};
@@ -98,6 +98,7 @@ pub fn run(mut settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), Dae
     settings.layout.write_project_file(jiff::Timestamp::now()).map_err(cannot("write .project"))?;
     let colour = rustix::termios::isatty(io::stderr());
     let logs = Logs::start(&settings.log_level, settings.log_format, colour);
+    harden::keep_secrets_inside();
     let mut storage = Storage::open(&settings, (wall_ms() / 1_000) as u32)?;
     let socket_file = if inherited.unix.is_empty() { Some(lock.bind(&settings.layout.socket)?) } else { None };
     let mut tcp = inherited.tcp;
