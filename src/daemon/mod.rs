@@ -2,8 +2,8 @@
 #![forbid(unsafe_code)]
 
 mod clerk;
-mod harden;
 pub mod cpus;
+mod harden;
 pub mod lock;
 mod logs;
 pub mod notify;
