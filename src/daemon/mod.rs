@@ -4,6 +4,7 @@
 mod clerk;
 pub mod cpus;
 mod harden;
+mod headroom;
 pub mod lock;
 mod logs;
 pub mod notify;
