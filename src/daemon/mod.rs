@@ -18,4 +18,4 @@ mod settings_protection;
 mod settings_records;
 mod storage;
 
-pub use run::{DaemonError, Ready, run};
+pub use run::{DaemonError, Ready, run, run_temporary};

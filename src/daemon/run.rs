@@ -87,12 +87,27 @@ pub struct Ready {
 }
 
 /// Runs the daemon on this thread until it is told to stop. `ready` is called once every listener is open.
-pub fn run(mut settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), DaemonError> {
-    let entitlement = Entitlement::unlimited();
-    let keys = KeyRing::empty();
-    settings.keep_within(&entitlement);
+pub fn run(settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), DaemonError> {
     // Before any thread starts: it edits the environment, and children of nobody should inherit the sockets.
     let inherited = notify::inherited()?;
+    serve_until_stopped(settings, inherited, None, ready)
+}
+
+/// The same for `relay bench`: a daemon in the caller's process, on a thread of the caller's, in a directory that the caller
+/// made for it, without a licence and without limits. There is no way from outside to make a process do this but that command.
+pub fn run_temporary(settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), DaemonError> {
+    serve_until_stopped(settings, notify::Inherited::default(), Some(Entitlement::unlimited()), ready)
+}
+
+fn serve_until_stopped(
+    mut settings: Settings,
+    inherited: notify::Inherited,
+    granted: Option<Entitled>,
+    ready: impl FnOnce(&Ready),
+) -> Result<(), DaemonError> {
+    let entitlement = granted.unwrap_or_else(Entitlement::unlimited);
+    let keys = KeyRing::empty();
+    settings.keep_within(&entitlement);
     settings.layout.create()?;
     let lock = lock::Lock::take(&settings.layout, jiff::Timestamp::now())?;
     settings.layout.write_project_file(jiff::Timestamp::now()).map_err(cannot("write .project"))?;
