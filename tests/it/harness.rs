@@ -1,6 +1,8 @@
 //! Starts the real program in a data directory of its own, waits until it says that it is ready, and ends it with the test.
 
+use crate::evaluation;
 use crate::peers::{JsonPeer, NativePeer};
+use agent_relay::base::tier::Tier;
 use agent_relay::client::{self, Address, Client, Options};
 use agent_relay::wire::QueryKind;
 use rustix::process::{Pid, Signal};
@@ -63,6 +65,8 @@ pub(crate) struct Setup {
     /// Becomes descriptor 0 of the shell.
     pub stdin: Option<OwnedFd>,
     pub directory: Option<TempDir>,
+    /// What the daemon is licensed for; none: nothing, the free tier.
+    pub tier: Option<Tier>,
 }
 
 impl Setup {
@@ -74,6 +78,7 @@ impl Setup {
             shell: String::new(),
             stdin: None,
             directory: None,
+            tier: Some(Tier::Enterprise),
         }
     }
 
@@ -84,6 +89,11 @@ impl Setup {
 
     pub(crate) fn shell(mut self, shell: &str) -> Setup {
         self.shell = shell.to_owned();
+        self
+    }
+
+    pub(crate) fn tier(mut self, tier: Tier) -> Setup {
+        self.tier = (tier != Tier::Community).then_some(tier);
         self
     }
 
@@ -108,6 +118,9 @@ impl Setup {
             command
         };
         environment(&mut command, directory.path());
+        if let Some(tier) = self.tier {
+            command.env(evaluation::VARIABLE, evaluation::licence(tier));
+        }
         command
             .args(["up", "--global", "--backend", self.way.backend, "--cores", &self.way.cores.to_string()])
             .args(&self.arguments)

@@ -5,6 +5,8 @@ mod away;
 mod command_line;
 mod cpus;
 mod durable;
+#[path = "../evaluation/mod.rs"]
+mod evaluation;
 mod harness;
 mod hostile;
 mod lifecycle;
