@@ -104,6 +104,11 @@ impl Setup {
 
     /// Starts it from the calling thread (whose CPU mask and filters it inherits) and waits for READY.
     pub(crate) fn start(self) -> Daemon {
+        self.try_start().unwrap_or_else(|(said, _)| panic!("the daemon did not start:\n{said}"))
+    }
+
+    /// The same; when it ends instead of becoming READY, what it said, and where.
+    pub(crate) fn try_start(self) -> Result<Daemon, (String, TempDir)> {
         let directory =
             self.directory.unwrap_or_else(|| tempfile::Builder::new().prefix("relay-it").tempdir().unwrap());
         std::fs::write(directory.path().join("relay.toml"), &self.settings).unwrap();
@@ -132,8 +137,10 @@ impl Setup {
         let said = Arc::new(Mutex::new(String::new()));
         let reader = read_all(child.stderr.take().unwrap(), said.clone());
         let mut daemon = Daemon { child, way: self.way, directory, said, reader: Some(reader), notices };
-        daemon.notice("READY=1");
-        daemon
+        match daemon.noticed("READY=1") {
+            true => Ok(daemon),
+            false => Err(daemon.ended()),
+        }
     }
 }
 
@@ -190,6 +197,20 @@ impl Daemon {
 
     /// Waits until the service manager is told `line`.
     pub(crate) fn notice(&mut self, line: &str) {
+        assert!(self.noticed(line), "the daemon ended before it said {line}:\n{}", self.said());
+    }
+
+    /// What an ended daemon said, all of it, and its directory.
+    fn ended(mut self) -> (String, TempDir) {
+        if let Some(reader) = self.reader.take() {
+            reader.join().unwrap();
+        }
+        let directory = std::mem::replace(&mut self.directory, tempfile::tempdir().unwrap());
+        (self.said(), directory)
+    }
+
+    /// Waits for `line`; says whether it came before the daemon ended.
+    fn noticed(&mut self, line: &str) -> bool {
         let deadline = Instant::now() + PATIENCE;
         self.notices.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let mut notice = [0; 4096];
@@ -197,10 +218,10 @@ impl Daemon {
             if let Ok(length) = self.notices.recv(&mut notice)
                 && String::from_utf8_lossy(&notice[..length]).lines().any(|said| said == line)
             {
-                return;
+                return true;
             }
-            if let Some(status) = self.child.try_wait().unwrap() {
-                panic!("the daemon ended ({status}) before it said {line}:\n{}", self.said());
+            if self.child.try_wait().unwrap().is_some() {
+                return false;
             }
         }
         panic!("the daemon did not say {line} in time:\n{}", self.said());

@@ -20,5 +20,6 @@ mod seccomp;
 mod slow;
 mod takeover;
 mod talk;
+mod tiers;
 mod topics;
 mod transcripts;
