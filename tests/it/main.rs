@@ -17,6 +17,7 @@ mod python;
 mod receipts;
 mod resume;
 mod seccomp;
+mod secrets;
 mod slow;
 mod takeover;
 mod talk;
