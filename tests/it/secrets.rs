@@ -177,7 +177,9 @@ fn a_plain_store_keeps_no_secret_but_its_hash() {
 fn the_first_frame_behind_a_refused_hello_is_not_read() {
     let daemon = Setup::new(URING_TWO).argument("--require-auth").start();
     let (mut eve, _) = NativePeer::hello(daemon.stream(), "eve", None, Sequence::default());
-    let _ = std::io::Write::write_all(&mut eve.stream, &eve.encode("ann", "in", Wants::default()));
+    let send = eve.encode("ann", "in", Wants::default());
+    // It may be closed by now.
+    let _ = std::io::Write::write_all(&mut eve.stream, &send);
     eve.rest();
     assert_eq!(daemon.status()["messages"]["in"], 0);
 }
