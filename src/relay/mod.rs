@@ -165,6 +165,11 @@ impl Relay {
                 let adopted = Session { dialect, grant, ..Session::fresh(now.mono, peer) };
                 self.on_adopted(now, session, adopted, *hello, outbox);
             }
+            Event::Certified { session, certificate } => {
+                if let Some(session) = self.sessions.find_mut(session) {
+                    session.peer.certificate = Some(certificate);
+                }
+            }
             Event::Corrupt { session, dialect, corrupt } => self.on_corrupt(session, dialect, &corrupt, outbox),
             Event::Closed { session, reason } => self.on_closed(now, session, reason, outbox),
             Event::Mail { from, mail } => self.on_mail(now, from, mail, outbox),
