@@ -1,6 +1,7 @@
 //! The daemon's frame: settings, where its files lie, the lock that keeps it alone, its CPUs, its service manager.
 #![forbid(unsafe_code)]
 
+mod audit;
 mod clerk;
 pub mod cpus;
 pub mod lock;
@@ -8,6 +9,7 @@ mod logs;
 pub mod notify;
 pub mod paths;
 mod presence;
+mod registrar;
 mod run;
 pub mod settings;
 pub(crate) mod settings_file;
