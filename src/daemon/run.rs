@@ -2,10 +2,11 @@
 
 use super::clerk::{Clerk, Facts, wall_ms};
 use super::logs::Logs;
+use super::registrar::Registrar;
 use super::settings::{Backend, Durability, Settings};
 use super::storage::{Storage, StorageBells, StorageError, StorageGauges, StorageThreads};
 use super::{cpus, lock, notify, paths};
-use crate::base::keys::{KeyRing, Ring};
+use crate::base::keys::Ring;
 use crate::base::limits::KNOWN_AGENTS_MAX;
 use crate::base::tier::{Entitled, Entitlement};
 use crate::base::{Mono, ShardId};
@@ -89,7 +90,6 @@ pub struct Ready {
 /// Runs the daemon on this thread until it is told to stop. `ready` is called once every listener is open.
 pub fn run(mut settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), DaemonError> {
     let entitlement = Entitlement::unlimited();
-    let keys = KeyRing::empty();
     settings.keep_within(&entitlement);
     // Before any thread starts: it edits the environment, and children of nobody should inherit the sockets.
     let inherited = notify::inherited()?;
@@ -99,6 +99,9 @@ pub fn run(mut settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), Dae
     let colour = rustix::termios::isatty(io::stderr());
     let logs = Logs::start(&settings.log_level, settings.log_format, colour);
     let mut storage = Storage::open(&settings, (wall_ms() / 1_000) as u32)?;
+    let retention_ms = u64::from(settings.retention_days) * 24 * 3_600_000;
+    let registrar = Registrar::open(storage.store.clone(), retention_ms, wall_ms()).map_err(StorageError::from)?;
+    let keys = registrar.ring();
     let socket_file = if inherited.unix.is_empty() { Some(lock.bind(&settings.layout.socket)?) } else { None };
     let mut tcp = inherited.tcp;
     for address in &settings.listen {
@@ -151,12 +154,13 @@ pub fn run(mut settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), Dae
         follower: storage.follower.clone(),
         storage: gauges,
         entitlement,
+        registrar,
     };
     let socket = settings.layout.socket.clone();
-    let clerk = Clerk::new(mesh.clone(), started.bells.clone(), settings, facts);
+    let mut clerk = Clerk::new(mesh.clone(), started.bells.clone(), settings, facts);
     ready(&Ready { socket, listen, cpus: choice.cpus, reports: started.reports, notes });
     notify::ready("relaying");
-    let drained = serve(clerk, &mesh, &clerk_bell, &signals);
+    let drained = serve(&mut clerk, &mesh, &clerk_bell, &signals);
     // From here on nobody can connect: the name goes first, so that the next daemon is not mistaken for this one.
     drop(socket_file);
     if drained {
@@ -166,6 +170,7 @@ pub fn run(mut settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), Dae
             }
         }
     }
+    clerk.stop();
     threads.stop();
     let dropped = logs.dropped();
     if dropped > 0 {
@@ -176,7 +181,7 @@ pub fn run(mut settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), Dae
 }
 
 /// The main thread's life. Says whether every shard has drained.
-fn serve(mut clerk: Clerk, mesh: &Mesh, bell: &Waker, signals: &AtomicU32) -> bool {
+fn serve(clerk: &mut Clerk, mesh: &Mesh, bell: &Waker, signals: &AtomicU32) -> bool {
     let mut stopping = None::<Instant>;
     let mut watchdog = notify::Watchdog::of_environment();
     loop {
