@@ -200,10 +200,17 @@ impl Source {
 /// Whom a verified client certificate speaks for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Identity {
-    /// Its subject's common name and its subject alternative names (DNS, URI, e-mail), as text.
+    /// Its subject's common name and its subject alternative names (DNS, URI, e-mail, IP), as text.
     pub names: Box<[Box<str>]>,
     /// SHA-256 of the certificate.
     pub fingerprint: [u8; 32],
+}
+
+impl Identity {
+    /// Whom `certificate`, as it was shown, speaks for.
+    pub fn new(names: Vec<Box<str>>, certificate: &[u8]) -> Identity {
+        Identity { names: names.into(), fingerprint: Sha256::digest(certificate).into() }
+    }
 }
 
 /// An identity that goes wherever its connection goes.

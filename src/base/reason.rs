@@ -38,11 +38,17 @@ pub enum CloseReason {
     Version = 16,
     /// The peer does not read the answers to what it asks.
     SlowReader = 17,
+    /// Where TLS is required, the peer speaks something else.
+    TlsRequired = 18,
+    /// The TLS handshake failed, or what came later was not correct TLS.
+    TlsHandshake = 19,
+    /// The peer speaks TLS where it is off.
+    TlsOff = 20,
 }
 
 impl CloseReason {
     /// Every reason, for metrics.
-    pub const ALL: [CloseReason; 17] = [
+    pub const ALL: [CloseReason; 20] = [
         CloseReason::Bye,
         CloseReason::Lost,
         CloseReason::Shutdown,
@@ -60,6 +66,9 @@ impl CloseReason {
         CloseReason::Forbidden,
         CloseReason::Version,
         CloseReason::SlowReader,
+        CloseReason::TlsRequired,
+        CloseReason::TlsHandshake,
+        CloseReason::TlsOff,
     ];
 
     /// The reason's name in logs, metrics and `status`.
@@ -82,6 +91,9 @@ impl CloseReason {
             CloseReason::Forbidden => "forbidden",
             CloseReason::Version => "version",
             CloseReason::SlowReader => "slow_reader",
+            CloseReason::TlsRequired => "tls_required",
+            CloseReason::TlsHandshake => "tls_handshake",
+            CloseReason::TlsOff => "tls_off",
         }
     }
 }

@@ -1,0 +1,1 @@
+//! Links against each other.
