@@ -4,7 +4,7 @@ use super::clerk::{Clerk, Facts, wall_ms};
 use super::logs::Logs;
 use super::settings::{Backend, Durability, Settings};
 use super::storage::{Storage, StorageBells, StorageError, StorageGauges, StorageThreads};
-use super::{cpus, lock, notify, paths};
+use super::{cpus, harden, lock, notify, paths};
 use crate::base::keys::{KeyRing, Ring};
 use crate::base::limits::KNOWN_AGENTS_MAX;
 use crate::base::tier::{Entitled, Entitlement};
@@ -87,17 +87,33 @@ pub struct Ready {
 }
 
 /// Runs the daemon on this thread until it is told to stop. `ready` is called once every listener is open.
-pub fn run(mut settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), DaemonError> {
-    let entitlement = Entitlement::unlimited();
-    let keys = KeyRing::empty();
-    settings.keep_within(&entitlement);
+pub fn run(settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), DaemonError> {
     // Before any thread starts: it edits the environment, and children of nobody should inherit the sockets.
     let inherited = notify::inherited()?;
+    serve_until_stopped(settings, inherited, None, ready)
+}
+
+/// The same for `relay bench`: a daemon in the caller's process, on a thread of the caller's, in a directory that the caller
+/// made for it, without a licence and without limits. There is no way from outside to make a process do this but that command.
+pub fn run_temporary(settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), DaemonError> {
+    serve_until_stopped(settings, notify::Inherited::default(), Some(Entitlement::unlimited()), ready)
+}
+
+fn serve_until_stopped(
+    mut settings: Settings,
+    inherited: notify::Inherited,
+    granted: Option<Entitled>,
+    ready: impl FnOnce(&Ready),
+) -> Result<(), DaemonError> {
+    let entitlement = granted.unwrap_or_else(Entitlement::unlimited);
+    let keys = KeyRing::empty();
+    settings.keep_within(&entitlement);
     settings.layout.create()?;
     let lock = lock::Lock::take(&settings.layout, jiff::Timestamp::now())?;
     settings.layout.write_project_file(jiff::Timestamp::now()).map_err(cannot("write .project"))?;
     let colour = rustix::termios::isatty(io::stderr());
     let logs = Logs::start(&settings.log_level, settings.log_format, colour);
+    harden::keep_secrets_inside();
     let mut storage = Storage::open(&settings, (wall_ms() / 1_000) as u32)?;
     let socket_file = if inherited.unix.is_empty() { Some(lock.bind(&settings.layout.socket)?) } else { None };
     let mut tcp = inherited.tcp;
