@@ -273,6 +273,8 @@ impl Load<'_> {
                 }
                 Incoming::Error { message, .. } => return Err(Error::Question(message)),
                 Incoming::Bye => return Err(Error::Lost("the relay said BYE".to_owned())),
+                // The relay reads us later: sending waits for that by itself.
+                Incoming::Slowed { .. } => drop(self.pair.busy.fetch_add(1, Ordering::Relaxed)),
                 Incoming::Message(_) | Incoming::Receipt(_) => {}
             }
         }
