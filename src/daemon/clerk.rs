@@ -4,6 +4,7 @@
 use super::headroom;
 use super::presence::{Presence, time_of};
 use super::registrar::Registrar;
+use super::run::days_ms;
 use super::settings::{Durability, Settings};
 use super::storage::StorageGauges;
 use crate::base::name::is_internal;
@@ -18,7 +19,7 @@ use crate::wire::QueryKind;
 use serde_json::{Map, Value, json};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How often the presence files may be replaced when somebody came or went.
@@ -42,6 +43,8 @@ pub(super) struct Facts {
     pub(super) storage: StorageGauges,
     pub(super) entitlement: Entitled,
     pub(super) registrar: Registrar,
+    /// How long messages are kept, for whoever deletes.
+    pub(super) retention_ms: Arc<AtomicU64>,
 }
 
 pub(super) struct Clerk {
@@ -261,6 +264,8 @@ impl Clerk {
 
     /// What the licence grants from now on: every shard is told, and retention follows. Nobody is dropped.
     pub(super) fn entitle(&mut self, entitlement: Entitled) {
+        let days = entitlement.retention_days(self.settings.retention_days);
+        self.facts.retention_ms.store(days_ms(days), Ordering::Relaxed);
         self.facts.entitlement = entitlement;
         self.unentitled = (0..self.mesh.shards()).collect();
         self.tell_changes();
@@ -430,7 +435,7 @@ impl Clerk {
             "pending_records": writer.pending.load(Ordering::Relaxed),
             "fetched_messages": keeper.fetched_messages.load(Ordering::Relaxed),
             "upkeep_failures": keeper.failures.load(Ordering::Relaxed),
-            "retention_days": self.settings.retention_days,
+            "retention_days": entitlement.retention_days(self.settings.retention_days),
             "retention_max_days": entitlement.retention_days_max,
             "tier": entitlement.tier.name(),
             "swept_messages": keeper.swept_messages.load(Ordering::Relaxed),
