@@ -211,6 +211,11 @@ impl Relay {
                 self.half_open += 1;
                 self.on_hello(now, session, dialect, *hello, outbox);
             }
+            Event::Certified { session, certificate } => {
+                if let Some(session) = self.sessions.find_mut(session) {
+                    session.peer.certificate = Some(certificate);
+                }
+            }
             Event::Corrupt { session, dialect, corrupt } => self.on_corrupt(session, dialect, &corrupt, outbox),
             Event::Closed { session, reason } => self.on_closed(now, session, reason, outbox),
             Event::Mail { from: _, mail } => self.on_mail(now, mail, outbox),

@@ -74,6 +74,31 @@ impl Connector {
     }
 }
 
+#[cfg(test)]
+impl Connector {
+    /// The same, with nothing newer than TLS 1.2.
+    pub(super) fn only_tls12(self, ca: &std::path::Path, pair: (&std::path::Path, &std::path::Path)) -> Connector {
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS12])
+            .unwrap()
+            .with_root_certificates(files::authorities(ca).unwrap())
+            .with_client_auth_cert(
+                files::certificates("certificate", pair.0).unwrap(),
+                files::private_key(pair.1).unwrap(),
+            )
+            .unwrap();
+        Connector { config: Arc::new(config) }
+    }
+}
+
+#[cfg(test)]
+impl ClientLink {
+    /// Asks for new keys, which no client of ours does.
+    pub(super) fn refresh_keys(&mut self, out: &mut Vec<u8>) {
+        self.link.refresh_keys(out);
+    }
+}
+
 /// The client's end of one connection.
 pub struct ClientLink {
     link: Link<UnbufferedClientConnection>,

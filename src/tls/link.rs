@@ -150,15 +150,18 @@ impl<E: End> Link<E> {
                 }
                 // Early data is not offered.
                 Ok(_) => return (done, Err(LinkError::Broken("early data".to_owned()))),
-                Err(error) => break error,
+                Err(error) => {
+                    done += discard;
+                    break error;
+                }
             }
             done += discard + more;
         };
-        // The alert, if there is one, lies ready; then the error comes again.
-        while let UnbufferedStatus { state: Ok(state), .. } = self.end.process(&mut []) {
-            match state {
-                ConnectionState::EncodeTlsData(mut flight) => encode(&mut flight, out),
-                ConnectionState::TransmitTlsData(flight) => flight.done(),
+        // The alert, if there is one, lies ready. Nothing more may be read: rustls would look once more at what was wrong,
+        // and by assertion.
+        while self.end.state().wants_write() {
+            match self.end.process(&mut []).state {
+                Ok(ConnectionState::EncodeTlsData(mut flight)) => encode(&mut flight, out),
                 _ => break,
             }
         }
@@ -246,6 +249,14 @@ impl<E: End> Link<E> {
             out.extend_from_slice(&space[..written.unwrap_or(0)]);
             Ok(())
         });
+    }
+
+    #[cfg(test)]
+    pub(super) fn refresh_keys(&mut self, out: &mut Vec<u8>) {
+        if let UnbufferedStatus { state: Ok(ConnectionState::WriteTraffic(traffic)), .. } = self.end.process(&mut []) {
+            traffic.refresh_traffic_keys().unwrap();
+        }
+        self.writing(out, |_, _| Ok(())).unwrap();
     }
 
     /// Does something in the state in which rustls writes.
