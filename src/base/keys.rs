@@ -19,6 +19,8 @@ pub const SHOWN_LENGTH: usize = 15;
 pub const TOKEN_PREFIX: &str = "ar_tok_";
 /// Messages per minute of a key when nothing else is said.
 pub const PER_MINUTE: u32 = 1_000;
+/// Longest credential there is: a token has 119 characters.
+pub const CREDENTIAL_BYTES_MAX: usize = 256;
 /// API keys of one daemon, revoked ones not counted: each shard holds the table in memory.
 pub const KEYS_MAX: usize = 10_000;
 /// Agent names that one key may be bound to.

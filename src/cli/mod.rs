@@ -14,6 +14,7 @@ mod filter;
 mod history;
 mod import;
 mod keygen;
+mod keys;
 mod launch;
 mod listen;
 mod print;
@@ -67,6 +68,7 @@ enum Command {
     Bench(bench::Bench),
     Config(config::Config),
     Keygen(keygen::Keygen),
+    Keys(keys::Keys),
     Rekey(copies::Rekey),
     Backup(copies::Backup),
     Restore(copies::Restore),
@@ -151,6 +153,7 @@ fn run(arguments: &[String]) -> Result<(), Failure> {
         Command::Bench(command) => bench::run(&command),
         Command::Config(command) => config::run(command),
         Command::Keygen(command) => keygen::run(&command),
+        Command::Keys(command) => keys::run(&command),
         Command::Rekey(command) => copies::rekey(&command),
         Command::Backup(command) => copies::backup(&command),
         Command::Restore(command) => copies::restore(&command),

@@ -2,6 +2,7 @@
 //! between signals. It asks one shard at a time for one part of its list, so no shard's turn grows with the fleet.
 
 use super::presence::{Presence, time_of};
+use super::registrar::Registrar;
 use super::settings::{Durability, Settings};
 use super::storage::StorageGauges;
 use crate::base::name::is_internal;
@@ -36,6 +37,7 @@ pub(super) struct Facts {
     pub(super) follower: Arc<Follower>,
     pub(super) storage: StorageGauges,
     pub(super) entitlement: Entitled,
+    pub(super) registrar: Registrar,
 }
 
 pub(super) struct Clerk {
@@ -50,6 +52,8 @@ pub(super) struct Clerk {
     census: Option<Census>,
     tickets: u64,
     finished: Vec<bool>,
+    /// Shards that do not have the newest keys yet.
+    untold: Vec<u16>,
     pub(super) stop_asked: bool,
 }
 
@@ -86,6 +90,7 @@ impl Clerk {
             census: None,
             tickets: 0,
             finished,
+            untold: Vec::new(),
             stop_asked: false,
         }
     }
@@ -98,12 +103,17 @@ impl Clerk {
                     self.stop_asked = true;
                     self.answer(shard, question.session, question.number, Ok(json!({ "stopping": true })));
                 }
+                ClerkPost::Question(shard, question) if question.kind == QueryKind::Keys => self.keys(shard, &question),
                 ClerkPost::Question(shard, question) => self.errands.push_back(Errand::Answer { shard, question }),
                 ClerkPost::Census(part, gauges) => self.take_part(part, gauges),
                 ClerkPost::Finished(shard) => self.finished[usize::from(shard.0)] = true,
             }
         }
         self.look_at_presence();
+        if self.facts.registrar.tick(Instant::now(), wall_ms()) {
+            self.publish_keys();
+        }
+        self.tell_keys();
         if let Some(census) = &self.census
             && census.asked.elapsed() > PART_DEADLINE
             && let Some(census) = self.census.take()
@@ -136,6 +146,44 @@ impl Clerk {
             }
             self.bells.shards[usize::from(shard)].wake();
         }
+    }
+
+    /// Makes and takes back API keys.
+    fn keys(&mut self, shard: ShardId, question: &Question) {
+        let arguments = serde_json::from_str(&question.arguments).unwrap_or_default();
+        let who = format!("uid:{}", rustix::process::getuid().as_raw());
+        let answer = self.facts.registrar.answer(&arguments, &who, &self.facts.entitlement, wall_ms());
+        if matches!(answer, Ok((_, true))) {
+            self.publish_keys();
+        }
+        self.answer(shard, question.session, question.number, answer.map(|(value, _)| value));
+    }
+
+    /// Every shard gets the keys as they are now; connections under others end.
+    fn publish_keys(&mut self) {
+        self.untold = (0..self.mesh.shards()).collect();
+        self.tell_keys();
+    }
+
+    /// A shard whose queue is full is told at the next turn.
+    fn tell_keys(&mut self) {
+        if self.untold.is_empty() {
+            return;
+        }
+        let ring = self.facts.registrar.ring();
+        let (mesh, bells) = (&self.mesh, &self.bells);
+        self.untold.retain(|shard| {
+            let untold = mesh.notify(ShardId(*shard), Notice::Keys(ring.clone())).is_err();
+            if mesh.shard_sleeper(ShardId(*shard)).rouse() {
+                bells.shards[usize::from(*shard)].wake();
+            }
+            untold
+        });
+    }
+
+    /// The last thing.
+    pub(super) fn stop(&mut self) {
+        self.facts.registrar.stop();
     }
 
     fn look_at_presence(&mut self) {

@@ -1,6 +1,7 @@
 //! The daemon's frame: settings, where its files lie, the lock that keeps it alone, its CPUs, its service manager.
 #![forbid(unsafe_code)]
 
+mod audit;
 mod clerk;
 pub mod cpus;
 mod harden;
@@ -10,6 +11,7 @@ mod logs;
 pub mod notify;
 pub mod paths;
 mod presence;
+mod registrar;
 mod run;
 pub mod settings;
 pub(crate) mod settings_file;

@@ -2,10 +2,11 @@
 
 use super::clerk::{Clerk, Facts, wall_ms};
 use super::logs::Logs;
+use super::registrar::Registrar;
 use super::settings::{Backend, Durability, Settings, TlsFiles};
 use super::storage::{Storage, StorageBells, StorageError, StorageGauges, StorageThreads};
 use super::{cpus, harden, lock, notify, paths};
-use crate::base::keys::{KeyRing, Ring};
+use crate::base::keys::Ring;
 use crate::base::limits::KNOWN_AGENTS_MAX;
 use crate::base::tier::{Entitled, Entitlement};
 use crate::base::{Mono, ShardId};
@@ -109,7 +110,6 @@ fn serve_until_stopped(
     ready: impl FnOnce(&Ready),
 ) -> Result<(), DaemonError> {
     let entitlement = granted.unwrap_or_else(Entitlement::unlimited);
-    let keys = KeyRing::empty();
     settings.keep_within(&entitlement);
     settings.layout.create()?;
     let tls = settings.tls.as_ref().map(load_tls).transpose()?;
@@ -119,6 +119,9 @@ fn serve_until_stopped(
     let logs = Logs::start(&settings.log_level, settings.log_format, colour);
     harden::keep_secrets_inside();
     let mut storage = Storage::open(&settings, (wall_ms() / 1_000) as u32)?;
+    let retention_ms = u64::from(settings.retention_days) * 24 * 3_600_000;
+    let registrar = Registrar::open(storage.store.clone(), retention_ms, wall_ms()).map_err(StorageError::from)?;
+    let keys = registrar.ring();
     let socket_file = if inherited.unix.is_empty() { Some(lock.bind(&settings.layout.socket)?) } else { None };
     let mut tcp = inherited.tcp;
     for address in &settings.listen {
@@ -175,16 +178,17 @@ fn serve_until_stopped(
         follower: storage.follower.clone(),
         storage: gauges,
         entitlement,
+        registrar,
     };
     let socket = settings.layout.socket.clone();
     let files = settings.tls.clone();
     let mut notes = notes;
     notes.extend(tls.iter().flat_map(|tls| tls.warnings().to_vec()));
-    let clerk = Clerk::new(mesh.clone(), started.bells.clone(), settings, facts);
+    let mut clerk = Clerk::new(mesh.clone(), started.bells.clone(), settings, facts);
     ready(&Ready { socket, listen, cpus: choice.cpus, reports: started.reports, notes });
     notify::ready("relaying");
     let reload = || reload_tls(files.as_ref(), &mesh, &started.bells);
-    let drained = serve(clerk, &mesh, &clerk_bell, &signals, reload);
+    let drained = serve(&mut clerk, &mesh, &clerk_bell, &signals, reload);
     // From here on nobody can connect: the name goes first, so that the next daemon is not mistaken for this one.
     drop(socket_file);
     if drained {
@@ -194,6 +198,7 @@ fn serve_until_stopped(
             }
         }
     }
+    clerk.stop();
     threads.stop();
     let dropped = logs.dropped();
     if dropped > 0 {
@@ -204,7 +209,7 @@ fn serve_until_stopped(
 }
 
 /// The main thread's life. Says whether every shard has drained.
-fn serve(mut clerk: Clerk, mesh: &Mesh, bell: &Waker, signals: &Asked, reload: impl Fn()) -> bool {
+fn serve(clerk: &mut Clerk, mesh: &Mesh, bell: &Waker, signals: &Asked, reload: impl Fn()) -> bool {
     let mut stopping = None::<Instant>;
     let mut watchdog = notify::Watchdog::of_environment();
     loop {
