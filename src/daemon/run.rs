@@ -20,7 +20,7 @@ use signal_hook::iterator::Signals;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
@@ -104,13 +104,12 @@ pub fn run_temporary(settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(
 }
 
 fn serve_until_stopped(
-    mut settings: Settings,
+    settings: Settings,
     inherited: notify::Inherited,
     granted: Option<Entitled>,
     ready: impl FnOnce(&Ready),
 ) -> Result<(), DaemonError> {
     let entitlement = granted.unwrap_or_else(Entitlement::unlimited);
-    settings.keep_within(&entitlement);
     settings.layout.create()?;
     let tls = settings.tls.as_ref().map(load_tls).transpose()?;
     let lock = lock::Lock::take(&settings.layout, jiff::Timestamp::now())?;
@@ -119,8 +118,9 @@ fn serve_until_stopped(
     let logs = Logs::start(&settings.log_level, settings.log_format, colour);
     harden::keep_secrets_inside();
     let mut storage = Storage::open(&settings, (wall_ms() / 1_000) as u32)?;
-    let retention_ms = u64::from(settings.retention_days) * 24 * 3_600_000;
-    let registrar = Registrar::open(storage.store.clone(), retention_ms, wall_ms()).map_err(StorageError::from)?;
+    let retention_ms = Arc::new(AtomicU64::new(days_ms(entitlement.retention_days(settings.retention_days))));
+    let registrar = Registrar::open(storage.store.clone(), retention_ms.load(Ordering::Relaxed), wall_ms())
+        .map_err(StorageError::from)?;
     let keys = registrar.ring();
     let socket_file = if inherited.unix.is_empty() { Some(lock.bind(&settings.layout.socket)?) } else { None };
     let mut tcp = inherited.tcp;
@@ -165,8 +165,10 @@ fn serve_until_stopped(
     drop(listeners);
     let gauges = StorageGauges::default();
     let shard_bells = started.bells.shards.clone();
-    let threads = StorageThreads::start(&storage, &settings, &mesh, storage_bells, shard_bells, &gauges)?;
+    let threads =
+        StorageThreads::start(&storage, &settings, &mesh, storage_bells, shard_bells, &gauges, &retention_ms)?;
     let mut notes = settings.warnings.clone();
+    notes.extend(settings.retention_note(&entitlement));
     notes.extend(choice.note);
     let facts = Facts {
         started_at_ms: wall_ms(),
@@ -179,6 +181,7 @@ fn serve_until_stopped(
         storage: gauges,
         entitlement,
         registrar,
+        retention_ms,
     };
     let socket = settings.layout.socket.clone();
     let files = settings.tls.clone();
@@ -271,6 +274,11 @@ fn reload_tls(files: Option<&TlsFiles>, mesh: &Mesh, bells: &Bells) {
         bell.wake();
     }
     tracing::info!(cert = %files.cert.display(), "SIGHUP: new connections are shown the certificates as they are now");
+}
+
+/// Days in milliseconds.
+pub(super) fn days_ms(days: u32) -> u64 {
+    u64::from(days) * 24 * 3_600_000
 }
 
 /// What signals have asked for.
@@ -424,7 +432,7 @@ fn shard_options(
         waiting_bytes_max: limits.waiting_bytes,
         waiting_messages_max: limits.owed_messages,
         owed_bytes_max: limits.owed_bytes,
-        retention: Mono::ms(u64::from(settings.retention_days) * 24 * 3_600_000),
+        retention: Mono::ms(days_ms(settings.retention_days)),
         messages_per_second: limits.messages_per_second_per_connection,
         burst: limits.burst_per_connection,
         ..Bounds::default()

@@ -193,7 +193,7 @@ pub struct Settings {
     pub flush_interval_ms: u64,
     /// The writer's trigger.
     pub max_batch_size: usize,
-    /// How long messages are kept and owed; what was asked for, until [`Settings::keep_within`].
+    /// How long messages are to be kept and owed, if the tier allows as much.
     pub retention_days: u32,
     /// What encrypts the store; none: it is plain.
     pub db_key: Option<KeyText>,
@@ -346,20 +346,20 @@ impl Settings {
         Ok(Settings { db_key, licence, warnings, ..settings })
     }
 
-    /// Lowers the retention to what `entitlement` allows, and says so among the warnings if more was asked for.
-    pub fn keep_within(&mut self, entitlement: &Entitlement) {
+    /// That `entitlement` allows less retention than was asked for, if it does.
+    pub fn retention_note(&self, entitlement: &Entitlement) -> Option<String> {
         let days = entitlement.retention_days(self.retention_days);
-        if days < self.retention_days {
-            let asked = find(&self.resolved, "retention.days");
-            let value = asked.values.first().map_or(UNLIMITED, String::as_str);
-            let unit = if value == UNLIMITED { "" } else { " days" };
-            self.warnings.push(format!(
-                "retention of {value}{unit} (from {}) is lowered to {days} days, the most that the {} tier allows",
-                asked.source,
-                entitlement.tier.title()
-            ));
-            self.retention_days = days;
+        if days == self.retention_days {
+            return None;
         }
+        let asked = find(&self.resolved, "retention.days");
+        let value = asked.values.first().map_or(UNLIMITED, String::as_str);
+        let unit = if value == UNLIMITED { "" } else { " days" };
+        Some(format!(
+            "retention of {value}{unit} (from {}) is lowered to {days} days, the most that the {} tier allows",
+            asked.source,
+            entitlement.tier.title()
+        ))
     }
 
     fn assemble(layout: Layout, resolved: Vec<Resolved>, file: Option<PathBuf>) -> Result<Settings, SettingsError> {
@@ -609,18 +609,14 @@ pub(super) mod tests {
             assert!(refused.contains("from 1 to 36500 days"), "{text}: {refused}");
         }
         let [community, pro, ..] = Tier::ALL.map(Entitlement::of_tier);
-        let mut settings = read(&[("retention.days", "120d")], &Environment::default(), "").unwrap();
-        settings.keep_within(&Entitlement::unlimited());
-        assert_eq!((settings.retention_days, settings.warnings.len()), (120, 0));
-        settings.keep_within(&pro);
-        assert_eq!(settings.retention_days, 90);
+        let settings = read(&[("retention.days", "120d")], &Environment::default(), "").unwrap();
+        assert_eq!(settings.retention_note(&Entitlement::unlimited()), None);
         assert_eq!(
-            settings.warnings,
-            ["retention of 120 days (from --retention) is lowered to 90 days, the most that the Pro tier allows"]
+            settings.retention_note(&pro).unwrap(),
+            "retention of 120 days (from --retention) is lowered to 90 days, the most that the Pro tier allows"
         );
-        let mut settings = read(&[], &Environment::default(), "").unwrap();
-        settings.keep_within(&community);
-        assert_eq!((settings.retention_days, settings.warnings.len()), (7, 0));
+        let settings = read(&[], &Environment::default(), "").unwrap();
+        assert_eq!(settings.retention_note(&community), None);
     }
 
     #[test]
