@@ -1,7 +1,8 @@
 //! The secret that a client shows the relay. Wiped when it is dropped; no debug form shows it.
 
 use super::Error;
-use crate::base::keys::{CREDENTIAL_BYTES_MAX, KEY_PREFIX, TOKEN_PREFIX};
+use crate::base::keys::{KEY_PREFIX, TOKEN_PREFIX};
+use crate::wire::CREDENTIAL_BYTES_MAX;
 use std::fmt;
 use zeroize::Zeroizing;
 

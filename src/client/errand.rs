@@ -141,7 +141,8 @@ pub fn ask(address: &Address, kind: QueryKind, arguments: &str, timeout: Duratio
 
 /// A session that only asks. Its name is of the relay's own kind, so it takes nobody's seat.
 pub struct Inquiry {
-    client: Client,
+    /// None only while it is dropped.
+    client: Option<Client>,
     questions: u64,
 }
 
@@ -150,29 +151,34 @@ impl Inquiry {
     pub fn open(address: &Address, options: &Options) -> Result<Inquiry, Error> {
         let name = format!("__cli-{}", &random_label()[..13]);
         let client = Client::connect(address, &Options { name, in_flight_max: 1, ..options.clone() })?;
-        Ok(Inquiry { client, questions: 0 })
+        Ok(Inquiry { client: Some(client), questions: 0 })
     }
 
     /// Asks and gathers the answer, a JSON value.
     pub fn ask(&mut self, kind: QueryKind, arguments: &str, timeout: Duration) -> Result<Vec<u8>, Error> {
         self.questions += 1;
         let deadline = Instant::now() + timeout;
-        match answer_of(&mut self.client.link, self.questions, kind, arguments, deadline)? {
-            Some(answer) => Ok(answer),
-            None => Err(Error::Timeout(self.client.address().clone())),
-        }
+        let number = self.questions;
+        let client = self.session();
+        let answer = answer_of(&mut client.link, number, kind, arguments, deadline)?;
+        answer.ok_or_else(|| Error::Timeout(client.address().clone()))
     }
 
     /// Waits until the relay ends the session, at most so long; says whether it has.
     pub fn until_closed(&mut self, timeout: Duration) -> bool {
         let bye = |frame: Frame<'_>| matches!(frame, Frame::Bye).then_some(());
-        !matches!(hear(&mut self.client.link, Instant::now() + timeout, bye), Ok(None))
+        !matches!(hear(&mut self.session().link, Instant::now() + timeout, bye), Ok(None))
     }
 
-    /// Says BYE.
-    pub fn close(self) {
+    fn session(&mut self) -> &mut Client {
+        self.client.as_mut().expect("there until it is dropped")
+    }
+}
+
+impl Drop for Inquiry {
+    fn drop(&mut self) {
         // Every answer is there: how the connection ends changes none of them.
-        drop(self.client.close());
+        drop(self.client.take().map(Client::close));
     }
 }
 

@@ -26,6 +26,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 const UNREAD_BYTES_MAX: usize = 2 * FRAME_BYTES_MAX;
 /// No waiting, no signal.
 const QUIETLY: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
+/// A relay without TLS closes what begins with it. One that is just ending does so as well, so this is no final word.
+const CLOSED_IN_HANDSHAKE: &str = "the relay closed it during the TLS handshake; if it does not speak TLS there, start it \
+     with --tls-cert and --tls-key, or leave --ca and the like out";
 /// A poll is a receive that does not wait.
 const NO_WAIT: Duration = Duration::ZERO;
 
@@ -184,7 +187,7 @@ impl Link {
 
     fn closed(&self) -> Error {
         match &self.secure {
-            Some(secure) if !secure.is_ready() => Error::Lost("the relay closed it during the TLS handshake".into()),
+            Some(secure) if !secure.is_ready() => Error::Lost(CLOSED_IN_HANDSHAKE.into()),
             _ => Error::Lost("the relay closed it".into()),
         }
     }

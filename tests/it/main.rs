@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
 mod away;
+mod certificates;
+mod client_tls;
 mod command_line;
 mod cpus;
 mod durable;
