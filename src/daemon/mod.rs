@@ -3,6 +3,8 @@
 
 mod clerk;
 pub mod cpus;
+pub mod licence;
+pub mod licence_desk;
 pub mod lock;
 mod logs;
 pub mod notify;
