@@ -15,6 +15,7 @@ mod history;
 mod import;
 mod keygen;
 mod launch;
+mod license;
 mod listen;
 mod print;
 mod read;
@@ -65,6 +66,7 @@ enum Command {
     Doctor(doctor::Doctor),
     Bench(bench::Bench),
     Config(config::Config),
+    License(license::License),
     Keygen(keygen::Keygen),
     Rekey(copies::Rekey),
     Backup(copies::Backup),
@@ -149,6 +151,7 @@ fn run(arguments: &[String]) -> Result<(), Failure> {
         Command::Doctor(command) => doctor::run(&command),
         Command::Bench(command) => bench::run(&command),
         Command::Config(command) => config::run(command),
+        Command::License(command) => license::run(&command),
         Command::Keygen(command) => keygen::run(&command),
         Command::Rekey(command) => copies::rekey(&command),
         Command::Backup(command) => copies::backup(&command),

@@ -188,6 +188,16 @@ impl Licence {
         state.desk.show(now)
     }
 
+    /// The answer to a question of [`QueryKind::License`](crate::wire::QueryKind): `{"op": "show"}` or `{"op": "reload"}`.
+    pub fn answer(&self, arguments: &str) -> Result<Value, String> {
+        let arguments: Value = serde_json::from_str(arguments).unwrap_or_default();
+        match arguments.get("op").and_then(Value::as_str) {
+            None | Some("show") => Ok(self.show()),
+            Some("reload") => Ok(self.reload()),
+            Some(other) => Err(format!("a licence can be asked to show or to reload, not to {other}")),
+        }
+    }
+
     /// So many agents are connected, and so many messages were accepted since the daemon started.
     pub fn note_usage(&self, agents: u64, messages_total: u64) {
         self.shared.state().desk.note_usage(reading(), agents, messages_total);

@@ -244,14 +244,19 @@ impl Desk {
 
     /// Writes what is to be known after a restart.
     pub fn save(&mut self, now: Reading) -> io::Result<()> {
-        // Several daemons of one machine share it: what the others heard stays.
-        let mut cache = self.cache();
-        self.holder.keep(&mut cache, now);
-        write_private(&self.place.cache_file(), cache.to_text().as_bytes())?;
+        self.save_machine(now)?;
         self.save_project()
     }
 
-    /// The part of it that is the project's own.
+    /// The part of it that is the machine's: documents and the clock.
+    pub fn save_machine(&self, now: Reading) -> io::Result<()> {
+        // Several daemons share it: what the others heard stays.
+        let mut cache = self.cache();
+        self.holder.keep(&mut cache, now);
+        write_private(&self.place.cache_file(), cache.to_text().as_bytes())
+    }
+
+    /// The part of it that is the project's own. For the daemon alone: nobody else counts.
     pub fn save_project(&mut self) -> io::Result<()> {
         let lapse = self.holder.lapse();
         if self.kept_lapse != Some(lapse) {
