@@ -18,6 +18,7 @@ mod keys;
 mod launch;
 mod listen;
 mod print;
+mod reach;
 mod read;
 mod send;
 mod status;
@@ -41,7 +42,7 @@ relay send --from alice --to bob \"hello\"           send as alice
 relay status                                       what is going on",
     note = "`relay COMMAND --help` says more about each. Flags without a command mean `up`.
 Data lies in $AGENT_RELAY_DATA_DIR, else $XDG_DATA_HOME/agent-relay, else ~/.agent-relay,
-in a folder per project.",
+in a folder per project. The API key or token for a relay that wants one goes in $AGENT_RELAY_API_KEY.",
     error_code(0, "done"),
     error_code(1, "it failed, and says why"),
     error_code(2, "the command line was wrong")

@@ -1,14 +1,17 @@
 //! The clerk: answers questions about the daemon and its agents, and keeps the presence files. Runs on the main thread,
 //! between signals. It asks one shard at a time for one part of its list, so no shard's turn grows with the fleet.
 
+use super::headroom;
 use super::presence::{Presence, time_of};
 use super::registrar::Registrar;
+use super::run::days_ms;
 use super::settings::{Durability, Settings};
 use super::storage::StorageGauges;
 use crate::base::name::is_internal;
 use crate::base::tier::Entitled;
 use crate::base::{CloseReason, RefuseReason, SessionId, ShardId};
 use crate::mesh::{Answered, ClerkPost, Mesh, Notice, ShardGauges};
+use crate::relay::counters::AuthFailure;
 use crate::relay::{AgentRow, CensusPart, CensusTicket, Gauges, Question};
 use crate::shard::Bells;
 use crate::store::{Follower, Store, StoreError};
@@ -16,13 +19,15 @@ use crate::wire::QueryKind;
 use serde_json::{Map, Value, json};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How often the presence files may be replaced when somebody came or went.
 const PRESENCE_INTERVAL: Duration = Duration::from_millis(500);
 /// How often they are replaced so that counters and last sight move on.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(10);
+/// How long messages are counted before their rate is worked out anew.
+const RATE_WINDOW: Duration = Duration::from_secs(2);
 /// How long a shard may take for one part of its list.
 const PART_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -38,6 +43,8 @@ pub(super) struct Facts {
     pub(super) storage: StorageGauges,
     pub(super) entitlement: Entitled,
     pub(super) registrar: Registrar,
+    /// How long messages are kept, for whoever deletes.
+    pub(super) retention_ms: Arc<AtomicU64>,
 }
 
 pub(super) struct Clerk {
@@ -54,7 +61,18 @@ pub(super) struct Clerk {
     finished: Vec<bool>,
     /// Shards that do not have the newest keys yet.
     untold: Vec<u16>,
+    /// Shards that do not know the newest entitlement yet.
+    unentitled: Vec<u16>,
+    rate: Rate,
     pub(super) stop_asked: bool,
+}
+
+/// Messages a second, measured over a while.
+struct Rate {
+    since: Instant,
+    /// As counted then.
+    messages: u64,
+    per_second: u64,
 }
 
 /// Something that needs the shards' lists.
@@ -91,6 +109,8 @@ impl Clerk {
             tickets: 0,
             finished,
             untold: Vec::new(),
+            unentitled: Vec::new(),
+            rate: Rate { since: Instant::now(), messages: 0, per_second: 0 },
             stop_asked: false,
         }
     }
@@ -113,7 +133,7 @@ impl Clerk {
         if self.facts.registrar.tick(Instant::now(), wall_ms()) {
             self.publish_keys();
         }
-        self.tell_keys();
+        self.tell_changes();
         if let Some(census) = &self.census
             && census.asked.elapsed() > PART_DEADLINE
             && let Some(census) = self.census.take()
@@ -162,23 +182,7 @@ impl Clerk {
     /// Every shard gets the keys as they are now; connections under others end.
     fn publish_keys(&mut self) {
         self.untold = (0..self.mesh.shards()).collect();
-        self.tell_keys();
-    }
-
-    /// A shard whose queue is full is told at the next turn.
-    fn tell_keys(&mut self) {
-        if self.untold.is_empty() {
-            return;
-        }
-        let ring = self.facts.registrar.ring();
-        let (mesh, bells) = (&self.mesh, &self.bells);
-        self.untold.retain(|shard| {
-            let untold = mesh.notify(ShardId(*shard), Notice::Keys(ring.clone())).is_err();
-            if mesh.shard_sleeper(ShardId(*shard)).rouse() {
-                bells.shards[usize::from(*shard)].wake();
-            }
-            untold
-        });
+        self.tell_changes();
     }
 
     /// The last thing.
@@ -233,15 +237,48 @@ impl Clerk {
             let shard = census.shard;
             return self.ask_for(shard, next);
         }
-        census.gauges.push((part.gauges.map(|gauges| *gauges).unwrap_or_default(), shard_gauges));
+        let gauges = part.gauges.map(|gauges| *gauges).unwrap_or_default();
+        self.facts.registrar.absorb(part.shard.0, &gauges.keys);
+        census.gauges.push((gauges, shard_gauges));
         census.shard += 1;
         if census.shard < self.mesh.shards() {
             let (shard, cursor) = (census.shard, if census.gauges_only { u32::MAX } else { 0 });
             return self.ask_for(shard, cursor);
         }
         if let Some(census) = self.census.take() {
+            self.look_at_rate(&census.gauges);
             self.finish(census);
         }
+    }
+
+    /// How many messages a second came in of late.
+    fn look_at_rate(&mut self, gauges: &[(Gauges, ShardGauges)]) {
+        let messages = gauges.iter().map(|(heart, _)| heart.counters.messages_in).sum::<u64>();
+        let elapsed = self.rate.since.elapsed();
+        if elapsed >= RATE_WINDOW {
+            let more = messages.saturating_sub(self.rate.messages);
+            let per_second = (more as u128 * 1_000 / elapsed.as_millis().max(1)) as u64;
+            self.rate = Rate { since: Instant::now(), messages, per_second };
+        }
+    }
+
+    /// What the licence grants from now on: every shard is told, and retention follows. Nobody is dropped.
+    pub(super) fn entitle(&mut self, entitlement: Entitled) {
+        let days = entitlement.retention_days(self.settings.retention_days);
+        self.facts.retention_ms.store(days_ms(days), Ordering::Relaxed);
+        self.facts.entitlement = entitlement;
+        self.unentitled = (0..self.mesh.shards()).collect();
+        self.tell_changes();
+    }
+
+    /// What changed is told to the shards that have not heard of it. One whose queue is full is told at the next turn.
+    fn tell_changes(&mut self) {
+        if !self.untold.is_empty() {
+            let ring = self.facts.registrar.ring();
+            tell(&self.mesh, &self.bells, &mut self.untold, || Notice::Keys(ring.clone()));
+        }
+        let entitlement = &self.facts.entitlement;
+        tell(&self.mesh, &self.bells, &mut self.unentitled, || Notice::Entitled(entitlement.clone()));
     }
 
     fn finish(&mut self, census: Census) {
@@ -293,7 +330,15 @@ impl Clerk {
                 refusals.insert(reason.name().into(), json!(count));
             }
         }
+        let mut failures = Map::new();
+        for failure in AuthFailure::ALL {
+            let count = gauges.iter().map(|(heart, _)| heart.counters.auth_failures[failure as usize]).sum::<u64>();
+            if count > 0 {
+                failures.insert(failure.name().into(), json!(count));
+            }
+        }
         let uptime = self.facts.started.elapsed();
+        let entitlement = &self.facts.entitlement;
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
@@ -306,8 +351,14 @@ impl Clerk {
                 "mode": self.settings.durability.name(),
                 "survives": survives(self.settings.durability),
             },
-            "tier": self.facts.entitlement.tier.name(),
-            "agents": { "connected": sum(|heart| u64::from(heart.live)), "known": sum(|heart| u64::from(heart.known)), "max": self.facts.entitlement.agents_max },
+            "tier": entitlement.tier.name(),
+            "agents": {
+                "connected": sum(|heart| u64::from(heart.live)),
+                "known": sum(|heart| u64::from(heart.known)),
+                "seats": sum(|heart| u64::from(heart.seats)),
+                "seats_peak": sum(|heart| u64::from(heart.seats_peak)),
+                "max": entitlement.agents_max,
+            },
             "messages": {
                 "in": sum(|heart| heart.counters.messages_in),
                 "accepted": sum(|heart| heart.counters.accepted),
@@ -330,6 +381,13 @@ impl Clerk {
                 "commits": self.facts.storage.writer.commits.load(Ordering::Relaxed),
                 "pending": self.facts.storage.writer.pending.load(Ordering::Relaxed),
             },
+            "authentication": {
+                "required": self.settings.require_auth,
+                "failures": failures,
+                "delayed": sum(|heart| heart.counters.auth_delayed),
+            },
+            "paused": { "now": sum(|heart| u64::from(heart.paused)), "ever": sum(|heart| heart.counters.pauses) },
+            "advice": headroom::advice(entitlement, sum(|heart| u64::from(heart.seats)), self.rate.per_second),
             "closes": closes,
             "refusals": refusals,
             "clock_warning": self.clock_warning(uptime),
@@ -377,7 +435,7 @@ impl Clerk {
             "pending_records": writer.pending.load(Ordering::Relaxed),
             "fetched_messages": keeper.fetched_messages.load(Ordering::Relaxed),
             "upkeep_failures": keeper.failures.load(Ordering::Relaxed),
-            "retention_days": self.settings.retention_days,
+            "retention_days": entitlement.retention_days(self.settings.retention_days),
             "retention_max_days": entitlement.retention_days_max,
             "tier": entitlement.tier.name(),
             "swept_messages": keeper.swept_messages.load(Ordering::Relaxed),
@@ -417,6 +475,17 @@ impl Clerk {
         let drift_s = (i128::from(wall_ms()) - expected) / 1_000;
         (drift_s.abs() > 60).then(|| format!("the wall clock has jumped by {drift_s} s since the start"))
     }
+}
+
+/// Tells `notice` to the shards of `untold`, and takes those out that have room for it.
+fn tell(mesh: &Mesh, bells: &Bells, untold: &mut Vec<u16>, notice: impl Fn() -> Notice) {
+    untold.retain(|shard| {
+        let full = mesh.notify(ShardId(*shard), notice()).is_err();
+        if mesh.shard_sleeper(ShardId(*shard)).rouse() {
+            bells.shards[usize::from(*shard)].wake();
+        }
+        full
+    });
 }
 
 /// Which failure what has a durable receipt survives, and what has none.

@@ -4,6 +4,8 @@
 mod audit;
 mod clerk;
 pub mod cpus;
+mod harden;
+mod headroom;
 pub mod lock;
 mod logs;
 pub mod notify;
@@ -14,7 +16,8 @@ mod run;
 pub mod settings;
 pub(crate) mod settings_file;
 pub mod settings_key;
+mod settings_protection;
 mod settings_records;
 mod storage;
 
-pub use run::{DaemonError, Ready, run};
+pub use run::{DaemonError, Ready, run, run_temporary};

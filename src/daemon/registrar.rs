@@ -11,6 +11,7 @@ use crate::base::keys::{
 };
 use crate::base::name::check_agent;
 use crate::base::tier::{Entitlement, Feature};
+use crate::relay::counters::KeyUse;
 use crate::store::control::{
     CREATED_BY_BYTES_MAX, ControlChange, EVENT_BYTES_MAX, KEY_DESCRIPTION_BYTES_MAX, KEY_NAME_BYTES_MAX,
 };
@@ -267,8 +268,8 @@ impl Registrar {
     }
 
     /// Takes what `shard` has counted since the start, all in all: key, messages, last use.
-    pub(super) fn absorb(&mut self, shard: u16, counts: &[(KeyId, u64, u64)]) {
-        for (id, messages, last_used_ms) in counts {
+    pub(super) fn absorb(&mut self, shard: u16, uses: &[KeyUse]) {
+        for KeyUse { key: id, messages, last_used_ms } in uses {
             let Some(key) = self.keys.get_mut(id) else { continue };
             let counted = self.counted.entry((shard, *id)).or_default();
             // A count that is lower than before began anew.

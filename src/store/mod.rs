@@ -34,6 +34,7 @@ pub use copy::{Copied, CopyError};
 pub use error::{Damage, OpenError, Part, StoreError};
 pub use follow::Follower;
 pub use key::{Key, KeyError};
+pub use open::open_environment;
 pub use record::{MessageRef, RecipientsRef, RecordRef};
 pub use rows::RowChange;
 pub use segment::{Segment, SegmentHeader, SegmentView};

@@ -158,6 +158,14 @@ pub(super) fn map(folder: &Path, map_bytes: usize, access: Access) -> Result<Env
     })
 }
 
+/// Opens a plain LMDB environment, whatever databases it holds, in a folder for its owner alone: for the vendor's licence
+/// server, whose file has nothing to do with messages but is opened with the same care.
+pub fn open_environment(folder: &Path, map_bytes: usize) -> Result<Env<WithoutTls>, OpenError> {
+    make_folder(folder)?;
+    look(folder)?;
+    map(folder, map_bytes, Access::Write)
+}
+
 /// Changes the size of the map; 0 takes the size another process gave it. The caller holds the store's lock for writing.
 pub(super) fn resize(open: &mut Open, bytes: usize) -> Result<(), heed::Error> {
     // SAFETY: no transaction of this process is going on: each holds the lock for reading as long as it lives.

@@ -9,6 +9,10 @@ use std::path::Path;
 const NOW: u64 = 1_800_000_000_000;
 const YEAR_MS: u64 = 365 * DAY_MS;
 
+fn counted(key: KeyId, messages: u64, last_used_ms: u64) -> KeyUse {
+    KeyUse { key, messages, last_used_ms }
+}
+
 fn store(folder: &Path) -> Store {
     let key = Key::parse(&format!("relay-key-v1:{}", "07".repeat(32))).unwrap();
     let store = Store::open(Options { map_bytes: 1 << 28, ..Options::new(folder, Some(key)) }).unwrap();
@@ -179,9 +183,9 @@ fn counts_of_all_shards_are_added_and_written_in_time_and_at_the_end() {
     let (id, _) = desk.create(json!({ "name": "a" }));
     let key = KeyId::parse(&id).unwrap();
     let start = Instant::now();
-    desk.registrar.absorb(0, &[(key, 10, NOW + 5)]);
-    desk.registrar.absorb(1, &[(key, 4, NOW + 3), (KeyId([1; 16]), 9, NOW)]);
-    desk.registrar.absorb(0, &[(key, 12, NOW + 6)]);
+    desk.registrar.absorb(0, &[counted(key, 10, NOW + 5)]);
+    desk.registrar.absorb(1, &[counted(key, 4, NOW + 3), counted(KeyId([1; 16]), 9, NOW)]);
+    desk.registrar.absorb(0, &[counted(key, 12, NOW + 6)]);
     let shown = desk.list(false);
     assert_eq!((&shown[0]["totalMessages"], &shown[0]["lastUsedAt"]), (&json!(16), &json!(time_of(NOW + 6))));
     let written = |store: &Store| read_keys(store).unwrap()[&key].total_messages;
@@ -189,12 +193,12 @@ fn counts_of_all_shards_are_added_and_written_in_time_and_at_the_end() {
     assert_eq!(written(&opened), 0, "not before its time");
     desk.registrar.tick(start + USAGE_EVERY * 2, NOW);
     assert_eq!(written(&opened), 16);
-    desk.registrar.absorb(1, &[(key, 5, NOW + 7)]);
+    desk.registrar.absorb(1, &[counted(key, 5, NOW + 7)]);
     desk.registrar.stop();
     assert_eq!(written(&opened), 17);
     // After a restart shards count from nothing.
     let mut desk = Desk::open(opened.clone());
-    desk.registrar.absorb(1, &[(key, 3, NOW + 8)]);
+    desk.registrar.absorb(1, &[counted(key, 3, NOW + 8)]);
     desk.registrar.stop();
     assert_eq!(written(&opened), 20);
 }
