@@ -177,9 +177,8 @@ fn parse(arguments: &[String]) -> Result<Parsed, Failure> {
         Ok(relay) => Ok(Parsed::Command(Box::new(relay.command))),
         Err(early) if early.status.is_ok() => Ok(Parsed::Help(format!("{}\n", early.output.trim_end()))),
         Err(early) => {
-            let command = arguments.first().filter(|first| !first.starts_with('-'));
-            let help = command.map_or("relay --help".to_owned(), |command| format!("relay {command} --help"));
-            Err(Failure::Usage(format!("{}\nRun `{help}` for more.", early.output.trim_end())))
+            let title = arguments::title(arguments);
+            Err(Failure::Usage(format!("{}\nRun `{title} --help` for more.", early.output.trim_end())))
         }
     }
 }
