@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
 mod away;
+mod certificates;
 mod command_line;
 mod cpus;
 mod durable;
@@ -18,5 +19,7 @@ mod seccomp;
 mod slow;
 mod takeover;
 mod talk;
+mod tls;
 mod topics;
 mod transcripts;
+mod tunnel;
