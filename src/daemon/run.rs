@@ -2,10 +2,11 @@
 
 use super::clerk::{Clerk, Facts, wall_ms};
 use super::logs::Logs;
+use super::registrar::Registrar;
 use super::settings::{Backend, Durability, Settings, TlsFiles};
 use super::storage::{Storage, StorageBells, StorageError, StorageGauges, StorageThreads};
-use super::{cpus, lock, notify, paths};
-use crate::base::keys::{KeyRing, Ring};
+use super::{cpus, harden, lock, notify, paths};
+use crate::base::keys::Ring;
 use crate::base::limits::KNOWN_AGENTS_MAX;
 use crate::base::tier::{Entitled, Entitlement};
 use crate::base::{Mono, ShardId};
@@ -19,7 +20,7 @@ use signal_hook::iterator::Signals;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
@@ -90,19 +91,37 @@ pub struct Ready {
 }
 
 /// Runs the daemon on this thread until it is told to stop. `ready` is called once every listener is open.
-pub fn run(mut settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), DaemonError> {
-    let entitlement = Entitlement::unlimited();
-    let keys = KeyRing::empty();
-    settings.keep_within(&entitlement);
+pub fn run(settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), DaemonError> {
     // Before any thread starts: it edits the environment, and children of nobody should inherit the sockets.
     let inherited = notify::inherited()?;
+    serve_until_stopped(settings, inherited, None, ready)
+}
+
+/// The same for `relay bench`: a daemon in the caller's process, on a thread of the caller's, in a directory that the caller
+/// made for it, without a licence and without limits. There is no way from outside to make a process do this but that command.
+pub fn run_temporary(settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), DaemonError> {
+    serve_until_stopped(settings, notify::Inherited::default(), Some(Entitlement::unlimited()), ready)
+}
+
+fn serve_until_stopped(
+    settings: Settings,
+    inherited: notify::Inherited,
+    granted: Option<Entitled>,
+    ready: impl FnOnce(&Ready),
+) -> Result<(), DaemonError> {
+    let entitlement = granted.unwrap_or_else(Entitlement::unlimited);
     settings.layout.create()?;
     let tls = settings.tls.as_ref().map(load_tls).transpose()?;
     let lock = lock::Lock::take(&settings.layout, jiff::Timestamp::now())?;
     settings.layout.write_project_file(jiff::Timestamp::now()).map_err(cannot("write .project"))?;
     let colour = rustix::termios::isatty(io::stderr());
     let logs = Logs::start(&settings.log_level, settings.log_format, colour);
+    harden::keep_secrets_inside();
     let mut storage = Storage::open(&settings, (wall_ms() / 1_000) as u32)?;
+    let retention_ms = Arc::new(AtomicU64::new(days_ms(entitlement.retention_days(settings.retention_days))));
+    let registrar = Registrar::open(storage.store.clone(), retention_ms.load(Ordering::Relaxed), wall_ms())
+        .map_err(StorageError::from)?;
+    let keys = registrar.ring();
     let socket_file = if inherited.unix.is_empty() { Some(lock.bind(&settings.layout.socket)?) } else { None };
     let mut tcp = inherited.tcp;
     for address in &settings.listen {
@@ -146,8 +165,10 @@ pub fn run(mut settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), Dae
     drop(listeners);
     let gauges = StorageGauges::default();
     let shard_bells = started.bells.shards.clone();
-    let threads = StorageThreads::start(&storage, &settings, &mesh, storage_bells, shard_bells, &gauges)?;
+    let threads =
+        StorageThreads::start(&storage, &settings, &mesh, storage_bells, shard_bells, &gauges, &retention_ms)?;
     let mut notes = settings.warnings.clone();
+    notes.extend(settings.retention_note(&entitlement));
     notes.extend(choice.note);
     let facts = Facts {
         started_at_ms: wall_ms(),
@@ -159,16 +180,18 @@ pub fn run(mut settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), Dae
         follower: storage.follower.clone(),
         storage: gauges,
         entitlement,
+        registrar,
+        retention_ms,
     };
     let socket = settings.layout.socket.clone();
     let files = settings.tls.clone();
     let mut notes = notes;
     notes.extend(tls.iter().flat_map(|tls| tls.warnings().to_vec()));
-    let clerk = Clerk::new(mesh.clone(), started.bells.clone(), settings, facts);
+    let mut clerk = Clerk::new(mesh.clone(), started.bells.clone(), settings, facts);
     ready(&Ready { socket, listen, cpus: choice.cpus, reports: started.reports, notes });
     notify::ready("relaying");
     let reload = || reload_tls(files.as_ref(), &mesh, &started.bells);
-    let drained = serve(clerk, &mesh, &clerk_bell, &signals, reload);
+    let drained = serve(&mut clerk, &mesh, &clerk_bell, &signals, reload);
     // From here on nobody can connect: the name goes first, so that the next daemon is not mistaken for this one.
     drop(socket_file);
     if drained {
@@ -178,6 +201,7 @@ pub fn run(mut settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), Dae
             }
         }
     }
+    clerk.stop();
     threads.stop();
     let dropped = logs.dropped();
     if dropped > 0 {
@@ -188,7 +212,7 @@ pub fn run(mut settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), Dae
 }
 
 /// The main thread's life. Says whether every shard has drained.
-fn serve(mut clerk: Clerk, mesh: &Mesh, bell: &Waker, signals: &Asked, reload: impl Fn()) -> bool {
+fn serve(clerk: &mut Clerk, mesh: &Mesh, bell: &Waker, signals: &Asked, reload: impl Fn()) -> bool {
     let mut stopping = None::<Instant>;
     let mut watchdog = notify::Watchdog::of_environment();
     loop {
@@ -250,6 +274,11 @@ fn reload_tls(files: Option<&TlsFiles>, mesh: &Mesh, bells: &Bells) {
         bell.wake();
     }
     tracing::info!(cert = %files.cert.display(), "SIGHUP: new connections are shown the certificates as they are now");
+}
+
+/// Days in milliseconds.
+pub(super) fn days_ms(days: u32) -> u64 {
+    u64::from(days) * 24 * 3_600_000
 }
 
 /// What signals have asked for.
@@ -403,7 +432,7 @@ fn shard_options(
         waiting_bytes_max: limits.waiting_bytes,
         waiting_messages_max: limits.owed_messages,
         owed_bytes_max: limits.owed_bytes,
-        retention: Mono::ms(u64::from(settings.retention_days) * 24 * 3_600_000),
+        retention: Mono::ms(days_ms(settings.retention_days)),
         messages_per_second: limits.messages_per_second_per_connection,
         burst: limits.burst_per_connection,
         ..Bounds::default()

@@ -3,9 +3,12 @@
 
 mod away;
 mod certificates;
+mod client_tls;
 mod command_line;
 mod cpus;
 mod durable;
+#[path = "../evaluation/mod.rs"]
+mod evaluation;
 mod harness;
 mod hostile;
 mod lifecycle;
@@ -16,10 +19,12 @@ mod python;
 mod receipts;
 mod resume;
 mod seccomp;
+mod secrets;
 mod slow;
 mod takeover;
 mod talk;
 mod tls;
+mod tiers;
 mod topics;
 mod transcripts;
 mod tunnel;
