@@ -32,17 +32,31 @@ pub enum CloseReason {
     AgentLimit = 13,
     /// The daemon knows as many agents as it can.
     KnownAgentsFull = 14,
-    /// This user may not use this socket.
+    /// This user, key or certificate may not do this.
     Forbidden = 15,
     /// The peer's protocol version or dialect is not served.
     Version = 16,
     /// The peer does not read the answers to what it asks.
     SlowReader = 17,
+    /// No credential where one is needed, or not a good one.
+    Unauthorized = 18,
+    /// Too many wrong credentials from where it comes from.
+    Throttled = 19,
+    /// The key it came in with is gone.
+    KeyRevoked = 20,
+    /// The credential it came in with has expired.
+    KeyExpired = 21,
+    /// Where TLS is required, the peer speaks something else.
+    TlsRequired = 22,
+    /// The TLS handshake failed, or what came later was not correct TLS.
+    TlsHandshake = 23,
+    /// The peer speaks TLS where it is off.
+    TlsOff = 24,
 }
 
 impl CloseReason {
     /// Every reason, for metrics.
-    pub const ALL: [CloseReason; 17] = [
+    pub const ALL: [CloseReason; 24] = [
         CloseReason::Bye,
         CloseReason::Lost,
         CloseReason::Shutdown,
@@ -60,6 +74,13 @@ impl CloseReason {
         CloseReason::Forbidden,
         CloseReason::Version,
         CloseReason::SlowReader,
+        CloseReason::Unauthorized,
+        CloseReason::Throttled,
+        CloseReason::KeyRevoked,
+        CloseReason::KeyExpired,
+        CloseReason::TlsRequired,
+        CloseReason::TlsHandshake,
+        CloseReason::TlsOff,
     ];
 
     /// The reason's name in logs, metrics and `status`.
@@ -82,6 +103,13 @@ impl CloseReason {
             CloseReason::Forbidden => "forbidden",
             CloseReason::Version => "version",
             CloseReason::SlowReader => "slow_reader",
+            CloseReason::Unauthorized => "unauthorized",
+            CloseReason::Throttled => "throttled",
+            CloseReason::KeyRevoked => "key_revoked",
+            CloseReason::KeyExpired => "key_expired",
+            CloseReason::TlsRequired => "tls_required",
+            CloseReason::TlsHandshake => "tls_handshake",
+            CloseReason::TlsOff => "tls_off",
         }
     }
 }
@@ -113,11 +141,13 @@ pub enum RefuseReason {
     LaneFull = 11,
     /// The daemon is stopping.
     Stopping = 12,
+    /// The credential may not send.
+    Forbidden = 13,
 }
 
 impl RefuseReason {
     /// Every reason, for metrics and documents.
-    pub const ALL: [RefuseReason; 11] = [
+    pub const ALL: [RefuseReason; 12] = [
         RefuseReason::NotFound,
         RefuseReason::RecipientFull,
         RefuseReason::WriterFull,
@@ -129,6 +159,7 @@ impl RefuseReason {
         RefuseReason::Malformed,
         RefuseReason::LaneFull,
         RefuseReason::Stopping,
+        RefuseReason::Forbidden,
     ];
 
     /// The reason's name in logs, metrics, JSON and `status`.
@@ -145,6 +176,7 @@ impl RefuseReason {
             RefuseReason::Malformed => "malformed",
             RefuseReason::LaneFull => "lane_full",
             RefuseReason::Stopping => "stopping",
+            RefuseReason::Forbidden => "forbidden",
         }
     }
 

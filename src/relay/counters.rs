@@ -1,5 +1,6 @@
 //! Plain numbers of one shard: counted where things happen, read by the census.
 
+use crate::base::keys::KeyId;
 use crate::base::{CloseReason, RefuseReason};
 
 /// What has happened since the start.
@@ -26,7 +27,57 @@ pub struct Counters {
     /// Connections closed, by `CloseReason as usize`.
     pub closes: [u64; CloseReason::ALL.len() + 1],
     /// Messages refused or failed, by `RefuseReason as usize`.
-    pub refusals: [u64; RefuseReason::Stopping as usize + 1],
+    pub refusals: [u64; RefuseReason::Forbidden as usize + 1],
+    /// HELLOs whose credential was not good enough, by `AuthFailure as usize`.
+    pub auth_failures: [u64; AuthFailure::ALL.len()],
+    /// Of those, answered late because too many came from one source.
+    pub auth_delayed: u64,
+    /// Times that a connection was left unread because a rate was used up.
+    pub pauses: u64,
+}
+
+/// How a HELLO can fail on its credential.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs)]
+pub enum AuthFailure {
+    Missing,
+    UnknownKey,
+    Expired,
+    Invalid,
+    NameNotAllowed,
+}
+
+impl AuthFailure {
+    /// Every kind, for metrics.
+    pub const ALL: [AuthFailure; 5] = [
+        AuthFailure::Missing,
+        AuthFailure::UnknownKey,
+        AuthFailure::Expired,
+        AuthFailure::Invalid,
+        AuthFailure::NameNotAllowed,
+    ];
+
+    /// Its name in metrics and `status`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            AuthFailure::Missing => "missing",
+            AuthFailure::UnknownKey => "unknown_key",
+            AuthFailure::Expired => "expired",
+            AuthFailure::Invalid => "invalid",
+            AuthFailure::NameNotAllowed => "name_not_allowed",
+        }
+    }
+}
+
+/// What one API key was used for at this shard, since the start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KeyUse {
+    /// The key.
+    pub key: KeyId,
+    /// SENDs read under it.
+    pub messages: u64,
+    /// When a connection last came in or sent under it, milliseconds since 1970.
+    pub last_used_ms: u64,
 }
 
 /// What is here now, beside what has happened.
@@ -52,4 +103,14 @@ pub struct Gauges {
     pub grace: u32,
     /// Topics with subscribers.
     pub topics: u32,
+    /// Connections that are left unread because a rate is used up.
+    pub paused: u32,
+    /// Seats taken in the whole daemon; of shard 0 alone, as the next two.
+    pub seats: u32,
+    /// The most that were ever taken.
+    pub seats_peak: u32,
+    /// A day (UTC, days since 1970) and the most that were taken in it.
+    pub seats_today: (u64, u32),
+    /// Keys that were used here.
+    pub keys: Vec<KeyUse>,
 }

@@ -29,6 +29,13 @@ pub enum Event<'a> {
         /// What its credential grants, if it presented one.
         grant: Option<Box<Grant>>,
     },
+    /// The TLS handshake is complete, and the peer has shown a client certificate. Comes before its HELLO.
+    Certified {
+        /// The connection.
+        session: SessionId,
+        /// What it has shown, verified.
+        certificate: Certificate,
+    },
     /// A whole, checked frame arrived.
     Frame {
         /// On this connection.
@@ -139,6 +146,22 @@ pub enum Mail {
     },
     /// What became of a message, told to the shard it came from.
     Outcome(Box<Outcome>),
+    /// A seat for this agent, please; shard 0 answers.
+    SeatAsked {
+        /// Who has said HELLO.
+        agent: AgentId,
+    },
+    /// An agent took a seat where there is no limit.
+    SeatTaken,
+    /// What became of the question for a seat.
+    SeatAnswer {
+        /// For whom it was.
+        agent: AgentId,
+        /// All seats are taken: how many there are.
+        refused: Option<u32>,
+    },
+    /// An agent has left its seat.
+    SeatFreed,
     /// A recipient says that it has read a message; only the sender's home knows what to do with it.
     Read {
         /// The message.

@@ -4,13 +4,16 @@ use super::delivery::Queue;
 use super::home::{Agent, AgentSlot, Presence};
 use super::memory::SessionRecord;
 use super::outbox::{Outbox, Output, Profile, Record};
+use super::seats::Seat;
 use super::session::{Session, State};
-use super::timers::Timer;
+use super::timers::{self, Timer};
 use super::{Relay, error};
+use crate::base::keys::Scopes;
 use crate::base::limits::{
     DEAD_AFTER, FRAME_BYTES_MAX, HEARTBEAT_MS, KNOWN_AGENTS_MAX, PING_AFTER, RESUME_TTL, TAKE_OVER_DAMPER,
     TAKE_OVER_SILENCE,
 };
+use crate::base::tier::Entitlement;
 use crate::base::{AgentId, CloseReason, Mono, Name, Now, SessionId, name};
 use crate::wire::{CAPABILITIES, Dialect, ErrorCode, Frame, Hello, Welcome};
 
@@ -18,14 +21,7 @@ use crate::wire::{CAPABILITIES, Dialect, ErrorCode, Frame, Hello, Welcome};
 const GENERAL: &str = "general";
 
 impl Relay {
-    pub(super) fn on_hello(
-        &mut self,
-        now: Now,
-        id: SessionId,
-        dialect: Dialect,
-        hello: Hello<'_>,
-        outbox: &mut Outbox,
-    ) {
+    pub(super) fn on_hello(&mut self, now: Now, id: SessionId, hello: Hello<'_>, outbox: &mut Outbox) {
         let claimed = match name::check_agent(&hello.claimed_name) {
             Ok(claimed) => claimed,
             Err(problem) => {
@@ -36,15 +32,50 @@ impl Relay {
         if self.stopping {
             return self.close(id, CloseReason::Shutdown, outbox);
         }
-        let hash = self.hasher.hash(claimed.as_bytes());
-        let home = hash.home(self.options.shards);
+        let grant = match self.authenticate(now, id, claimed, &hello) {
+            Ok(grant) => grant,
+            Err(denied) => return self.deny(now, id, claimed, denied, outbox),
+        };
+        let home = self.hasher.hash(claimed.as_bytes()).home(self.options.shards);
+        // From here on nobody needs the credential itself.
+        let hello = Hello { auth_type: "".into(), credential: Default::default(), ..hello };
         if home != self.options.shard {
             // Nothing is in flight on a connection before its HELLO, so it can move.
             self.drop_session(id);
             let hello = Box::new(hello.into_owned());
-            outbox.outputs.push(Output::Move { session: id, to: home, hello, grant: None });
+            outbox.outputs.push(Output::Move { session: id, to: home, hello, grant });
             return;
         }
+        if self.equip(now, id, grant, outbox) {
+            self.claim(now, id, hello, outbox);
+        }
+    }
+
+    /// A connection is at home, and its credential was good where it was accepted.
+    pub(super) fn on_adopted(
+        &mut self,
+        now: Now,
+        id: SessionId,
+        session: Session,
+        hello: Hello<'_>,
+        outbox: &mut Outbox,
+    ) {
+        self.sessions.insert(id, session);
+        self.timers.set(timers::coalesced(now.mono + PING_AFTER), Timer::Session(id));
+        self.half_open += 1;
+        if self.stopping {
+            return self.close(id, CloseReason::Shutdown, outbox);
+        }
+        let grant = self.sessions.find_mut(id).and_then(|session| session.grant.take());
+        if self.equip(now, id, grant, outbox) {
+            self.claim(now, id, hello, outbox);
+        }
+    }
+
+    /// Whose is the name?
+    fn claim(&mut self, now: Now, id: SessionId, hello: Hello<'_>, outbox: &mut Outbox) {
+        let Ok(claimed) = name::check_agent(&hello.claimed_name) else { return };
+        let hash = self.hasher.hash(claimed.as_bytes());
         let slot = match self.agents.find(hash, claimed.as_bytes()) {
             Some(slot) => slot,
             None => {
@@ -57,17 +88,19 @@ impl Relay {
                 self.meet(now, claimed.into(), outbox)
             }
         };
-        if let Presence::Live(holder) = self.agents[slot].presence
-            && !self.take_over(now, slot, holder, &hello, outbox)
+        let agent = &self.agents[slot];
+        // Whoever waits for the agent's seat holds the name as well.
+        let holder = match agent.seat {
+            Seat::Asked(asker) => asker,
+            _ => agent.session(),
+        };
+        if let Some(holder) = holder
+            && !self.take_over(now, slot, holder, id, &hello, outbox)
         {
             let text = format!("Agent name \"{claimed}\" is in use by another connection");
             return self.fatal(id, ErrorCode::DuplicateConnection, &text, CloseReason::DuplicateConnection, outbox);
         }
-        self.welcome(now, id, slot, dialect, &hello, outbox);
-        let waiting = self.grace.take(self.agents[slot].name.clone().as_bytes());
-        for waiting in waiting {
-            self.accept_one(now, waiting.parcel, waiting.origin, outbox);
-        }
+        self.seat(now, id, slot, hello, outbox);
     }
 
     /// A name that was not known until now.
@@ -81,19 +114,22 @@ impl Relay {
         self.agents.insert(Agent::new(name, hash, agent, queue, now))
     }
 
-    /// Ends the holder's connection if the newcomer may have the name: it presents the holder's token, or the holder has
-    /// been silent. Two clients with one name do not flap: after two take-overs in 10 s the holder stays.
+    /// Ends the holder's connection if the newcomer may have the name: it presents the holder's token, or came in with the
+    /// holder's key, or the holder has been silent. The seat is inherited. Two clients with one name do not flap: after two take-overs in 10 s the holder stays.
     fn take_over(
         &mut self,
         now: Now,
         slot: AgentSlot,
         holder: SessionId,
+        newcomer: SessionId,
         hello: &Hello<'_>,
         outbox: &mut Outbox,
     ) -> bool {
         let agent = &self.agents[slot];
+        let key_of = |id| Some(self.sessions.find(id)?.grant.as_ref()?.key);
+        let same_key = key_of(newcomer).is_some() && key_of(newcomer) == key_of(holder);
         let silent = self.sessions.find(holder).is_none_or(|held| now.mono.since(held.last_heard) >= TAKE_OVER_SILENCE);
-        let entitled = silent || hello.resume.is_some_and(|token| self.token_is_good(now, agent, token));
+        let entitled = silent || same_key || hello.resume.is_some_and(|token| self.token_is_good(now, agent, token));
         let damped = agent.taken_over_at.iter().all(|at| at.is_some_and(|at| now.mono.since(at) < TAKE_OVER_DAMPER));
         if !entitled || damped {
             return false;
@@ -104,8 +140,10 @@ impl Relay {
         outbox
             .reply(holder, error(ErrorCode::DuplicateConnection, "Another connection has taken this agent name", true));
         outbox.reply(holder, Frame::Bye);
+        let seat = std::mem::take(&mut self.agents[slot].seat);
         self.leave(now, holder, CloseReason::DuplicateConnection, outbox);
         self.close(holder, CloseReason::DuplicateConnection, outbox);
+        self.agents[slot].seat = seat;
         true
     }
 
@@ -120,15 +158,14 @@ impl Relay {
         known && agent.resume != Default::default() && ended.is_none_or(|at| now.mono.since(at) < RESUME_TTL)
     }
 
-    fn welcome(
-        &mut self,
-        now: Now,
-        id: SessionId,
-        slot: AgentSlot,
-        dialect: Dialect,
-        hello: &Hello<'_>,
-        outbox: &mut Outbox,
-    ) {
+    /// The session begins, or goes on; and whoever was greeted before is told now.
+    pub(super) fn welcome(&mut self, now: Now, id: SessionId, slot: AgentSlot, hello: &Hello<'_>, outbox: &mut Outbox) {
+        let Some(session) = self.sessions.find_mut(id) else { return };
+        let dialect = session.dialect;
+        let (peer, grant, scopes) = (session.peer.clone(), session.grant.take(), session.scopes);
+        *session = Session { dialect, state: State::Live(slot), grant, scopes, ..Session::fresh(now.mono, peer) };
+        let receives = session.scopes.contains(Scopes::RECEIVE);
+        self.half_open -= 1;
         let resumed = hello.resume.is_some_and(|token| self.token_is_good(now, &self.agents[slot], token));
         let (fresh_session, resume) = (self.tokens.issue(), self.tokens.issue());
         let in_flight_max = match hello.in_flight_max {
@@ -145,6 +182,7 @@ impl Relay {
         agent.presence = Presence::Live(id);
         agent.dialect = dialect;
         agent.in_flight_max = in_flight_max;
+        agent.receives = receives;
         agent.last_seen = now;
         agent.profile = profile_of(hello);
         let (name, number, session_token, agent_id) =
@@ -159,11 +197,6 @@ impl Relay {
         } else if hello.resume_presented {
             let text = "Resume token rejected; starting new session";
             outbox.reply(id, error(ErrorCode::ResumeTooOld, text, false));
-        }
-        if let Some(session) = self.sessions.find_mut(id) {
-            let peer = session.peer.clone();
-            *session = Session { dialect, state: State::Live(slot), ..Session::fresh(now.mono, peer) };
-            self.half_open -= 1;
         }
         self.live += 1;
         self.presence_generation += 1;
@@ -197,11 +230,28 @@ impl Relay {
             frame_bytes_max: FRAME_BYTES_MAX as u32,
             heartbeat_ms: HEARTBEAT_MS,
             server: concat!("relay/", env!("CARGO_PKG_VERSION")).into(),
-            license: "".into(),
+            license: self.license.clone().into(),
         };
         outbox.reply(id, Frame::Welcome(Box::new(welcome)));
         self.pump(now, slot, id, outbox);
+        let waiting = self.grace.take(self.agents[slot].name.clone().as_bytes());
+        for waiting in waiting {
+            self.accept_one(now, waiting.parcel, waiting.origin, outbox);
+        }
     }
+}
+
+/// The licence as WELCOME tells it.
+pub(super) fn license_of(entitlement: &Entitlement) -> String {
+    let features: Vec<String> = entitlement.features.iter().map(|feature| format!("\"{}\"", feature.name())).collect();
+    let limit = |limit: Option<u32>| limit.map_or("null".to_owned(), |limit| limit.to_string());
+    format!(
+        "{{\"tier\":\"{}\",\"features\":[{}],\"limits\":{{\"maxAgents\":{},\"retentionDays\":{}}}}}",
+        entitlement.tier.name(),
+        features.join(","),
+        limit(entitlement.agents_max),
+        limit(entitlement.retention_days_max),
+    )
 }
 
 fn profile_of(hello: &Hello<'_>) -> Option<Box<Profile>> {

@@ -5,6 +5,7 @@ use super::delivery::Queue;
 use super::memory::{Remembered, SentMarks};
 use super::outbox::Profile;
 use super::route::TopicSlot;
+use super::seats::Seat;
 use crate::base::ids::Token;
 use crate::base::limits::{LABELS_REMEMBERED, REFUSED_REMEMBERED};
 use crate::base::{AgentId, Mono, Name, NameHash, Now, Sequence, SessionId};
@@ -28,6 +29,9 @@ pub(super) struct Agent {
     pub(super) profile: Option<Box<Profile>>,
     pub(super) queue: Queue,
     pub(super) in_flight_max: u32,
+    pub(super) seat: Seat,
+    /// Whether its session may receive.
+    pub(super) receives: bool,
     pub(super) session_token: Token,
     pub(super) resume: Token,
     /// The token before: valid until a frame arrives under the new one, since a WELCOME can be lost.
@@ -72,6 +76,8 @@ impl Agent {
             profile: None,
             queue,
             in_flight_max: 0,
+            seat: Seat::None,
+            receives: true,
             session_token: Token::default(),
             resume: Token::default(),
             resume_before: None,

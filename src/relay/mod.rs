@@ -3,6 +3,8 @@
 
 #![forbid(unsafe_code)]
 
+mod ask;
+mod auth;
 pub mod counters;
 pub mod delivery;
 mod event;
@@ -10,116 +12,57 @@ mod gate;
 mod grace;
 mod hello;
 mod home;
+mod ledger;
 pub mod memory;
+mod options;
 mod outbox;
+mod presence;
 mod refused;
 mod route;
+mod seats;
 mod send;
 mod session;
+mod sources;
+mod subscribe;
 mod tell;
 #[cfg(test)]
 mod tests;
 mod timers;
 
-pub use counters::{Counters, Gauges};
+pub use counters::{AuthFailure, Counters, Gauges, KeyUse};
 pub use event::{Event, Mail, Origin, Outcome, Peer, What};
 pub use memory::{Memory, Owed, ProgressRecord, Remembered, SentMarks, SessionRecord};
+pub use options::{Bounds, Options};
 pub use outbox::{
     Addressee, AgentRow, CensusPart, CensusTicket, Delivery, Fetch, Fetched, FetchedMessage, Outbox, Output, Place,
     Profile, Question, Recipients, Record, Wanted,
 };
 
 use crate::base::ids::TokenSource;
-use crate::base::keys::Ring;
 use crate::base::limits;
-use crate::base::tier::Entitled;
+use crate::base::tier::{Entitled, Entitlement};
 use crate::base::{
     AgentId, Bytes, Chunks, CloseReason, MessageId, Mono, NameHasher, Now, RefuseReason, Sequence, SessionId, ShardId,
-    name,
 };
-use crate::wire::{
-    Ack, Corrupt, Dialect, ErrorCode, ErrorFrame, Frame, Query, QueryKind, Receipt, ReceiptState, Topic,
-};
+use crate::wire::{Ack, Dialect, ErrorCode, ErrorFrame, Frame};
 use delivery::{Load, News, Queue, Return, Window};
 use grace::Grace;
-use home::{AgentSlot, Agents, Presence};
+use home::{AgentSlot, Agents};
+use ledger::Seats;
 use refused::RefusedLately;
 use route::Topics;
+use seats::Seat;
 use session::{Session, Sessions, State};
+use sources::Sources;
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use timers::{Timer, Timers};
 
-/// What a heart is told once.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Which shard this is.
-    pub shard: ShardId,
-    /// How many there are.
-    pub shards: u16,
-    /// This start of the daemon: greater than all before it.
-    pub epoch: u32,
-    /// Seed of the name hash: the same for all shards of a daemon, secret to the outside.
-    pub name_seed: u64,
-    /// Seed of session ids and resume tokens: different per shard, secret to everyone.
-    pub token_seed: [u8; 32],
-    /// Whether a message is handed to its recipient only when the record that holds it is committed.
-    pub strict: bool,
-    /// Bounds.
-    pub bounds: Bounds,
-    /// What the licence grants.
-    pub entitlement: Entitled,
-    /// Whether HELLO needs a credential from everyone.
-    pub require_auth: bool,
-    /// Whether a client certificate may speak for the agents it names alone.
-    pub bind_certificates: bool,
-    /// The keys there are.
-    pub keys: Ring,
-}
-
-/// The bounds that an operator may set; never above those of `base::limits`.
-#[derive(Clone, Debug)]
-#[allow(missing_docs)]
-pub struct Bounds {
-    pub half_open_max: usize,
-    pub known_agents_max: usize,
-    pub subscriptions_max: usize,
-    pub in_flight_max: u32,
-    pub in_flight_bytes_max: usize,
-    pub waiting_bytes_max: usize,
-    pub waiting_messages_max: usize,
-    pub owed_bytes_max: usize,
-    pub shard_waiting_bytes_max: usize,
-    /// Nanoseconds that owed messages and silent agents are kept.
-    pub retention: u64,
-    /// SENDs per second and connection; 0: as many as come.
-    pub messages_per_second: u32,
-    /// SENDs that a connection may save up.
-    pub burst: u32,
-}
-
-impl Default for Bounds {
-    fn default() -> Bounds {
-        Bounds {
-            half_open_max: limits::HALF_OPEN_MAX,
-            known_agents_max: limits::KNOWN_AGENTS_MAX,
-            subscriptions_max: limits::SUBSCRIPTIONS_MAX,
-            in_flight_max: limits::IN_FLIGHT_MAX,
-            in_flight_bytes_max: limits::IN_FLIGHT_BYTES_MAX,
-            waiting_bytes_max: limits::WAITING_BYTES_MAX,
-            waiting_messages_max: limits::WAITING_MESSAGES_MAX,
-            owed_bytes_max: limits::OWED_BYTES_MAX,
-            shard_waiting_bytes_max: limits::SHARD_WAITING_BYTES_MAX,
-            retention: limits::RETENTION,
-            messages_per_second: 0,
-            burst: 0,
-        }
-    }
-}
-
 /// One shard's heart.
 pub struct Relay {
     options: Options,
+    /// How long messages are to be kept, as far as the licence allows.
+    retention_asked: u64,
     hasher: NameHasher,
     tokens: TokenSource,
     chunks: Chunks,
@@ -152,6 +95,16 @@ pub struct Relay {
     progress: Vec<AgentSlot>,
     /// Fan-outs that a crash parted, in order, and who has them already.
     parted: Vec<(MessageId, Vec<AgentId>)>,
+    /// Where wrong credentials come from.
+    sources: Sources,
+    /// When the first credential of a connection here ends, milliseconds since 1970.
+    credential_ends_at_ms: u64,
+    /// Whether a timer is running for that.
+    credentials_watched: bool,
+    /// Of shard 0 alone.
+    seats: Seats,
+    /// The licence as WELCOME tells it.
+    license: String,
     writer_full: bool,
     /// Records beside messages since the writer became full.
     notes: u32,
@@ -164,8 +117,11 @@ pub struct Relay {
 
 impl Relay {
     /// A heart that knows nobody.
-    pub fn new(options: Options) -> Relay {
+    pub fn new(mut options: Options) -> Relay {
+        let retention_asked = options.bounds.retention;
+        options.bounds.retention = entitled_retention(retention_asked, &options.entitlement);
         Relay {
+            retention_asked,
             hasher: NameHasher::new(options.name_seed),
             tokens: TokenSource::new(options.token_seed),
             chunks: Chunks::default(),
@@ -188,6 +144,11 @@ impl Relay {
             hungry: Vec::new(),
             progress: Vec::new(),
             parted: Vec::new(),
+            sources: Sources::default(),
+            credential_ends_at_ms: u64::MAX,
+            credentials_watched: false,
+            seats: Seats::default(),
+            license: hello::license_of(&options.entitlement),
             writer_full: false,
             notes: 0,
             stopping: false,
@@ -203,17 +164,23 @@ impl Relay {
             Event::Frame { session, dialect, ack, frame } => self.on_frame(now, session, dialect, ack, frame, outbox),
             Event::Written { session, through } => self.on_written(now, session, through, outbox),
             Event::Opened { session, peer } => self.on_opened(now, session, peer, outbox),
-            Event::Entitled(entitlement) => self.options.entitlement = entitlement,
-            Event::Keys(keys) => self.options.keys = keys,
-            Event::Adopted { session, peer, dialect, hello, grant: _ } => {
-                self.sessions.insert(session, Session { dialect, ..Session::fresh(now.mono, peer) });
-                self.timers.set(timers::coalesced(now.mono + limits::PING_AFTER), Timer::Session(session));
-                self.half_open += 1;
-                self.on_hello(now, session, dialect, *hello, outbox);
+            Event::Entitled(entitlement) => {
+                self.options.bounds.retention = entitled_retention(self.retention_asked, &entitlement);
+                self.on_entitled(entitlement);
+            }
+            Event::Keys(keys) => self.on_keys(now, keys, outbox),
+            Event::Adopted { session, peer, dialect, hello, grant } => {
+                let adopted = Session { dialect, grant, ..Session::fresh(now.mono, peer) };
+                self.on_adopted(now, session, adopted, *hello, outbox);
+            }
+            Event::Certified { session, certificate } => {
+                if let Some(session) = self.sessions.find_mut(session) {
+                    session.peer.certificate = Some(certificate);
+                }
             }
             Event::Corrupt { session, dialect, corrupt } => self.on_corrupt(session, dialect, &corrupt, outbox),
             Event::Closed { session, reason } => self.on_closed(now, session, reason, outbox),
-            Event::Mail { from: _, mail } => self.on_mail(now, mail, outbox),
+            Event::Mail { from, mail } => self.on_mail(now, from, mail, outbox),
             Event::Committed { through } => self.on_committed(now, through, outbox),
             Event::Fetched(fetched) => self.on_fetched(now, *fetched, outbox),
             Event::WriterFull(full) => self.writer_full = full,
@@ -244,6 +211,7 @@ impl Relay {
                 Timer::Expiry(agent) => self.expire_owed(now, agent, outbox),
                 Timer::Grace => self.expire_grace(now, outbox),
                 Timer::Forget => self.forget_agents(now, outbox),
+                Timer::Credentials => self.check_credentials(now, outbox),
             }
         }
     }
@@ -285,22 +253,6 @@ impl Relay {
         self.stopping && self.sessions.len() == 0
     }
 
-    /// What is here and what has happened.
-    pub fn gauges(&self) -> Gauges {
-        Gauges {
-            counters: self.counters.clone(),
-            connections: self.sessions.len() as u32,
-            half_open: self.half_open as u32,
-            live: self.live as u32,
-            known: self.agents.len() as u32,
-            waiting_messages: self.waiting.messages,
-            waiting_bytes: self.waiting.bytes,
-            resident_bytes: self.waiting.resident,
-            grace: self.grace.len() as u32,
-            topics: self.topics.len() as u32,
-        }
-    }
-
     fn on_frame(
         &mut self,
         now: Now,
@@ -314,6 +266,10 @@ impl Relay {
         let Some(session) = self.sessions.find_mut(id) else { return };
         session.last_heard = now.mono;
         session.pinged_at = None;
+        if matches!(session.state, State::Seating(_) | State::Penalized(_)) {
+            // Behind a HELLO nothing is read until it is answered.
+            return;
+        }
         let agent = session.agent();
         if let Some(slot) = agent {
             let agent = &mut self.agents[slot];
@@ -331,7 +287,7 @@ impl Relay {
             (Frame::Receipt(receipts), Some(slot)) => self.on_receipts(slot, &receipts, outbox),
             (Frame::Subscribe(topic), Some(slot)) => self.on_subscribe(id, slot, &topic, outbox),
             (Frame::Unsubscribe(topic), Some(slot)) => self.on_unsubscribe(slot, &topic, outbox),
-            (Frame::Hello(hello), None) => self.on_hello(now, id, dialect, *hello, outbox),
+            (Frame::Hello(hello), None) => self.on_hello(now, id, *hello, outbox),
             (Frame::Hello(_), Some(_)) => self.complain(id, "Unexpected HELLO", outbox),
             (Frame::Ping(nonce), Some(_)) => outbox.reply(id, Frame::Pong(Cow::Owned(nonce.into_owned()))),
             (Frame::Submit(message), None) => self.on_submit(now, id, message, outbox),
@@ -390,103 +346,23 @@ impl Relay {
         }
     }
 
-    fn on_opened(&mut self, now: Now, id: SessionId, peer: Peer, outbox: &mut Outbox) {
-        self.sessions.insert(id, Session::fresh(now.mono, peer));
-        self.half_open += 1;
-        if self.half_open > self.options.bounds.half_open_max {
-            self.close(id, CloseReason::HalfOpenFull, outbox);
-        } else if self.stopping {
-            self.close(id, CloseReason::Shutdown, outbox);
-        } else {
-            self.timers.set(now.mono + limits::HELLO_DEADLINE, Timer::Session(id));
-        }
+    /// The licence grants something else. Who is connected stays connected.
+    fn on_entitled(&mut self, entitlement: Entitled) {
+        self.license = hello::license_of(&entitlement);
+        self.options.entitlement = entitlement;
     }
 
-    fn on_corrupt(&mut self, id: SessionId, dialect: Option<Dialect>, corrupt: &Corrupt, outbox: &mut Outbox) {
-        let Some(session) = self.sessions.find_mut(id) else { return };
-        let Some(dialect) = dialect else {
-            // Whatever speaks there would not understand an answer.
-            return self.close(id, corrupt.close_reason(), outbox);
-        };
-        session.dialect = dialect;
-        let text = match dialect {
-            Dialect::Json => format!("Frame error: Error: {corrupt}"),
-            Dialect::Native => corrupt.to_string(),
-        };
-        self.fatal(id, ErrorCode::BadRequest, &text, corrupt.close_reason(), outbox);
-    }
-
-    fn say_bye(&mut self, now: Now, id: SessionId, outbox: &mut Outbox) {
-        outbox.reply(id, Frame::Bye);
-        self.leave(now, id, CloseReason::Bye, outbox);
-        self.close(id, CloseReason::Bye, outbox);
-    }
-
-    /// The connection is gone without our doing.
-    fn on_closed(&mut self, now: Now, id: SessionId, reason: CloseReason, outbox: &mut Outbox) {
-        if self.sessions.find(id).is_some() {
-            self.leave(now, id, reason, outbox);
-            self.counters.closes[reason as usize] += 1;
-            self.drop_session(id);
-        }
-    }
-
-    /// Closes a connection; its agent, if it has one, has left before or is lost now.
-    fn close(&mut self, id: SessionId, reason: CloseReason, outbox: &mut Outbox) {
-        if self.sessions.find(id).is_none() {
-            return;
-        }
-        self.counters.closes[reason as usize] += 1;
-        outbox.outputs.push(Output::Close { session: id, reason });
-        self.drop_session(id);
-    }
-
-    fn drop_session(&mut self, id: SessionId) {
-        if let Some(session) = self.sessions.remove(id)
-            && session.state == State::Fresh
-        {
-            self.half_open -= 1;
-        }
-    }
-
-    /// The agent on this connection is no longer here; what it is owed stays.
-    fn leave(&mut self, now: Now, id: SessionId, reason: CloseReason, outbox: &mut Outbox) {
-        let Some(session) = self.sessions.find(id) else { return };
-        let Some(slot) = session.agent() else { return };
-        let agent = &mut self.agents[slot];
-        if agent.presence != Presence::Live(id) {
-            // Its name lives on another connection by now.
-            return;
-        }
-        self.live -= 1;
-        self.presence_generation += 1;
-        agent.last_seen = now;
-        agent.presence = match reason {
-            CloseReason::Bye => Presence::Left(now.mono),
-            _ => Presence::Lost(now.mono),
-        };
-        agent.queue.rewind();
-        let record = Record::Gone { agent: agent.id, at_ms: now.wall_ms, bye: reason == CloseReason::Bye };
-        self.push_note(record, outbox);
-    }
-
-    fn on_stop(&mut self, now: Now, outbox: &mut Outbox) {
-        self.stopping = true;
-        for id in self.sessions.ids() {
-            outbox.reply(id, Frame::Bye);
-            // Mail may still come for its agent: that is owed, and not for a connection that is closed.
-            self.leave(now, id, CloseReason::Shutdown, outbox);
-            self.close(id, CloseReason::Shutdown, outbox);
-        }
-    }
-
-    fn on_mail(&mut self, now: Now, mail: Mail, outbox: &mut Outbox) {
+    fn on_mail(&mut self, now: Now, from: ShardId, mail: Mail, outbox: &mut Outbox) {
         match mail {
             Mail::Send { parcel, origin } => self.accept_one(now, parcel, origin, outbox),
             Mail::Fanout { parcel, origin } => self.accept_many(now, &parcel, origin, outbox),
             Mail::Again { parcel, origin } => self.answer_again(&parcel, origin, outbox),
             Mail::Outcome(outcome) => self.tell(*outcome, outbox),
             Mail::Read { id, recipient } => self.tell_read(id, recipient, outbox),
+            Mail::SeatAsked { agent } => self.on_seat_asked(now, from, agent, outbox),
+            Mail::SeatTaken => self.on_seat_taken(now),
+            Mail::SeatAnswer { agent, refused } => self.on_seat_answer(now, agent, refused, outbox),
+            Mail::SeatFreed => self.seats.give_back(now.wall_ms),
         }
     }
 
@@ -630,6 +506,10 @@ impl Relay {
     /// Hands out what the agent's window allows, and makes sure that somebody looks after it in time.
     fn pump(&mut self, now: Now, slot: AgentSlot, id: SessionId, outbox: &mut Outbox) {
         let agent = &mut self.agents[slot];
+        if !agent.receives {
+            // It stays owed, for a session that may receive.
+            return;
+        }
         let window = Window { messages_max: agent.in_flight_max, bytes_max: self.options.bounds.in_flight_bytes_max };
         let committed = if self.options.strict { self.committed } else { u64::MAX };
         let pumped = agent.queue.pump(now.mono, id, window, committed, outbox);
@@ -686,43 +566,12 @@ impl Relay {
         }
     }
 
-    /// Is the peer still there? Any traffic counts as life.
-    fn check_session(&mut self, now: Now, id: SessionId, outbox: &mut Outbox) {
-        let Some(session) = self.sessions.find_mut(id) else { return };
-        if session.state == State::Fresh {
-            let deadline = session.opened_at + limits::HELLO_DEADLINE;
-            if now.mono >= deadline {
-                self.close(id, CloseReason::HelloTimeout, outbox);
-            } else {
-                self.timers.set(deadline, Timer::Session(id));
-            }
-            return;
-        }
-        let silent = now.mono.since(session.last_heard);
-        if silent >= limits::DEAD_AFTER {
-            self.leave(now, id, CloseReason::Silent, outbox);
-            self.close(id, CloseReason::Silent, outbox);
-            return;
-        }
-        let next = if silent < limits::PING_AFTER {
-            session.last_heard + limits::PING_AFTER
-        } else {
-            if session.pinged_at.is_none() {
-                session.pinged_at = Some(now.mono);
-                let nonce = self.tokens.issue().to_string().into_bytes();
-                outbox.reply(id, Frame::Ping(Cow::Owned(nonce)));
-            }
-            session.last_heard + limits::DEAD_AFTER
-        };
-        self.timers.set(timers::coalesced(next), Timer::Session(id));
-    }
-
     /// Agents that nobody has seen within the retention time, and that are owed nothing, are forgotten.
     fn forget_agents(&mut self, now: Now, outbox: &mut Outbox) {
         for index in 0..self.agents.slots() {
             let slot = AgentSlot(index);
             let Some(agent) = self.agents.peek(slot) else { continue };
-            let away = agent.session().is_none() && agent.queue.is_empty();
+            let away = agent.session().is_none() && agent.queue.is_empty() && agent.seat == Seat::None;
             if away && now.mono.since(agent.last_seen.mono) > self.options.bounds.retention {
                 self.forgotten_through = self.forgotten_through.max(agent.queue.next_sequence().counter - 1);
                 for (topic, _) in agent.subscriptions.clone() {
@@ -737,133 +586,6 @@ impl Relay {
             // The next agent that is met sets it again.
             self.timers.set(now.mono + FORGET_EVERY, Timer::Forget);
         }
-    }
-
-    fn on_subscribe(&mut self, id: SessionId, slot: AgentSlot, topic: &Topic<'_>, outbox: &mut Outbox) {
-        let text = match name::check_topic(name::topic_of(&topic.name)) {
-            Ok(text) => text,
-            Err(error) => return self.complain(id, &format!("Not a topic: {error}"), outbox),
-        };
-        if let Err(problem) = self.subscribe(slot, text, topic.channel, outbox) {
-            self.complain(id, problem, outbox);
-        }
-    }
-
-    fn subscribe(
-        &mut self,
-        slot: AgentSlot,
-        text: &str,
-        channel: bool,
-        outbox: &mut Outbox,
-    ) -> Result<(), &'static str> {
-        if self.subscribe_quietly(slot, text, channel)? {
-            let agent = self.agents[slot].id;
-            self.push_note(Record::Subscribed { agent, topic: text.into(), channel }, outbox);
-        }
-        Ok(())
-    }
-
-    /// Subscribes without a word to the writer; says whether anything has changed.
-    fn subscribe_quietly(&mut self, slot: AgentSlot, text: &str, channel: bool) -> Result<bool, &'static str> {
-        let hash = self.hasher.hash(text.as_bytes());
-        if let Some(known) = self.topics.find(hash, text.as_bytes())
-            && let Some(mine) = self.agents[slot].subscriptions.iter_mut().find(|(topic, _)| *topic == known)
-        {
-            let changed = mine.1 != channel;
-            if changed {
-                mine.1 = channel;
-                self.topics.set_channel(known, slot, channel);
-            }
-            return Ok(changed);
-        }
-        if self.agents[slot].subscriptions.len() >= self.options.bounds.subscriptions_max {
-            return Err("This agent has as many subscriptions as one may have; unsubscribe from one first");
-        }
-        let topic =
-            self.topics.subscribe(hash, text, slot, channel).ok_or("The relay has as many topics as it can hold")?;
-        self.agents[slot].subscriptions.push((topic, channel));
-        Ok(true)
-    }
-
-    fn on_unsubscribe(&mut self, slot: AgentSlot, topic: &Topic<'_>, outbox: &mut Outbox) {
-        let text = name::topic_of(&topic.name);
-        let Some(topic) = self.topics.find(self.hasher.hash(text), text) else { return };
-        let agent = &mut self.agents[slot];
-        if let Some(index) = agent.subscriptions.iter().position(|(mine, _)| *mine == topic)
-            && let Some(name) = self.topics.name(topic).cloned()
-        {
-            agent.subscriptions.remove(index);
-            let record = Record::Unsubscribed { agent: agent.id, topic: name };
-            self.topics.unsubscribe(topic, slot);
-            self.push_note(record, outbox);
-        }
-    }
-
-    fn on_query(&mut self, now: Now, id: SessionId, query: &Query<'_>, outbox: &mut Outbox) {
-        let Some(session) = self.sessions.find(id) else { return };
-        if !session.peer.owner {
-            let text = "Questions are answered on the Unix socket, for the daemon's own user";
-            return self.fatal(id, ErrorCode::Forbidden, text, CloseReason::Forbidden, outbox);
-        }
-        if matches!(query.kind, QueryKind::Message | QueryKind::History) {
-            // What the writer knows of progress may lag by one flush; the question travels behind this.
-            self.tell_progress(now, outbox);
-        }
-        outbox.questions.push(Question {
-            session: id,
-            number: query.number,
-            kind: query.kind,
-            arguments: query.arguments.as_ref().into(),
-        });
-    }
-
-    fn on_answered(&mut self, now: Now, id: SessionId, number: u64, failed: bool, json: Vec<u8>, outbox: &mut Outbox) {
-        let Some(session) = self.sessions.find_mut(id) else { return };
-        // The asker has shown that it is alive and allowed; it may ask again.
-        session.opened_at = now.mono;
-        let answer = crate::wire::Answer { number, more: false, failed, json: Cow::Owned(json) };
-        outbox.reply(id, Frame::Answer(Box::new(answer)));
-    }
-
-    fn on_receipts(&mut self, slot: AgentSlot, receipts: &[Receipt], outbox: &mut Outbox) {
-        let recipient = self.agents[slot].id;
-        for receipt in receipts {
-            if receipt.state != ReceiptState::Read {
-                continue;
-            }
-            let id = MessageId { sender: receipt.id.sender, number: receipt.id.number };
-            self.push_note(Record::Read { id, recipient }, outbox);
-            for shard in 0..self.options.shards {
-                if ShardId(shard) != self.options.shard {
-                    outbox.mails.push((ShardId(shard), Mail::Read { id, recipient }));
-                }
-            }
-            self.tell_read(id, recipient, outbox);
-        }
-    }
-
-    fn on_census(&mut self, now: Now, ticket: CensusTicket, outbox: &mut Outbox) {
-        let end = self.agents.slots().min(ticket.cursor.saturating_add(CENSUS_ROWS));
-        let rows =
-            (ticket.cursor.min(end)..end).filter_map(|slot| self.agents.peek(AgentSlot(slot))).map(|agent| AgentRow {
-                name: agent.name.clone(),
-                live: agent.session().is_some(),
-                json: agent.dialect == Dialect::Json,
-                profile: agent.profile.clone(),
-                first_seen_ms: agent.first_seen_ms,
-                last_seen_ms: agent.last_seen.wall_ms,
-                messages_sent: agent.messages_sent,
-                messages_received: agent.messages_received,
-                waiting_messages: agent.queue.owed(now).messages as u32,
-                waiting_bytes: agent.queue.load().bytes.min(u64::from(u32::MAX)) as u32,
-                in_flight: agent.queue.in_flight(),
-                oldest_unacknowledged_ms: agent.queue.oldest_sent_at().map(|at| now.mono.since(at) / 1_000_000),
-                topics: agent.subscriptions.iter().filter_map(|(topic, _)| self.topics.name(*topic).cloned()).collect(),
-            });
-        let rows = rows.collect();
-        let next = (end < self.agents.slots()).then_some(end);
-        let gauges = next.is_none().then(|| Box::new(self.gauges()));
-        outbox.census.push(CensusPart { ticket: ticket.ticket, shard: self.options.shard, next, rows, gauges });
     }
 
     /// Pushes a record that is not a message. Those are refused while the writer is full; of these so many may still
@@ -882,31 +604,16 @@ impl Relay {
         outbox.records.push(record);
         self.records
     }
-
-    /// An error that the connection survives.
-    fn complain(&mut self, id: SessionId, message: &str, outbox: &mut Outbox) {
-        outbox.reply(id, error(ErrorCode::BadRequest, message, false));
-    }
-
-    /// An error that ends the connection: ERROR, BYE, close.
-    fn fatal(&mut self, id: SessionId, code: ErrorCode, message: &str, reason: CloseReason, outbox: &mut Outbox) {
-        outbox.reply(id, error(code, message, true));
-        outbox.reply(id, Frame::Bye);
-        if let Some(slot) = self.sessions.find(id).and_then(Session::agent)
-            && self.agents[slot].presence == Presence::Live(id)
-        {
-            let seen = self.agents[slot].last_seen;
-            self.leave(seen, id, reason, outbox);
-        }
-        self.close(id, reason, outbox);
-    }
 }
-
-/// Rows of one census part: some tens of microseconds of a shard's time.
-const CENSUS_ROWS: u32 = 256;
 
 /// How often agents that have outlived the retention time are looked for.
 const FORGET_EVERY: u64 = Mono::ms(3_600_000);
+
+/// What is kept of the retention that was asked for.
+fn entitled_retention(asked: u64, entitlement: &Entitlement) -> u64 {
+    let day = Mono::ms(24 * 3_600_000);
+    entitlement.retention_days_max.map_or(asked, |days| asked.min(u64::from(days) * day))
+}
 
 fn error(code: ErrorCode, message: &str, fatal: bool) -> Frame<'static> {
     let message = Cow::Owned(message.to_owned());

@@ -8,6 +8,7 @@ use super::outbox::{Addressee, Outbox, Recipients, Record};
 use super::session::{State, Tracker};
 use super::timers::Timer;
 use super::{Bounds, Relay, no_label, text_of};
+use crate::base::keys::Scopes;
 use crate::base::limits::{FRAME_BYTES_MAX, LOST_REACHABLE};
 use crate::base::{AgentId, Bytes, CloseReason, Mono, NameHash, Now, RefuseReason, SessionId, ShardId, name};
 use crate::wire::{Dialect, ErrorCode, HEADER_BYTES, Message, Parcel, Wants, json};
@@ -52,6 +53,9 @@ impl Relay {
         if !new {
             self.counters.duplicates += 1;
             return self.ask_again(message, origin, outbox);
+        }
+        if !session.scopes.contains(Scopes::SEND) {
+            return self.refuse(now, &message, origin, RefuseReason::Forbidden, 0, outbox);
         }
         let wait_ms = session.bucket.take(now.mono, messages_per_second, burst);
         if wait_ms > 0 {

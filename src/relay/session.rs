@@ -2,14 +2,17 @@
 //!
 //! ```text
 //! accept ─► Fresh ── HELLO, home is here ──► Live ── BYE, error, silence ──► gone
-//!             └───── HELLO, home elsewhere ─► gone here, Live there
+//!             ├───── HELLO, home elsewhere ─► gone here, Live there
+//!             ├───── HELLO, seat asked for ─► Seating ── granted ──► Live
+//!             └───── HELLO, wrong credential again ─► Penalized ── answered late ──► gone
 //! ```
 
 use super::event::Peer;
 use super::gate::Bucket;
 use super::home::AgentSlot;
+use crate::base::keys::{AuthError, Grant, Scopes};
 use crate::base::{Mono, SessionId};
-use crate::wire::{Dialect, Wants};
+use crate::wire::{Dialect, Hello, Wants};
 
 /// A connection.
 #[derive(Debug)]
@@ -28,6 +31,12 @@ pub(super) struct Session {
     /// Where the last receipt for this session lies in the outbox of turn-part `receipt_mark.0`, to be extended.
     pub(super) receipt_mark: (u64, usize),
     pub(super) bucket: Bucket,
+    /// What its credential grants, if it presented one.
+    pub(super) grant: Option<Box<Grant>>,
+    /// What it may do; without a credential, what is usual.
+    pub(super) scopes: Scopes,
+    /// The HELLO that waits for a seat.
+    pub(super) hello: Option<Box<Hello<'static>>>,
 }
 
 /// Where a connection stands.
@@ -35,8 +44,19 @@ pub(super) struct Session {
 pub(super) enum State {
     /// Nobody yet: HELLO, or a frame of the command line, must come before the deadline.
     Fresh,
+    /// It said HELLO, and its home has asked whether there is a seat for the agent.
+    Seating(AgentSlot),
+    /// It presented a wrong credential, and hears so later.
+    Penalized(Penalty),
     /// An agent's.
     Live(AgentSlot),
+}
+
+/// An answer that is withheld for a while.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Penalty {
+    pub(super) error: AuthError,
+    pub(super) until: Mono,
 }
 
 /// A fan-out whose sender wants to hear of it.
@@ -64,6 +84,9 @@ impl Session {
             trackers: Vec::new(),
             receipt_mark: (u64::MAX, 0),
             bucket: Bucket::default(),
+            grant: None,
+            scopes: Scopes::USUAL,
+            hello: None,
         }
     }
 
@@ -71,7 +94,7 @@ impl Session {
     pub(super) fn agent(&self) -> Option<AgentSlot> {
         match self.state {
             State::Live(agent) => Some(agent),
-            State::Fresh => None,
+            State::Fresh | State::Seating(_) | State::Penalized(_) => None,
         }
     }
 }

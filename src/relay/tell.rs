@@ -275,6 +275,10 @@ fn refusal(outcome: &Outcome) -> Frame<'static> {
             let message = "A SEND must name its own agent as sender, and a topic must be a topic name".to_owned();
             failure(ErrorCode::BadRequest, message, outcome, *reason)
         }
+        RefuseReason::Forbidden => {
+            let message = "This credential may not send messages".to_owned();
+            failure(ErrorCode::Forbidden, message, outcome, *reason)
+        }
         _ => Frame::Busy(Box::new(Busy {
             number: outcome.id.number,
             label: text_of(&outcome.label).into(),

@@ -1,5 +1,8 @@
 //! The heart driven by hand: one short test for each bug that the simulated worlds found.
 
+mod auth;
+mod seats;
+
 use super::*;
 use crate::base::keys::KeyRing;
 use crate::base::tier::Entitlement;
@@ -20,24 +23,31 @@ struct Pair {
 
 impl Pair {
     fn new() -> Pair {
-        Pair::with(Bounds::default())
+        Pair::shaped(|_| {})
     }
 
     fn with(bounds: Bounds) -> Pair {
+        Pair::shaped(|options| options.bounds = bounds.clone())
+    }
+
+    /// Two hearts whose options differ from the usual ones.
+    fn shaped(shape: impl Fn(&mut Options)) -> Pair {
         let heart = |shard| {
-            Relay::new(Options {
+            let mut options = Options {
                 shard: ShardId(shard),
                 shards: 2,
                 epoch: 3,
                 name_seed: 1,
                 token_seed: [shard as u8; 32],
                 strict: false,
-                bounds: bounds.clone(),
+                bounds: Bounds::default(),
                 entitlement: Entitlement::unlimited(),
                 require_auth: false,
                 bind_certificates: false,
                 keys: KeyRing::empty(),
-            })
+            };
+            shape(&mut options);
+            Relay::new(options)
         };
         Pair {
             hearts: [heart(0), heart(1)],
@@ -73,8 +83,14 @@ impl Pair {
                 }
                 Output::Reply { session, frame: Frame::Error(error) } => {
                     let outcome = error.outcome.map_or("", RefuseReason::name);
-                    self.said.push((*session, format!("error {} {outcome}", error.number)));
+                    let text = match error.fatal {
+                        true => format!("{}: {}", error.code.name(), error.message),
+                        false => format!("error {} {outcome}", error.number),
+                    };
+                    self.said.push((*session, text));
                 }
+                Output::Reply { session, frame: Frame::Welcome(_) } => self.said.push((*session, "welcome".into())),
+                Output::Close { session, reason } => self.said.push((*session, format!("close {}", reason.name()))),
                 Output::Receipt { session, receipt } => {
                     self.said.push((*session, format!("{:?} {}", receipt.state, receipt.id.number)));
                 }
@@ -100,9 +116,14 @@ impl Pair {
     }
 
     fn hello(&mut self, shard: u16, slot: u32, name: &str) -> SessionId {
+        let session = self.hello_as(shard, slot, Peer::default(), named(name));
+        assert_eq!(self.heard(session), ["welcome"], "{name}");
+        session
+    }
+
+    fn hello_as(&mut self, shard: u16, slot: u32, peer: Peer, hello: Hello<'static>) -> SessionId {
         let session = SessionId { slot, generation: 1 };
-        self.tell(shard, Event::Opened { session, peer: Peer::default() });
-        let hello = Hello { claimed_name: name.as_bytes().to_vec().into(), ..Hello::default() };
+        self.tell(shard, Event::Opened { session, peer });
         self.frame(shard, session, Frame::Hello(Box::new(hello)));
         session
     }
@@ -129,6 +150,11 @@ impl Pair {
         self.said = others;
         Vec::from_iter(mine).into_iter().map(|(_, text): (SessionId, String)| text).collect()
     }
+}
+
+/// A HELLO under this name.
+fn named(name: &str) -> Hello<'static> {
+    Hello { claimed_name: name.as_bytes().to_vec().into(), ..Hello::default() }
 }
 
 const BOTH: Wants = Wants(Wants::ACCEPTED.0 | Wants::DURABLE.0);

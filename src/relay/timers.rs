@@ -20,6 +20,8 @@ pub(super) enum Timer {
     Grace,
     /// Agents that have outlived the retention time.
     Forget,
+    /// Credentials that may have ended.
+    Credentials,
 }
 
 /// Deadlines, earliest first; ties in a fixed order.

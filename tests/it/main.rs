@@ -2,9 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
 mod away;
+mod certificates;
+mod client_tls;
 mod command_line;
 mod cpus;
 mod durable;
+#[path = "../evaluation/mod.rs"]
+mod evaluation;
 mod harness;
 mod hostile;
 mod lifecycle;
@@ -15,8 +19,10 @@ mod python;
 mod receipts;
 mod resume;
 mod seccomp;
+mod secrets;
 mod slow;
 mod takeover;
 mod talk;
+mod tiers;
 mod topics;
 mod transcripts;

@@ -1,0 +1,184 @@
+//! Connections as they come and go: opened, closed, silent, stopped; and the agent that was on them.
+
+use super::event::Peer;
+use super::home::Presence;
+use super::outbox::{Outbox, Output, Record};
+use super::seats::Seat;
+use super::session::{Session, State};
+use super::timers::{self, Timer};
+use super::{Relay, error};
+use crate::base::{CloseReason, Now, SessionId, limits};
+use crate::wire::{Corrupt, Dialect, ErrorCode, Frame};
+use std::borrow::Cow;
+
+impl Relay {
+    pub(super) fn on_opened(&mut self, now: Now, id: SessionId, peer: Peer, outbox: &mut Outbox) {
+        self.sessions.insert(id, Session::fresh(now.mono, peer));
+        self.half_open += 1;
+        if self.half_open > self.options.bounds.half_open_max {
+            self.close(id, CloseReason::HalfOpenFull, outbox);
+        } else if self.stopping {
+            self.close(id, CloseReason::Shutdown, outbox);
+        } else {
+            self.timers.set(now.mono + limits::HELLO_DEADLINE, Timer::Session(id));
+        }
+    }
+
+    pub(super) fn on_corrupt(
+        &mut self,
+        id: SessionId,
+        dialect: Option<Dialect>,
+        corrupt: &Corrupt,
+        outbox: &mut Outbox,
+    ) {
+        let Some(session) = self.sessions.find_mut(id) else { return };
+        let Some(dialect) = dialect else {
+            // Whatever speaks there would not understand an answer.
+            return self.close(id, corrupt.close_reason(), outbox);
+        };
+        session.dialect = dialect;
+        let text = match dialect {
+            Dialect::Json => format!("Frame error: Error: {corrupt}"),
+            Dialect::Native => corrupt.to_string(),
+        };
+        self.fatal(id, ErrorCode::BadRequest, &text, corrupt.close_reason(), outbox);
+    }
+
+    pub(super) fn say_bye(&mut self, now: Now, id: SessionId, outbox: &mut Outbox) {
+        outbox.reply(id, Frame::Bye);
+        self.leave(now, id, CloseReason::Bye, outbox);
+        self.close(id, CloseReason::Bye, outbox);
+    }
+
+    /// The connection is gone without our doing.
+    pub(super) fn on_closed(&mut self, now: Now, id: SessionId, reason: CloseReason, outbox: &mut Outbox) {
+        if self.sessions.find(id).is_some() {
+            self.leave(now, id, reason, outbox);
+            self.counters.closes[reason as usize] += 1;
+            self.drop_session(id);
+        }
+    }
+
+    /// Closes a connection; its agent, if it has one, has left before or is lost now.
+    pub(super) fn close(&mut self, id: SessionId, reason: CloseReason, outbox: &mut Outbox) {
+        if self.sessions.find(id).is_none() {
+            return;
+        }
+        self.counters.closes[reason as usize] += 1;
+        outbox.outputs.push(Output::Close { session: id, reason });
+        self.drop_session(id);
+    }
+
+    pub(super) fn drop_session(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.remove(id) else { return };
+        match session.state {
+            State::Live(_) => return,
+            State::Fresh => {}
+            State::Penalized(_) => self.sources.answered(session.peer.source),
+            State::Seating(slot) => {
+                let seat = &mut self.agents[slot].seat;
+                if *seat == Seat::Asked(Some(id)) {
+                    *seat = Seat::Asked(None);
+                }
+            }
+        }
+        self.half_open -= 1;
+    }
+
+    /// The agent on this connection is no longer here; what it is owed stays.
+    pub(super) fn leave(&mut self, now: Now, id: SessionId, reason: CloseReason, outbox: &mut Outbox) {
+        let Some(session) = self.sessions.find(id) else { return };
+        let Some(slot) = session.agent() else { return };
+        let agent = &mut self.agents[slot];
+        if agent.presence != Presence::Live(id) {
+            // Its name lives on another connection by now.
+            return;
+        }
+        self.live -= 1;
+        self.presence_generation += 1;
+        agent.last_seen = now;
+        agent.presence = match reason {
+            CloseReason::Bye => Presence::Left(now.mono),
+            _ => Presence::Lost(now.mono),
+        };
+        agent.queue.rewind();
+        self.leave_seat(now, slot, outbox);
+        let agent = &self.agents[slot];
+        let record = Record::Gone { agent: agent.id, at_ms: now.wall_ms, bye: reason == CloseReason::Bye };
+        self.push_note(record, outbox);
+    }
+
+    pub(super) fn on_stop(&mut self, now: Now, outbox: &mut Outbox) {
+        self.stopping = true;
+        for id in self.sessions.ids() {
+            outbox.reply(id, Frame::Bye);
+            // Mail may still come for its agent: that is owed, and not for a connection that is closed.
+            self.leave(now, id, CloseReason::Shutdown, outbox);
+            self.close(id, CloseReason::Shutdown, outbox);
+        }
+    }
+
+    /// Is the peer still there? Any traffic counts as life.
+    pub(super) fn check_session(&mut self, now: Now, id: SessionId, outbox: &mut Outbox) {
+        let Some(session) = self.sessions.find_mut(id) else { return };
+        match session.state {
+            State::Live(_) => {}
+            State::Penalized(penalty) => return self.end_penalty(now, id, penalty, outbox),
+            // Its answer is on its way.
+            State::Seating(_) => {
+                return self.timers.set(timers::coalesced(now.mono + limits::PING_AFTER), Timer::Session(id));
+            }
+            State::Fresh => {
+                let deadline = session.opened_at + limits::HELLO_DEADLINE;
+                if now.mono >= deadline {
+                    self.close(id, CloseReason::HelloTimeout, outbox);
+                } else {
+                    self.timers.set(deadline, Timer::Session(id));
+                }
+                return;
+            }
+        }
+        let silent = now.mono.since(session.last_heard);
+        if silent >= limits::DEAD_AFTER {
+            self.leave(now, id, CloseReason::Silent, outbox);
+            self.close(id, CloseReason::Silent, outbox);
+            return;
+        }
+        let next = if silent < limits::PING_AFTER {
+            session.last_heard + limits::PING_AFTER
+        } else {
+            if session.pinged_at.is_none() {
+                session.pinged_at = Some(now.mono);
+                let nonce = self.tokens.issue().to_string().into_bytes();
+                outbox.reply(id, Frame::Ping(Cow::Owned(nonce)));
+            }
+            session.last_heard + limits::DEAD_AFTER
+        };
+        self.timers.set(timers::coalesced(next), Timer::Session(id));
+    }
+
+    /// An error that the connection survives.
+    pub(super) fn complain(&mut self, id: SessionId, message: &str, outbox: &mut Outbox) {
+        outbox.reply(id, error(ErrorCode::BadRequest, message, false));
+    }
+
+    /// An error that ends the connection: ERROR, BYE, close.
+    pub(super) fn fatal(
+        &mut self,
+        id: SessionId,
+        code: ErrorCode,
+        message: &str,
+        reason: CloseReason,
+        outbox: &mut Outbox,
+    ) {
+        outbox.reply(id, error(code, message, true));
+        outbox.reply(id, Frame::Bye);
+        if let Some(slot) = self.sessions.find(id).and_then(Session::agent)
+            && self.agents[slot].presence == Presence::Live(id)
+        {
+            let seen = self.agents[slot].last_seen;
+            self.leave(seen, id, reason, outbox);
+        }
+        self.close(id, reason, outbox);
+    }
+}

@@ -1,0 +1,106 @@
+//! Seats: exact over two shards, whatever crosses on the way.
+
+use super::*;
+use crate::base::tier::Tier;
+
+fn limited(agents_max: Option<u32>) -> Entitled {
+    Entitled::new(Entitlement { agents_max, ..Entitlement::of_tier(Tier::Pro) })
+}
+
+fn pair_of(agents_max: u32) -> Pair {
+    Pair::shaped(|options| options.entitlement = limited(Some(agents_max)))
+}
+
+const FULL: [&str; 2] = ["QUOTA_EXCEEDED: Agent limit reached (2). Upgrade to increase limit.", "close agent_limit"];
+
+fn seats(pair: &Pair) -> u32 {
+    pair.hearts[0].gauges().seats
+}
+
+#[test]
+fn one_too_many_is_told_so_and_its_name_is_not_known() {
+    let mut pair = pair_of(2);
+    let sessions: Vec<_> =
+        (0..3).map(|n| pair.hello_as(1, n, Peer::default(), named(&Pair::name(1, n as usize)))).collect();
+    assert!(pair.said.is_empty(), "nobody is welcome before the ledger has answered");
+    pair.carry();
+    assert_eq!((pair.heard(sessions[0]), pair.heard(sessions[1])), (vec!["welcome".into()], vec!["welcome".into()]));
+    assert_eq!(pair.heard(sessions[2]), FULL);
+    assert_eq!((seats(&pair), pair.hearts[1].gauges().known), (2, 2));
+    let local = pair.hello_as(0, 9, Peer::default(), named(&Pair::name(0, 0)));
+    assert_eq!(pair.heard(local), FULL);
+    let internal = pair.hello_as(0, 10, Peer::default(), named("__helper-of-shard-0"));
+    pair.carry();
+    assert!(!pair.heard(internal).contains(&FULL[1].to_owned()), "helpers hold no seat");
+    pair.frame(1, sessions[0], Frame::Bye);
+    pair.carry();
+    let local = pair.hello_as(0, 11, Peer::default(), named(&Pair::name(0, 0)));
+    assert_eq!(pair.heard(local), ["welcome"]);
+    assert_eq!(pair.hearts[0].gauges().seats_peak, 2);
+}
+
+#[test]
+fn whoever_leaves_before_the_answer_gives_the_seat_back() {
+    let mut pair = pair_of(2);
+    let session = pair.hello_as(1, 0, Peer::default(), named(&Pair::name(1, 0)));
+    pair.tell(1, Event::Closed { session, reason: CloseReason::Lost });
+    pair.carry();
+    assert_eq!((seats(&pair), pair.hearts[1].gauges().half_open), (0, 0));
+}
+
+#[test]
+fn two_hellos_of_one_name_at_once_take_one_seat() {
+    let mut pair = pair_of(2);
+    let name = Pair::name(1, 0);
+    let first = pair.hello_as(1, 0, Peer::default(), named(&name));
+    let second = pair.hello_as(1, 1, Peer::default(), named(&name));
+    assert_eq!(pair.heard(second)[1], "close duplicate_connection");
+    pair.tell(1, Event::Closed { session: first, reason: CloseReason::Lost });
+    let third = pair.hello_as(1, 2, Peer::default(), named(&name));
+    pair.carry();
+    assert_eq!(pair.heard(third), ["welcome"], "the answer to the first one's question is its own");
+    assert_eq!(seats(&pair), 1);
+}
+
+#[test]
+fn a_take_over_inherits_the_seat() {
+    let mut pair = pair_of(1);
+    let name = Pair::name(0, 0);
+    let first = pair.hello(0, 0, &name);
+    pair.now.mono = pair.now.mono + limits::TAKE_OVER_SILENCE;
+    let second = pair.hello_as(0, 1, Peer::default(), named(&name));
+    assert_eq!(pair.heard(second), ["welcome"]);
+    assert_eq!((pair.heard(first).len(), seats(&pair)), (2, 1));
+}
+
+#[test]
+fn a_lower_limit_drops_nobody_and_a_higher_one_lets_in_at_once() {
+    let mut pair = pair_of(2);
+    let first = pair.hello(0, 0, &Pair::name(0, 0));
+    pair.hello(0, 1, &Pair::name(0, 1));
+    pair.tell(0, Event::Entitled(limited(Some(1))));
+    assert_eq!(pair.hearts[0].gauges().live, 2);
+    pair.frame(0, first, Frame::Bye);
+    let late = pair.hello_as(0, 2, Peer::default(), named(&Pair::name(0, 0)));
+    assert_eq!(pair.heard(late)[1], "close agent_limit");
+    pair.tell(0, Event::Entitled(limited(None)));
+    pair.tell(1, Event::Entitled(limited(None)));
+    pair.hello(0, 3, &Pair::name(0, 0));
+    pair.hello(1, 4, &Pair::name(1, 0));
+    pair.carry();
+    assert_eq!(seats(&pair), 3, "where there is no limit, seats are counted all the same");
+}
+
+#[test]
+fn mail_for_a_name_that_waits_for_its_seat_is_delivered_when_it_has_it() {
+    let mut pair = pair_of(2);
+    let (from, to) = (Pair::name(0, 0), Pair::name(1, 0));
+    let sender = pair.hello(0, 0, &from);
+    pair.send(0, sender, &from, &to, 1, Wants::ACCEPTED);
+    pair.carry();
+    let recipient = pair.hello_as(1, 1, Peer::default(), named(&to));
+    pair.send(0, sender, &from, &to, 2, Wants::ACCEPTED);
+    pair.carry();
+    let delivered = |output: &&Output| matches!(output, Output::Deliver(delivery) if delivery.session == recipient);
+    assert_eq!(pair.outputs.iter().filter(delivered).count(), 2);
+}
