@@ -162,11 +162,11 @@ impl Relay {
     /// The session begins, or goes on; and whoever was greeted before is told now.
     pub(super) fn welcome(&mut self, now: Now, id: SessionId, slot: AgentSlot, hello: &Hello<'_>, outbox: &mut Outbox) {
         let Some(session) = self.sessions.find_mut(id) else { return };
-        let dialect = session.dialect;
+        let (dialect, was) = (session.dialect, session.state);
         let (peer, grant, scopes, key) = (session.peer.clone(), session.grant.take(), session.scopes, session.key);
         *session = Session { dialect, state: State::Live(slot), grant, scopes, key, ..Session::fresh(now.mono, peer) };
         let receives = session.scopes.contains(Scopes::RECEIVE);
-        self.half_open -= 1;
+        self.half_open -= usize::from(was == State::Fresh);
         self.prefetch(now, key, outbox);
         let resumed = hello.resume.is_some_and(|token| self.token_is_good(now, &self.agents[slot], token));
         let (fresh_session, resume) = (self.tokens.issue(), self.tokens.issue());

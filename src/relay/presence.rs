@@ -75,9 +75,12 @@ impl Relay {
             self.close_meter(id, session.key, session.paused, outbox);
         }
         match session.state {
-            State::Live(_) => return,
-            State::Fresh => {}
-            State::Penalized(_) => self.sources.answered(session.peer.source),
+            State::Live(_) => {}
+            State::Fresh => self.half_open -= 1,
+            State::Penalized(_) => {
+                self.half_open -= 1;
+                self.sources.answered(session.peer.source);
+            }
             State::Seating(slot) => {
                 let seat = &mut self.agents[slot].seat;
                 if *seat == Seat::Asked(Some(id)) {
@@ -85,7 +88,6 @@ impl Relay {
                 }
             }
         }
-        self.half_open -= 1;
     }
 
     /// The agent on this connection is no longer here; what it is owed stays.

@@ -59,6 +59,7 @@ impl Relay {
         agent.seat = Seat::Asked(Some(id));
         if let Some(session) = self.sessions.find_mut(id) {
             session.state = State::Seating(slot);
+            self.half_open -= 1;
             session.hello = Some(Box::new(hello.into_owned()));
         }
     }
