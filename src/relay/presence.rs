@@ -3,7 +3,6 @@
 use super::event::Peer;
 use super::home::Presence;
 use super::outbox::{Outbox, Output, Record};
-use super::seats::Seat;
 use super::session::{Session, State};
 use super::timers::{self, Timer};
 use super::{Relay, error};
@@ -81,10 +80,11 @@ impl Relay {
                 self.half_open -= 1;
                 self.sources.answered(session.peer.source);
             }
-            State::Seating(slot) => {
-                let seat = &mut self.agents[slot].seat;
-                if *seat == Seat::Asked(Some(id)) {
-                    *seat = Seat::Asked(None);
+            State::Seating(agent) => {
+                if let Some(asker) = self.asking.get_mut(&agent)
+                    && *asker == Some(id)
+                {
+                    *asker = None;
                 }
             }
         }
