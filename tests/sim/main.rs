@@ -7,6 +7,7 @@ mod agent;
 mod dice;
 mod disk;
 mod ledger;
+mod limits;
 mod link;
 mod marks;
 mod shard;
