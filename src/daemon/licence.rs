@@ -147,6 +147,16 @@ impl Licence {
         self.shared.state().entitled.clone()
     }
 
+    /// What the daemon goes by: what is granted, with the retention that is in force.
+    pub fn in_force(&self) -> Entitled {
+        let state = self.shared.state();
+        let retention_days_max = state.desk.holder().retention_days_max();
+        if retention_days_max == state.entitled.retention_days_max {
+            return state.entitled.clone();
+        }
+        Arc::new(Entitlement { retention_days_max, ..(*state.entitled).clone() })
+    }
+
     /// What is granted, if that has changed since the start or since this was last asked. Asked at every turn.
     pub fn changed(&self) -> Option<Entitled> {
         self.shared.state().change.take()
