@@ -111,12 +111,12 @@ impl Inner {
             self.rearm.push(id);
         }
         plaintext.clear();
-        if plaintext.capacity() <= SPARE_BYTES_MAX {
+        if plaintext.capacity() <= 2 * SPARE_BYTES_MAX {
             self.plaintext = plaintext;
         }
         match outcome {
             Err(error) => self.fail_tls(id, &error),
-            Ok(()) if closed => self.end(id, false),
+            Ok(()) if closed => self.end(id),
             Ok(()) => {}
         }
     }
