@@ -14,6 +14,7 @@ mod hostile;
 mod lifecycle;
 mod limits;
 mod order;
+mod paused;
 mod peers;
 mod python;
 mod receipts;
