@@ -65,7 +65,6 @@ struct Heard {
     at: u64,
     valid_until: u64,
     revoked: bool,
-    retention: Option<u32>,
 }
 
 struct World {
@@ -260,9 +259,8 @@ impl World {
     }
 
     fn hear(&mut self) {
-        let retention = Document::of_tier(self.tier, self.key.hash(), 0, 0).entitlement().retention_days_max;
         let revoked = self.revoked_at.is_some();
-        self.heard = Some(Heard { at: self.now, valid_until: self.valid_until, revoked, retention });
+        self.heard = Some(Heard { at: self.now, valid_until: self.valid_until, revoked });
         (self.lead, self.lag) = (0, 0);
     }
 
@@ -337,7 +335,6 @@ impl World {
             at: document.issued_at_ms,
             valid_until: document.valid_until_ms,
             revoked: document.revoked_at_ms.is_some(),
-            retention: document.entitlement().retention_days_max,
         });
         // So is what the server said of the time since then.
         (self.lead, self.lag) = (self.lead.max(self.saved_doubt.0), self.lag.max(self.saved_doubt.1));
