@@ -101,7 +101,15 @@ impl Registrar {
     ) -> Result<(Value, bool), String> {
         entitlement.require(Feature::ApiKeys).map_err(|refused| refused.to_string())?;
         let who = &who[..who.floor_char_boundary(CREATED_BY_BYTES_MAX)];
-        match arguments["op"].as_str().unwrap_or_default() {
+        let op = arguments["op"].as_str().unwrap_or_default();
+        // A wish that is not understood must not become a key without it.
+        let unknown = arguments.as_object().into_iter().flat_map(Map::keys).find(|name| !is_member(op, name));
+        if let Some(name) = unknown
+            && is_op(op)
+        {
+            return Err(format!("\"{op}\" does not know {name:?}"));
+        }
+        match op {
             "list" => Ok((self.list(arguments["all"] == true), false)),
             "create" => self.create(arguments, who, now_ms).map(|answer| (answer, true)),
             "revoke" => self.revoke(arguments, who, now_ms).map(|answer| (answer, true)),
@@ -374,6 +382,26 @@ impl Registrar {
             }
         }
     }
+}
+
+/// What can be asked for, each with what may be said about it.
+const OPS: [(&str, &[&str]); 5] = [
+    ("list", &["all"]),
+    (
+        "create",
+        &["name", "description", "scopes", "allowedAgents", "expiresInMs", "expiresInDays", "rateLimitPerMinute"],
+    ),
+    ("revoke", &["id"]),
+    ("rotate", &["id", "overlapMs"]),
+    ("token", &["id", "minutes"]),
+];
+
+fn is_op(op: &str) -> bool {
+    OPS.iter().any(|(known, _)| *known == op)
+}
+
+fn is_member(op: &str, name: &str) -> bool {
+    name == "op" || OPS.iter().any(|(known, members)| *known == op && members.contains(&name))
 }
 
 /// What the operator reads when a change could not be kept.

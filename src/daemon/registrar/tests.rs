@@ -156,6 +156,7 @@ fn each_wrong_wish_is_refused_with_a_sentence_and_changes_nothing() {
         (json!({ "op": "create", "name": "a", "expiresInDays": -1 }), "a positive time"),
         (json!({ "op": "create", "name": "a", "expiresInDays": 1, "expiresInMs": 1 }), "either"),
         (json!({ "op": "create", "name": "a", "rateLimitPerMinute": 0 }), "from 1 to"),
+        (json!({ "op": "create", "name": "a", "expires": "30d" }), "does not know \"expires\""),
         (json!({ "op": "revoke", "id": "zz" }), "hexadecimal"),
         (json!({ "op": "revoke" }), "hexadecimal"),
         (json!({ "op": "revoke", "id": "00000000" }), "there is no API key"),
@@ -170,7 +171,7 @@ fn each_wrong_wish_is_refused_with_a_sentence_and_changes_nothing() {
     assert_eq!((desk.list(true).len(), desk.events().len()), (1, 1));
     desk.tier = Entitlement::of_tier(Tier::Community);
     for op in ["list", "create", "revoke", "rotate", "token"] {
-        let refused = desk.ask(json!({ "op": op, "name": "a", "id": &id }), NOW).unwrap_err();
+        let refused = desk.ask(json!({ "op": op }), NOW).unwrap_err();
         assert!(refused.starts_with("Pro tier required for API key management"), "{refused}");
     }
 }
@@ -280,7 +281,8 @@ fn when_the_disk_refuses_nothing_is_changed_and_the_sentence_says_so() {
     let file = folder.path().join("data.mdb");
     std::fs::rename(&file, folder.path().join("elsewhere")).unwrap();
     for op in ["create", "revoke", "rotate", "token"] {
-        let refused = desk.ask(json!({ "op": op, "name": "b", "id": id }), NOW).unwrap_err();
+        let about = if op == "create" { ("name", "b") } else { ("id", &*id) };
+        let refused = desk.ask(json!({ "op": op, about.0: about.1 }), NOW).unwrap_err();
         assert!(refused.starts_with("nothing was changed: the store's file is gone"), "{refused}");
     }
     assert!(desk.verify(&secret, NOW).is_ok());
