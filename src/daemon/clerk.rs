@@ -1,6 +1,7 @@
 //! The clerk: answers questions about the daemon and its agents, and keeps the presence files. Runs on the main thread,
 //! between signals. It asks one shard at a time for one part of its list, so no shard's turn grows with the fleet.
 
+use super::audit::AuditEvent;
 use super::headroom;
 use super::licence::Licence;
 use super::presence::{Presence, time_of};
@@ -146,7 +147,10 @@ impl Clerk {
                 }
                 ClerkPost::Question(shard, question) => self.errands.push_back(Errand::Answer { shard, question }),
                 ClerkPost::Census(part, gauges) => self.take_part(part, gauges),
-                ClerkPost::Finished(shard) => self.finished[usize::from(shard.0)] = true,
+                ClerkPost::Finished(shard, uses) => {
+                    self.facts.registrar.absorb(shard.0, &uses);
+                    self.finished[usize::from(shard.0)] = true;
+                }
             }
         }
         self.look_at_presence();
@@ -332,9 +336,21 @@ impl Clerk {
     fn entitle(&mut self, entitlement: Entitled) {
         let days = entitlement.retention_days(self.settings.retention_days);
         self.facts.retention_ms.store(days_ms(days), Ordering::Relaxed);
+        self.facts.registrar.keep_events_for(days_ms(days));
         self.facts.entitlement = entitlement;
+        self.note_change("licence");
         self.unentitled = (0..self.mesh.shards()).collect();
         self.tell_changes();
+    }
+
+    /// Writes down that something is not as it was: `licence`, `tls`.
+    pub(super) fn note_change(&mut self, what: &'static str) {
+        let mut meta = Map::new();
+        meta.insert("changed".to_owned(), json!([what]));
+        if what == "licence" {
+            meta.insert("tier".to_owned(), json!(self.facts.entitlement.tier.name()));
+        }
+        self.facts.registrar.record(AuditEvent::new("settings.updated", "relay", ("settings", what), meta, wall_ms()));
     }
 
     /// What changed is told to the shards that have not heard of it. One whose queue is full is told at the next turn.

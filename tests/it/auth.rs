@@ -88,10 +88,10 @@ fn expired_token(daemon: &Daemon, id: &str) -> String {
 
 fn rows(daemon: &Daemon) -> Vec<Row> {
     let (id, good) = make(daemon, json!({ "name": "good" }));
-    let (_, expired) = make(daemon, json!({ "name": "expired", "expiresInMs": 1 }));
+    let (_, expired) = make(daemon, json!({ "name": "expired", "expires_ms": 1 }));
     let (gone, revoked) = make(daemon, json!({ "name": "revoked" }));
     daemon.ask(QueryKind::Keys, &json!({ "op": "revoke", "id": gone }));
-    let (_, bound) = make(daemon, json!({ "name": "bound", "allowedAgents": ["somebody-else", "own-agent"] }));
+    let (_, bound) = make(daemon, json!({ "name": "bound", "agents": ["somebody-else", "own-agent"] }));
     let (_, deaf) = make(daemon, json!({ "name": "deaf", "scopes": ["send"] }));
     let (_, mute) = make(daemon, json!({ "name": "mute", "scopes": ["receive"] }));
     let token = daemon.ask(QueryKind::Keys, &json!({ "op": "token", "id": id }));

@@ -90,7 +90,7 @@ fn no_planted_secret_is_found_in_logs_store_answers_or_the_process_itself() {
 
     let made = keys(&daemon, &json!({ "op": "create", "name": "planted" }));
     let (id, key) = (made["id"].as_str().unwrap(), made["key"].as_str().unwrap());
-    let rotated = keys(&daemon, &json!({ "op": "rotate", "id": id, "overlapMs": 60_000 }));
+    let rotated = keys(&daemon, &json!({ "op": "rotate", "id": id, "overlap_ms": 60_000 }));
     let fresh = rotated["key"].as_str().unwrap();
     let minted = keys(&daemon, &json!({ "op": "token", "id": id }));
     let token = minted["token"].as_str().unwrap();
