@@ -5,9 +5,11 @@
 //! its queue. Sends follow each read at once; nothing is verified that the protocol does not verify.
 #![forbid(unsafe_code)]
 
+use crate::access::Access;
 use crate::measure;
 use crate::outcome::Outcome;
 use crate::talk::{Dialect, Heard, Part, Target};
+use agent_relay::tls::ClientLink;
 use hdrhistogram::Histogram;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
@@ -37,6 +39,8 @@ pub enum Workload {
     SameShard,
     /// As `Pairs`, the ends on different shards.
     CrossShard,
+    /// As `Pairs`, first alone, then with `rate` others per second that connect, are welcomed and leave.
+    Hello,
 }
 
 /// One run.
@@ -66,8 +70,15 @@ pub struct Plan {
     pub durable: bool,
     /// The number, and so the name, of the first agent; not for workloads that place agents.
     pub first_agent: u32,
+    /// How agents are let in.
+    pub access: Access,
 }
 
+/// The number of the first agent that only comes and goes (`Hello`), and how many names they have.
+const FIRST_GUEST: u32 = 100_000;
+const GUEST_NAMES: u32 = 20_000;
+/// Guests that have not left yet.
+const GUESTS_MAX: usize = 256;
 /// Bytes taken per read.
 const READ_BYTES: usize = 256 * 1024;
 /// Agents that have said HELLO and heard nothing yet.
@@ -87,9 +98,21 @@ struct Peer<D> {
     sender: u32,
     /// The start of a frame whose end has not arrived.
     carry: Vec<u8>,
+    /// Where TLS is spoken: its state, and the records of `out` that have not left.
+    secure: Option<ClientLink>,
+    sealed: Vec<u8>,
     out: Vec<u8>,
     written: usize,
     awaits_room: bool,
+    /// When it began to connect.
+    since: u64,
+}
+
+impl<D> Peer<D> {
+    /// Bytes that wait to leave.
+    fn backlog(&self) -> usize {
+        self.out.len() + self.sealed.len()
+    }
 }
 
 struct Load<D> {
@@ -98,7 +121,13 @@ struct Load<D> {
     poll: OwnedFd,
     events: Vec<epoll::Event>,
     buffer: Vec<u8>,
+    plain: Vec<u8>,
     peers: Vec<Peer<D>>,
+    /// Where guests begin among the peers, the places of those that have left, how many came, and how long it took.
+    first_guest: usize,
+    free: Vec<u32>,
+    guests: u32,
+    accepts: Histogram<u64>,
     heard: Heard,
     latencies: Histogram<u64>,
     received: u64,
@@ -120,7 +149,12 @@ impl<D: Dialect> Load<D> {
             poll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             events: Vec::with_capacity(1024),
             buffer: vec![0; READ_BYTES],
+            plain: Vec::new(),
             peers: Vec::new(),
+            first_guest: usize::MAX,
+            free: Vec::new(),
+            guests: 0,
+            accepts: Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("constant bounds"),
             heard: Heard::default(),
             latencies: Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("constant bounds"),
             received: 0,
@@ -144,7 +178,11 @@ impl<D: Dialect> Load<D> {
             }
             _ => {
                 self.join()?;
-                if self.plan.workload == Workload::Open { self.open_loop() } else { self.closed_loop() }
+                match self.plan.workload {
+                    Workload::Open => self.open_loop(),
+                    Workload::Hello => self.hello_beside_load(),
+                    _ => self.closed_loop(),
+                }
             }
         }
     }
@@ -156,6 +194,7 @@ impl<D: Dialect> Load<D> {
             Workload::Fanout if number == 0 => (Target::Topic, false),
             Workload::Fanout => (Target::Nobody, true),
             Workload::Connect => (Target::Nobody, false),
+            _ if number >= FIRST_GUEST => (Target::Nobody, false),
             // To itself, until it is known where it lives.
             Workload::SameShard | Workload::CrossShard => (Target::Agent(number), false),
             _ if number.is_multiple_of(2) => (Target::Agent(number + 1), false),
@@ -163,7 +202,9 @@ impl<D: Dialect> Load<D> {
         };
         let first = self.plan.first_agent;
         let target = if let Target::Agent(to) = target { Target::Agent(to + first) } else { target };
-        Part { number: number + first, target, listens, body_bytes: self.plan.body_bytes, durable: self.plan.durable }
+        let key = self.plan.access.key(number);
+        let (body_bytes, durable) = (self.plan.body_bytes, self.plan.durable);
+        Part { number: number + first, target, listens, body_bytes, durable, key }
     }
 
     fn join(&mut self) -> Result<(), String> {
@@ -188,24 +229,42 @@ impl<D: Dialect> Load<D> {
     }
 
     fn connect(&mut self, number: u32) -> Result<(), String> {
-        let part = self.part(number);
-        let socket = open(&self.plan.address, self.pid()).map_err(|error| format!("{}: {error}", self.plan.address))?;
-        rustix::io::ioctl_fionbio(&socket, true).map_err(|error| error.to_string())?;
-        let mut dialect = D::new(part);
-        let mut out = Vec::new();
-        let waits = dialect.introduce(&mut out);
-        epoll::add(&self.poll, &socket, epoll::EventData::new_u64(u64::from(number)), epoll::EventFlags::IN)
-            .map_err(|error| error.to_string())?;
-        self.ready += u32::from(!waits);
-        let sender = match self.plan.workload {
+        let mut peer = self.dial(self.part(number))?;
+        peer.sender = match self.plan.workload {
             Workload::Fanout => 0,
             _ if self.plan.durable => number,
             _ => number ^ 1,
         };
+        self.ready += u32::from(peer.ready);
+        self.take_in(peer, number)
+    }
+
+    /// A connection on which its agent has introduced itself, as far as it can.
+    fn dial(&self, part: Part) -> Result<Peer<D>, String> {
+        let since = self.now();
+        let socket = open(&self.plan.address, self.pid()).map_err(|error| format!("{}: {error}", self.plan.address))?;
+        rustix::io::ioctl_fionbio(&socket, true).map_err(|error| error.to_string())?;
+        let (mut out, mut sealed) = (Vec::new(), Vec::new());
+        let mut secure = self.plan.access.link()?;
+        if let Some(link) = &mut secure {
+            link.feed(&[], &mut Vec::new(), &mut sealed).map_err(|error| error.to_string())?;
+        }
+        let mut dialect = D::new(part);
+        let ready = !dialect.introduce(&mut out);
         let (carry, written, awaits_room) = (Vec::new(), 0, false);
-        self.backlog_bytes += out.len();
-        self.peers.push(Peer { socket, dialect, ready: !waits, sender, carry, out, written, awaits_room });
-        self.flush(number)
+        Ok(Peer { socket, dialect, ready, sender: u32::MAX, carry, secure, sealed, out, written, awaits_room, since })
+    }
+
+    /// Gives it this place among the peers, and lets it speak.
+    fn take_in(&mut self, peer: Peer<D>, place: u32) -> Result<(), String> {
+        let data = epoll::EventData::new_u64(u64::from(place));
+        epoll::add(&self.poll, &peer.socket, data, epoll::EventFlags::IN).map_err(|error| error.to_string())?;
+        self.backlog_bytes += peer.backlog();
+        match self.peers.get_mut(place as usize) {
+            Some(old) => *old = peer,
+            None => self.peers.push(peer),
+        }
+        self.flush(place)
     }
 
     fn hear_something(&mut self, what: &str) -> Result<(), String> {
@@ -252,6 +311,52 @@ impl<D: Dialect> Load<D> {
     }
 
     fn closed_loop(&mut self) -> Result<Outcome, String> {
+        self.set_going()?;
+        let start = self.begin();
+        self.turns_until(start.at + self.plan.measured, start.received + self.plan.messages_min)?;
+        Ok(self.end(&start))
+    }
+
+    /// A closed loop, alone and then beside agents that come and go.
+    fn hello_beside_load(&mut self) -> Result<Outcome, String> {
+        self.set_going()?;
+        let start = self.begin();
+        self.turns_until(start.at + self.plan.measured, 0)?;
+        let before = self.end(&start);
+        self.first_guest = self.peers.len();
+        let gap = 1e9 / self.plan.rate as f64;
+        let (start, base) = (self.begin(), self.now());
+        let end = start.at + self.plan.measured;
+        while Instant::now() < end {
+            while base + (f64::from(self.guests) * gap) as u64 <= self.now() {
+                self.guest()?;
+            }
+            self.turn(Some((gap / 4.0) as u64), true)?;
+        }
+        let mut outcome = self.end(&start);
+        outcome.p99_before_us = before.p99_us;
+        outcome.accepts = self.accepts.len();
+        outcome.accept_p50_us = self.accepts.value_at_quantile(0.5) as f64 / 1000.0;
+        outcome.accept_p99_us = self.accepts.value_at_quantile(0.99) as f64 / 1000.0;
+        Ok(outcome)
+    }
+
+    /// One more that connects and says HELLO.
+    fn guest(&mut self) -> Result<(), String> {
+        let place = match self.free.pop() {
+            Some(place) => place,
+            None if self.peers.len() - self.first_guest >= GUESTS_MAX => {
+                return Err(format!("saturated: {GUESTS_MAX} agents wait for their WELCOME"));
+            }
+            None => self.peers.len() as u32,
+        };
+        let peer = self.dial(self.part(FIRST_GUEST + self.guests % GUEST_NAMES))?;
+        self.guests += 1;
+        self.take_in(peer, place)
+    }
+
+    /// Senders speak, and the load runs until it is warm.
+    fn set_going(&mut self) -> Result<(), String> {
         // A fan-out's window counts messages; everything else's, messages per pair.
         let window = if self.plan.workload == Workload::PingPong { 1 } else { self.plan.window };
         let senders: Vec<u32> = match self.plan.workload {
@@ -262,10 +367,7 @@ impl<D: Dialect> Load<D> {
             let now = self.now();
             self.speak(sender, now, window)?;
         }
-        self.turns_until(Instant::now() + self.plan.warm_up, 0)?;
-        let start = self.begin();
-        self.turns_until(start.at + self.plan.measured, start.received + self.plan.messages_min)?;
-        Ok(self.end(&start))
+        self.turns_until(Instant::now() + self.plan.warm_up, 0)
     }
 
     fn turns_until(&mut self, end: Instant, received_min: u64) -> Result<(), String> {
@@ -453,6 +555,9 @@ impl<D: Dialect> Load<D> {
 
     fn settle(&mut self, number: u32, now: u64) -> Result<(), String> {
         let peer = &mut self.peers[number as usize];
+        if !peer.ready {
+            return Ok(());
+        }
         let before = peer.out.len();
         peer.dialect.settle(now, &mut peer.out);
         self.backlog_bytes += peer.out.len() - before;
@@ -461,14 +566,28 @@ impl<D: Dialect> Load<D> {
 
     fn read(&mut self, number: u32, counts: bool) -> Result<(), String> {
         let peer = &mut self.peers[number as usize];
+        let is_guest = number as usize >= self.first_guest;
         let count = match recv(&peer.socket, &mut self.buffer[..], RecvFlags::empty()) {
+            // It was welcomed, and has left.
+            Ok((0, _)) | Err(Errno::CONNRESET) if is_guest && peer.ready => return self.left(number),
             Ok((0, _)) => return Err(format!("the server closed the connection of agent {number}")),
             Ok((count, _)) => count,
             Err(Errno::AGAIN | Errno::INTR) => return Ok(()),
             Err(error) => return Err(format!("agent {number}: {error}")),
         };
-        let bytes = &self.buffer[..count];
-        let before = peer.out.len();
+        if is_guest && peer.ready {
+            return Ok(());
+        }
+        let before = peer.backlog();
+        let bytes = match &mut peer.secure {
+            Some(link) => {
+                self.plain.clear();
+                let fed = link.feed(&self.buffer[..count], &mut self.plain, &mut peer.sealed);
+                fed.map_err(|error| format!("agent {number}: {error}"))?;
+                &self.plain[..]
+            }
+            None => &self.buffer[..count],
+        };
         self.heard.stamps.clear();
         self.heard.ready = false;
         if peer.carry.is_empty() {
@@ -479,11 +598,17 @@ impl<D: Dialect> Load<D> {
             let used = peer.dialect.hear(&peer.carry, &mut peer.out, &mut self.heard)?;
             peer.carry.drain(..used);
         }
-        self.backlog_bytes += peer.out.len() - before;
         if self.heard.ready && !peer.ready {
             peer.ready = true;
             self.ready += 1;
+            if is_guest {
+                peer.dialect.farewell(&mut peer.out);
+                let took = self.epoch.elapsed().as_nanos() as u64 - peer.since;
+                self.accepts.saturating_record(took);
+            }
         }
+        let grown = peer.backlog() - before;
+        self.backlog_bytes += grown;
         if !self.heard.stamps.is_empty() {
             self.messages_arrived(number, counts)?;
         }
@@ -493,6 +618,16 @@ impl<D: Dialect> Load<D> {
             self.settle(number, now)?;
         }
         self.flush(number)
+    }
+
+    /// A guest's place is free again.
+    fn left(&mut self, number: u32) -> Result<(), String> {
+        let peer = &mut self.peers[number as usize];
+        let _ = epoll::delete(&self.poll, &peer.socket);
+        self.backlog_bytes -= peer.backlog() - peer.written;
+        (peer.out, peer.sealed, peer.written) = (Vec::new(), Vec::new(), 0);
+        self.free.push(number);
+        Ok(())
     }
 
     fn messages_arrived(&mut self, number: u32, counts: bool) -> Result<(), String> {
@@ -524,7 +659,7 @@ impl<D: Dialect> Load<D> {
                     }
                 }
                 Workload::Open | Workload::Connect => {}
-                Workload::Pairs | Workload::SameShard | Workload::CrossShard => {
+                Workload::Pairs | Workload::SameShard | Workload::CrossShard | Workload::Hello => {
                     let sender = self.peers[number as usize].sender;
                     self.speak(sender, now, arrived as u32)?;
                 }
@@ -552,9 +687,20 @@ impl<D: Dialect> Load<D> {
 
     fn flush(&mut self, number: u32) -> Result<(), String> {
         let peer = &mut self.peers[number as usize];
+        if let Some(link) = &mut peer.secure
+            && link.is_ready()
+            && !peer.out.is_empty()
+        {
+            let before = peer.sealed.len();
+            link.seal(&peer.out, &mut peer.sealed).map_err(|error| format!("agent {number}: {error}"))?;
+            self.backlog_bytes += peer.sealed.len() - before;
+            self.backlog_bytes -= peer.out.len();
+            peer.out.clear();
+        }
+        let waiting = if peer.secure.is_some() { &mut peer.sealed } else { &mut peer.out };
         let mut full = false;
-        while peer.written < peer.out.len() && !full {
-            match send(&peer.socket, &peer.out[peer.written..], SendFlags::NOSIGNAL) {
+        while peer.written < waiting.len() && !full {
+            match send(&peer.socket, &waiting[peer.written..], SendFlags::NOSIGNAL) {
                 Ok(count) => {
                     peer.written += count;
                     self.backlog_bytes -= count;
@@ -565,7 +711,7 @@ impl<D: Dialect> Load<D> {
             }
         }
         if !full {
-            peer.out.clear();
+            waiting.clear();
             peer.written = 0;
         }
         if full != peer.awaits_room {
@@ -584,8 +730,8 @@ struct Start {
     cpu: BTreeMap<u32, u64>,
 }
 
-/// Connects; a server that is still starting gets some time.
-fn open(address: &str, pid: u32) -> io::Result<OwnedFd> {
+/// Connects to a path or `host:port`; a server that is still starting gets some time.
+pub fn open(address: &str, pid: u32) -> io::Result<OwnedFd> {
     let start = Instant::now();
     loop {
         let socket = if address.contains('/') {
