@@ -5,6 +5,9 @@
 //! its queue. Sends follow each read at once; nothing is verified that the protocol does not verify.
 #![forbid(unsafe_code)]
 
+mod guests;
+mod homes;
+
 use crate::access::Access;
 use crate::measure;
 use crate::outcome::Outcome;
@@ -77,8 +80,6 @@ pub struct Plan {
 /// The number of the first agent that only comes and goes (`Hello`), and how many names they have.
 const FIRST_GUEST: u32 = 100_000;
 const GUEST_NAMES: u32 = 20_000;
-/// Guests that have not left yet.
-const GUESTS_MAX: usize = 256;
 /// Bytes taken per read.
 const READ_BYTES: usize = 256 * 1024;
 /// Agents that have said HELLO and heard nothing yet.
@@ -317,44 +318,6 @@ impl<D: Dialect> Load<D> {
         Ok(self.end(&start))
     }
 
-    /// A closed loop, alone and then beside agents that come and go.
-    fn hello_beside_load(&mut self) -> Result<Outcome, String> {
-        self.set_going()?;
-        let start = self.begin();
-        self.turns_until(start.at + self.plan.measured, 0)?;
-        let before = self.end(&start);
-        self.first_guest = self.peers.len();
-        let gap = 1e9 / self.plan.rate as f64;
-        let (start, base) = (self.begin(), self.now());
-        let end = start.at + self.plan.measured;
-        while Instant::now() < end {
-            while base + (f64::from(self.guests) * gap) as u64 <= self.now() {
-                self.guest()?;
-            }
-            self.turn(Some((gap / 4.0) as u64), true)?;
-        }
-        let mut outcome = self.end(&start);
-        outcome.p99_before_us = before.p99_us;
-        outcome.accepts = self.accepts.len();
-        outcome.accept_p50_us = self.accepts.value_at_quantile(0.5) as f64 / 1000.0;
-        outcome.accept_p99_us = self.accepts.value_at_quantile(0.99) as f64 / 1000.0;
-        Ok(outcome)
-    }
-
-    /// One more that connects and says HELLO.
-    fn guest(&mut self) -> Result<(), String> {
-        let place = match self.free.pop() {
-            Some(place) => place,
-            None if self.peers.len() - self.first_guest >= GUESTS_MAX => {
-                return Err(format!("saturated: {GUESTS_MAX} agents wait for their WELCOME"));
-            }
-            None => self.peers.len() as u32,
-        };
-        let peer = self.dial(self.part(FIRST_GUEST + self.guests % GUEST_NAMES))?;
-        self.guests += 1;
-        self.take_in(peer, place)
-    }
-
     /// Senders speak, and the load runs until it is warm.
     fn set_going(&mut self) -> Result<(), String> {
         // A fan-out's window counts messages; everything else's, messages per pair.
@@ -418,69 +381,6 @@ impl<D: Dialect> Load<D> {
         let received_min = start.received + self.plan.messages_min;
         pace(self, base + (self.plan.warm_up + self.plan.measured).as_nanos() as u64, received_min)?;
         Ok(self.end(&start))
-    }
-
-    /// Finds out where agents live, as seen from outside: each talks to itself, and the thread whose CPU time grows is
-    /// its home. Then pairs them as the workload asks and keeps only those.
-    fn place(&mut self) -> Result<(), String> {
-        const PROBES: u32 = 512;
-        self.join()?;
-        let mut homes: Vec<(u32, u32)> = Vec::new();
-        // The writer works for each message too; a shard says in its thread's name that it is one.
-        let mut shards = measure::cpu_by_thread(self.pid());
-        shards.retain(|thread, _| measure::thread_name(self.pid(), *thread).contains("shard"));
-        if shards.len() != 2 {
-            return Err(format!("{} threads call themselves shard; this workload needs two", shards.len()));
-        }
-        for number in 0..self.peers.len() as u32 {
-            let before = measure::cpu_by_thread(self.pid());
-            self.peers[number as usize].sender = u32::MAX;
-            let expected = self.received + u64::from(PROBES);
-            let now = self.now();
-            for _ in 0..PROBES / 64 {
-                self.speak(number, now, 64)?;
-                let wave = self.received + 64;
-                while self.received < wave.min(expected) {
-                    self.hear_something("a probe")?;
-                }
-            }
-            let grown = |(thread, after): (u32, u64)| (after - before.get(&thread).copied().unwrap_or(0), thread);
-            let after = measure::cpu_by_thread(self.pid());
-            let busiest = after.into_iter().filter(|(thread, _)| shards.contains_key(thread)).map(grown).max();
-            homes.push((busiest.ok_or("the relay has no threads")?.1, number));
-        }
-        homes.sort_unstable();
-        let first_home = homes[0].0;
-        let split = homes.iter().position(|(home, _)| *home != first_home).ok_or("all agents live on one shard")?;
-        let (here, there) = homes.split_at(split);
-        let couples: Vec<(u32, u32)> = if self.plan.workload == Workload::SameShard {
-            let half = self.plan.pairs as usize / 2;
-            here.chunks_exact(2)
-                .take(half)
-                .chain(there.chunks_exact(2).take(half))
-                .map(|two| (two[0].1, two[1].1))
-                .collect()
-        } else {
-            here.iter().zip(there).take(self.plan.pairs as usize).map(|(one, other)| (one.1, other.1)).collect()
-        };
-        if couples.len() < self.plan.pairs as usize {
-            return Err(format!("only {} pairs could be placed", couples.len()));
-        }
-        // In the order of the closed loop: senders even, receivers odd. The rest stays connected and silent.
-        let mut old: Vec<Option<Peer<D>>> = self.peers.drain(..).map(Some).collect();
-        let order = couples.iter().flat_map(|(one, other)| [*one, *other]).collect::<Vec<_>>();
-        let spare = (0..old.len() as u32).filter(|number| !order.contains(number)).collect::<Vec<_>>();
-        for (place, number) in order.iter().chain(&spare).enumerate() {
-            let mut peer = old[*number as usize].take().ok_or("an agent was placed twice")?;
-            peer.sender = place as u32 ^ 1;
-            if place % 2 == 0 && place < order.len() {
-                peer.dialect.address(Target::Agent(order[place + 1]));
-            }
-            let data = epoll::EventData::new_u64(place as u64);
-            epoll::modify(&self.poll, &peer.socket, data, epoll::EventFlags::IN).map_err(|error| error.to_string())?;
-            self.peers.push(peer);
-        }
-        Ok(())
     }
 
     fn pid(&self) -> u32 {
@@ -618,16 +518,6 @@ impl<D: Dialect> Load<D> {
             self.settle(number, now)?;
         }
         self.flush(number)
-    }
-
-    /// A guest's place is free again.
-    fn left(&mut self, number: u32) -> Result<(), String> {
-        let peer = &mut self.peers[number as usize];
-        let _ = epoll::delete(&self.poll, &peer.socket);
-        self.backlog_bytes -= peer.backlog() - peer.written;
-        (peer.out, peer.sealed, peer.written) = (Vec::new(), Vec::new(), 0);
-        self.free.push(number);
-        Ok(())
     }
 
     fn messages_arrived(&mut self, number: u32, counts: bool) -> Result<(), String> {
