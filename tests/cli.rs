@@ -415,3 +415,36 @@ fn history_follows_what_comes() {
     drop(lines);
     assert!(follow.wait().unwrap().success());
 }
+
+#[test]
+fn every_command_of_keys_has_a_golden_help_and_needs_a_daemon() {
+    let directory = tempfile::tempdir().unwrap();
+    golden("help_keys", &stdout(&run(directory.path(), &["keys", "--help"])));
+    for (command, needs) in [
+        ("list", &[][..]),
+        ("create", &["--name", "a"]),
+        ("revoke", &["3f2a"]),
+        ("rotate", &["3f2a"]),
+        ("token", &["3f2a"]),
+    ] {
+        let text = stdout(&run(directory.path(), &["keys", command, "--help"]));
+        assert!(text.contains("Examples:"), "{command}: {text}");
+        assert_eq!(stdout(&run(directory.path(), &["help", "keys", command])), text);
+        golden(&format!("help_keys_{command}"), &text);
+        let output = run(directory.path(), &[&["keys", command, "--json"], needs].concat());
+        let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(code(&output), 1);
+        assert!(value["error"].as_str().unwrap().contains("no relay is running"), "{command}: {value}");
+    }
+    for (line, sentence) in [
+        (&["keys"][..], "Run `relay keys --help`"),
+        (&["keys", "revok", "3f2a"], "Did you mean `relay keys revoke`?"),
+        (&["keys", "create"], "Run `relay keys create --help`"),
+        (&["keys", "create", "--name", "a", "--scopes", "root"], "send, receive and admin"),
+        (&["keys", "create", "--name", "a", "--expires", "soon"], "90s, 12h, 30d"),
+    ] {
+        let output = run(directory.path(), line);
+        assert_eq!(code(&output), 2, "{line:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(sentence), "{line:?}: {}", stderr(&output));
+    }
+}

@@ -63,6 +63,18 @@ fn help(known: &CommandInfoWithArgs, mut normal: Vec<String>, names: &[String]) 
     Ok(normal)
 }
 
+/// The command that normal arguments are for, in full: `relay keys list`.
+pub(super) fn title(arguments: &[String]) -> String {
+    let mut known = Relay::get_args_info();
+    let mut title = "relay".to_owned();
+    for name in arguments {
+        let Some(at) = known.commands.iter().position(|command| command.name == name) else { break };
+        title = format!("{title} {name}");
+        known = known.commands.swap_remove(at).command;
+    }
+    title
+}
+
 fn command_named<'a>(
     known: &'a CommandInfoWithArgs,
     title: &str,
@@ -180,6 +192,8 @@ mod tests {
         assert!(
             refusal(&["keys", "list", "--jsn"]).contains("`relay keys list` has no flag --jsn. Did you mean --json?")
         );
+        assert_eq!(title(&normal(&["keys", "list", "--json"])), "relay keys list");
+        assert_eq!(title(&normal(&["send", "keys"])), "relay send");
         assert!(refusal(&["keys", "--json", "list"]).contains("`relay keys` needs a command before --json"));
     }
 

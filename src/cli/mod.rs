@@ -16,6 +16,7 @@ mod import;
 mod keygen;
 mod keys;
 mod launch;
+mod license;
 mod listen;
 mod print;
 mod reach;
@@ -67,6 +68,7 @@ enum Command {
     Doctor(doctor::Doctor),
     Bench(bench::Bench),
     Config(config::Config),
+    License(license::License),
     Keygen(keygen::Keygen),
     Keys(keys::Keys),
     Rekey(copies::Rekey),
@@ -152,6 +154,7 @@ fn run(arguments: &[String]) -> Result<(), Failure> {
         Command::Doctor(command) => doctor::run(&command),
         Command::Bench(command) => bench::run(&command),
         Command::Config(command) => config::run(command),
+        Command::License(command) => license::run(&command),
         Command::Keygen(command) => keygen::run(&command),
         Command::Keys(command) => keys::run(&command),
         Command::Rekey(command) => copies::rekey(&command),
@@ -174,9 +177,8 @@ fn parse(arguments: &[String]) -> Result<Parsed, Failure> {
         Ok(relay) => Ok(Parsed::Command(Box::new(relay.command))),
         Err(early) if early.status.is_ok() => Ok(Parsed::Help(format!("{}\n", early.output.trim_end()))),
         Err(early) => {
-            let command = arguments.first().filter(|first| !first.starts_with('-'));
-            let help = command.map_or("relay --help".to_owned(), |command| format!("relay {command} --help"));
-            Err(Failure::Usage(format!("{}\nRun `{help}` for more.", early.output.trim_end())))
+            let title = arguments::title(arguments);
+            Err(Failure::Usage(format!("{}\nRun `{title} --help` for more.", early.output.trim_end())))
         }
     }
 }

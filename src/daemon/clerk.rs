@@ -2,6 +2,7 @@
 //! between signals. It asks one shard at a time for one part of its list, so no shard's turn grows with the fleet.
 
 use super::headroom;
+use super::licence::Licence;
 use super::presence::{Presence, time_of};
 use super::registrar::Registrar;
 use super::run::days_ms;
@@ -43,6 +44,8 @@ pub(super) struct Facts {
     pub(super) storage: StorageGauges,
     pub(super) entitlement: Entitled,
     pub(super) registrar: Registrar,
+    /// None for a temporary daemon, which has no limits.
+    pub(super) licence: Option<Licence>,
     /// How long messages are kept, for whoever deletes.
     pub(super) retention_ms: Arc<AtomicU64>,
 }
@@ -124,12 +127,20 @@ impl Clerk {
                     self.answer(shard, question.session, question.number, Ok(json!({ "stopping": true })));
                 }
                 ClerkPost::Question(shard, question) if question.kind == QueryKind::Keys => self.keys(shard, &question),
+                ClerkPost::Question(shard, question) if question.kind == QueryKind::License => {
+                    let answer = match &self.facts.licence {
+                        Some(licence) => licence.answer(&question.arguments),
+                        None => Err("a temporary relay has no licence".to_owned()),
+                    };
+                    self.answer(shard, question.session, question.number, answer);
+                }
                 ClerkPost::Question(shard, question) => self.errands.push_back(Errand::Answer { shard, question }),
                 ClerkPost::Census(part, gauges) => self.take_part(part, gauges),
                 ClerkPost::Finished(shard) => self.finished[usize::from(shard.0)] = true,
             }
         }
         self.look_at_presence();
+        self.look_at_licence();
         if self.facts.registrar.tick(Instant::now(), wall_ms()) {
             self.publish_keys();
         }
@@ -188,6 +199,9 @@ impl Clerk {
     /// The last thing.
     pub(super) fn stop(&mut self) {
         self.facts.registrar.stop();
+        if let Some(licence) = self.facts.licence.take() {
+            licence.stop();
+        }
     }
 
     fn look_at_presence(&mut self) {
@@ -247,6 +261,12 @@ impl Clerk {
         }
         if let Some(census) = self.census.take() {
             self.look_at_rate(&census.gauges);
+            if let Some(licence) = &self.facts.licence {
+                let sum = |of: fn(&Gauges) -> u64| census.gauges.iter().map(|(heart, _)| of(heart)).sum::<u64>();
+                // The peak of the day, not of the moments at which somebody looked.
+                let agents = sum(|heart| u64::from(heart.seats_today.1.max(heart.seats)));
+                licence.note_usage(agents, sum(|heart| heart.counters.messages_in));
+            }
             self.finish(census);
         }
     }
@@ -262,8 +282,16 @@ impl Clerk {
         }
     }
 
+    fn look_at_licence(&mut self) {
+        let Some(licence) = &self.facts.licence else { return };
+        let in_force = licence.in_force();
+        if in_force != self.facts.entitlement {
+            self.entitle(in_force);
+        }
+    }
+
     /// What the licence grants from now on: every shard is told, and retention follows. Nobody is dropped.
-    pub(super) fn entitle(&mut self, entitlement: Entitled) {
+    fn entitle(&mut self, entitlement: Entitled) {
         let days = entitlement.retention_days(self.settings.retention_days);
         self.facts.retention_ms.store(days_ms(days), Ordering::Relaxed);
         self.facts.entitlement = entitlement;
@@ -339,6 +367,10 @@ impl Clerk {
         }
         let uptime = self.facts.started.elapsed();
         let entitlement = &self.facts.entitlement;
+        let licence = self.facts.licence.as_ref().map(|licence| {
+            let (state, sentence) = licence.standing();
+            json!({ "state": state, "sentence": sentence, "warnings": licence.warnings() })
+        });
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
@@ -352,6 +384,7 @@ impl Clerk {
                 "survives": survives(self.settings.durability),
             },
             "tier": entitlement.tier.name(),
+            "license": licence,
             "agents": {
                 "connected": sum(|heart| u64::from(heart.live)),
                 "known": sum(|heart| u64::from(heart.known)),

@@ -6,6 +6,8 @@ mod clerk;
 pub mod cpus;
 mod harden;
 mod headroom;
+pub mod licence;
+pub mod licence_desk;
 pub mod lock;
 mod logs;
 pub mod notify;

@@ -1,6 +1,7 @@
 //! The daemon from start to stop: lock, sockets, threads, signals, drain.
 
 use super::clerk::{Clerk, Facts, wall_ms};
+use super::licence::{self, Licence};
 use super::logs::Logs;
 use super::registrar::Registrar;
 use super::settings::{Backend, Durability, Settings, TlsFiles};
@@ -8,7 +9,7 @@ use super::storage::{Storage, StorageBells, StorageError, StorageGauges, Storage
 use super::{cpus, harden, lock, notify, paths};
 use crate::base::keys::Ring;
 use crate::base::limits::KNOWN_AGENTS_MAX;
-use crate::base::tier::{Entitled, Entitlement};
+use crate::base::tier::{Entitled, Entitlement, Refused, Tier};
 use crate::base::{Mono, ShardId};
 use crate::mesh::{Mesh, Notice};
 use crate::relay::{self, Bounds};
@@ -56,6 +57,9 @@ pub enum DaemonError {
         /// What the kernel said.
         error: io::Error,
     },
+    /// Something is asked for that the licence does not grant.
+    #[error("{0}")]
+    Tier(#[from] Refused),
     /// The certificates cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -109,14 +113,21 @@ fn serve_until_stopped(
     granted: Option<Entitled>,
     ready: impl FnOnce(&Ready),
 ) -> Result<(), DaemonError> {
-    let entitlement = granted.unwrap_or_else(Entitlement::unlimited);
     settings.layout.create()?;
-    let tls = settings.tls.as_ref().map(load_tls).transpose()?;
     let lock = lock::Lock::take(&settings.layout, jiff::Timestamp::now())?;
     settings.layout.write_project_file(jiff::Timestamp::now()).map_err(cannot("write .project"))?;
     let colour = rustix::termios::isatty(io::stderr());
     let logs = Logs::start(&settings.log_level, settings.log_format, colour);
     harden::keep_secrets_inside();
+    // A temporary daemon has none, and needs none.
+    let licence = if granted.is_some() { None } else { Some(Licence::start(&settings)) };
+    let entitlement = match (&granted, &licence) {
+        (Some(granted), _) => granted.clone(),
+        (None, Some(licence)) => licence.in_force(),
+        (None, None) => Arc::new(Entitlement::of_tier(Tier::Community)),
+    };
+    licence::gates(&settings, &entitlement)?;
+    let tls = settings.tls.as_ref().map(load_tls).transpose()?;
     let mut storage = Storage::open(&settings, (wall_ms() / 1_000) as u32)?;
     let retention_ms = Arc::new(AtomicU64::new(days_ms(entitlement.retention_days(settings.retention_days))));
     let registrar = Registrar::open(storage.store.clone(), retention_ms.load(Ordering::Relaxed), wall_ms())
@@ -169,6 +180,7 @@ fn serve_until_stopped(
         StorageThreads::start(&storage, &settings, &mesh, storage_bells, shard_bells, &gauges, &retention_ms)?;
     let mut notes = settings.warnings.clone();
     notes.extend(settings.retention_note(&entitlement));
+    notes.extend(licence.iter().flat_map(Licence::warnings));
     notes.extend(choice.note);
     let facts = Facts {
         started_at_ms: wall_ms(),
@@ -182,6 +194,7 @@ fn serve_until_stopped(
         entitlement,
         registrar,
         retention_ms,
+        licence,
     };
     let socket = settings.layout.socket.clone();
     let files = settings.tls.clone();

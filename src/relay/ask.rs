@@ -28,11 +28,11 @@ impl Relay {
             resident_bytes: self.waiting.resident,
             grace: self.grace.len() as u32,
             topics: self.topics.len() as u32,
-            paused: 0,
+            paused: self.meters.paused,
             seats,
             seats_peak,
             seats_today,
-            keys: Vec::new(),
+            keys: self.meters.uses(),
         }
     }
 

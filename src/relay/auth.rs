@@ -125,6 +125,7 @@ impl Relay {
                 return false;
             }
         }
+        self.open_meter(now, id, &grant);
         if let Some(session) = self.sessions.find_mut(id) {
             session.scopes = grant.scopes;
             session.grant = Some(grant);

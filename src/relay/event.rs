@@ -1,7 +1,7 @@
 //! Everything that can happen to a shard's heart. A closed enum: what is not here cannot happen.
 
 use super::outbox::{CensusTicket, Fetched};
-use crate::base::keys::{Certificate, Grant, Ring, Source};
+use crate::base::keys::{Certificate, Grant, KeyId, Ring, Source};
 use crate::base::tier::Entitled;
 use crate::base::{AgentId, Bytes, CloseReason, MessageId, RefuseReason, Sequence, SessionId, ShardId};
 use crate::wire::{Corrupt, Dialect, Frame, Hello, Parcel, Wants};
@@ -162,12 +162,53 @@ pub enum Mail {
     },
     /// An agent has left its seat.
     SeatFreed,
+    /// Tokens of a rate, please; shard 0 answers, at once or twice.
+    TokensAsked {
+        /// Which rate.
+        account: Account,
+        /// Messages that are owed for.
+        wanted: u32,
+        /// Tokens spent since this was last told.
+        spent: u32,
+    },
+    /// Tokens of a rate, or the word that they come later.
+    Tokens {
+        /// Which rate.
+        account: Account,
+        /// How many; 0: later.
+        tokens: u32,
+        /// When the first one comes, in nanoseconds from now.
+        wait: u64,
+    },
+    /// Nobody at this shard can spend tokens of this rate any more.
+    TokensLeft {
+        /// Which rate.
+        account: Account,
+        /// Tokens spent since this was last told.
+        spent: u32,
+        /// Tokens given back.
+        unused: u32,
+    },
     /// A recipient says that it has read a message; only the sender's home knows what to do with it.
     Read {
         /// The message.
         id: MessageId,
         /// Who read it.
         recipient: AgentId,
+    },
+}
+
+/// Whose rate it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Account {
+    /// The tier's.
+    Daemon,
+    /// A key's.
+    Key {
+        /// Which.
+        key: KeyId,
+        /// Its messages per minute.
+        per_minute: u32,
     },
 }
 

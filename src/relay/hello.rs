@@ -41,7 +41,7 @@ impl Relay {
         let hello = Hello { auth_type: "".into(), credential: Default::default(), ..hello };
         if home != self.options.shard {
             // Nothing is in flight on a connection before its HELLO, so it can move.
-            self.drop_session(id);
+            self.drop_session(id, outbox);
             let hello = Box::new(hello.into_owned());
             outbox.outputs.push(Output::Move { session: id, to: home, hello, grant });
             return;
@@ -128,7 +128,8 @@ impl Relay {
         let agent = &self.agents[slot];
         let key_of = |id| Some(self.sessions.find(id)?.grant.as_ref()?.key);
         let same_key = key_of(newcomer).is_some() && key_of(newcomer) == key_of(holder);
-        let silent = self.sessions.find(holder).is_none_or(|held| now.mono.since(held.last_heard) >= TAKE_OVER_SILENCE);
+        let is_silent = |held: &Session| held.paused == 0 && now.mono.since(held.last_heard) >= TAKE_OVER_SILENCE;
+        let silent = self.sessions.find(holder).is_none_or(is_silent);
         let entitled = silent || same_key || hello.resume.is_some_and(|token| self.token_is_good(now, agent, token));
         let damped = agent.taken_over_at.iter().all(|at| at.is_some_and(|at| now.mono.since(at) < TAKE_OVER_DAMPER));
         if !entitled || damped {
@@ -162,10 +163,11 @@ impl Relay {
     pub(super) fn welcome(&mut self, now: Now, id: SessionId, slot: AgentSlot, hello: &Hello<'_>, outbox: &mut Outbox) {
         let Some(session) = self.sessions.find_mut(id) else { return };
         let dialect = session.dialect;
-        let (peer, grant, scopes) = (session.peer.clone(), session.grant.take(), session.scopes);
-        *session = Session { dialect, state: State::Live(slot), grant, scopes, ..Session::fresh(now.mono, peer) };
+        let (peer, grant, scopes, key) = (session.peer.clone(), session.grant.take(), session.scopes, session.key);
+        *session = Session { dialect, state: State::Live(slot), grant, scopes, key, ..Session::fresh(now.mono, peer) };
         let receives = session.scopes.contains(Scopes::RECEIVE);
         self.half_open -= 1;
+        self.prefetch(now, key, outbox);
         let resumed = hello.resume.is_some_and(|token| self.token_is_good(now, &self.agents[slot], token));
         let (fresh_session, resume) = (self.tokens.issue(), self.tokens.issue());
         let in_flight_max = match hello.in_flight_max {

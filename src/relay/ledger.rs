@@ -36,7 +36,7 @@ impl Seats {
     /// Notices that another day has begun: its peak is at least what is taken now.
     pub(super) fn look(&mut self, wall_ms: u64) {
         let day = wall_ms / DAY_MS;
-        if self.today.0 != day {
+        if self.today.0 < day {
             self.today = (day, 0);
         }
         self.today.1 = self.today.1.max(self.taken);

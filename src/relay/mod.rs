@@ -8,15 +8,18 @@ mod auth;
 pub mod counters;
 pub mod delivery;
 mod event;
+mod fund;
 mod gate;
 mod grace;
 mod hello;
 mod home;
 mod ledger;
 pub mod memory;
+mod meter;
 mod options;
 mod outbox;
 mod presence;
+mod purse;
 mod refused;
 mod route;
 mod seats;
@@ -30,7 +33,7 @@ mod tests;
 mod timers;
 
 pub use counters::{AuthFailure, Counters, Gauges, KeyUse};
-pub use event::{Event, Mail, Origin, Outcome, Peer, What};
+pub use event::{Account, Event, Mail, Origin, Outcome, Peer, What};
 pub use memory::{Memory, Owed, ProgressRecord, Remembered, SentMarks, SessionRecord};
 pub use options::{Bounds, Options};
 pub use outbox::{
@@ -40,7 +43,7 @@ pub use outbox::{
 
 use crate::base::ids::TokenSource;
 use crate::base::limits;
-use crate::base::tier::{Entitled, Entitlement};
+use crate::base::tier::Entitlement;
 use crate::base::{
     AgentId, Bytes, Chunks, CloseReason, MessageId, Mono, NameHasher, Now, RefuseReason, Sequence, SessionId, ShardId,
 };
@@ -49,6 +52,8 @@ use delivery::{Load, News, Queue, Return, Window};
 use grace::Grace;
 use home::{AgentSlot, Agents};
 use ledger::Seats;
+use meter::{Funds, Meters};
+use purse::Request;
 use refused::RefusedLately;
 use route::Topics;
 use seats::Seat;
@@ -103,6 +108,12 @@ pub struct Relay {
     credentials_watched: bool,
     /// Of shard 0 alone.
     seats: Seats,
+    /// Rates, as this shard has them.
+    meters: Meters,
+    /// Of shard 0 alone.
+    funds: Funds,
+    /// The time of this event, for what follows from it far from where it came in.
+    now: Now,
     /// The licence as WELCOME tells it.
     license: String,
     writer_full: bool,
@@ -148,6 +159,9 @@ impl Relay {
             credential_ends_at_ms: u64::MAX,
             credentials_watched: false,
             seats: Seats::default(),
+            meters: Meters::new(options.entitlement.messages_per_second),
+            funds: Funds::new(options.entitlement.messages_per_second),
+            now: Now::default(),
             license: hello::license_of(&options.entitlement),
             writer_full: false,
             notes: 0,
@@ -160,13 +174,14 @@ impl Relay {
 
     /// Decides what one event means. Everything it wants done is in `outbox` afterwards.
     pub fn handle(&mut self, now: Now, event: Event<'_>, outbox: &mut Outbox) {
+        self.now = now;
         match event {
             Event::Frame { session, dialect, ack, frame } => self.on_frame(now, session, dialect, ack, frame, outbox),
             Event::Written { session, through } => self.on_written(now, session, through, outbox),
             Event::Opened { session, peer } => self.on_opened(now, session, peer, outbox),
             Event::Entitled(entitlement) => {
                 self.options.bounds.retention = entitled_retention(self.retention_asked, &entitlement);
-                self.on_entitled(entitlement);
+                self.on_entitled(now, entitlement, outbox);
             }
             Event::Keys(keys) => self.on_keys(now, keys, outbox),
             Event::Adopted { session, peer, dialect, hello, grant } => {
@@ -204,6 +219,7 @@ impl Relay {
 
     /// Does what has become due.
     pub fn expire(&mut self, now: Now, outbox: &mut Outbox) {
+        self.now = now;
         while let Some(timer) = self.timers.due(now.mono) {
             match timer {
                 Timer::Session(session) => self.check_session(now, session, outbox),
@@ -212,6 +228,8 @@ impl Relay {
                 Timer::Grace => self.expire_grace(now, outbox),
                 Timer::Forget => self.forget_agents(now, outbox),
                 Timer::Credentials => self.check_credentials(now, outbox),
+                Timer::Paused => self.tell_all_paused(now, outbox),
+                Timer::Funds => self.serve(now, outbox),
             }
         }
     }
@@ -346,12 +364,6 @@ impl Relay {
         }
     }
 
-    /// The licence grants something else. Who is connected stays connected.
-    fn on_entitled(&mut self, entitlement: Entitled) {
-        self.license = hello::license_of(&entitlement);
-        self.options.entitlement = entitlement;
-    }
-
     fn on_mail(&mut self, now: Now, from: ShardId, mail: Mail, outbox: &mut Outbox) {
         match mail {
             Mail::Send { parcel, origin } => self.accept_one(now, parcel, origin, outbox),
@@ -363,6 +375,11 @@ impl Relay {
             Mail::SeatTaken => self.on_seat_taken(now),
             Mail::SeatAnswer { agent, refused } => self.on_seat_answer(now, agent, refused, outbox),
             Mail::SeatFreed => self.seats.give_back(now.wall_ms),
+            Mail::TokensAsked { account, wanted, spent } => {
+                self.on_tokens_asked(now, from, account, Request { wanted, spent }, outbox);
+            }
+            Mail::Tokens { account, tokens, wait } => self.on_tokens(now, account, tokens, wait, outbox),
+            Mail::TokensLeft { account, spent, unused } => self.on_tokens_left(now, account, spent, unused),
         }
     }
 
@@ -533,6 +550,12 @@ impl Relay {
         let Some(agent) = self.agents.peek_mut(slot) else { return };
         agent.retry_armed = false;
         let Some(id) = agent.session() else { return };
+        let unread = self.sessions.find(id).map_or(0, |session| session.unread_until(now.mono).0);
+        if now.mono.0 < unread.saturating_add(limits::RETRY_AFTER) {
+            // Acknowledgements may lie where nobody has read them.
+            agent.retry_armed = true;
+            return self.timers.set(Mono(unread) + limits::RETRY_AFTER, Timer::Retry(slot));
+        }
         let (next, pumped) = agent.queue.retry(now.mono, id, outbox);
         self.counters.messages_out += pumped.messages;
         self.counters.redelivered += pumped.redelivered;

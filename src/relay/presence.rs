@@ -55,7 +55,7 @@ impl Relay {
         if self.sessions.find(id).is_some() {
             self.leave(now, id, reason, outbox);
             self.counters.closes[reason as usize] += 1;
-            self.drop_session(id);
+            self.drop_session(id, outbox);
         }
     }
 
@@ -66,11 +66,14 @@ impl Relay {
         }
         self.counters.closes[reason as usize] += 1;
         outbox.outputs.push(Output::Close { session: id, reason });
-        self.drop_session(id);
+        self.drop_session(id, outbox);
     }
 
-    pub(super) fn drop_session(&mut self, id: SessionId) {
+    pub(super) fn drop_session(&mut self, id: SessionId, outbox: &mut Outbox) {
         let Some(session) = self.sessions.remove(id) else { return };
+        if session.key.is_some() || session.paused != 0 {
+            self.close_meter(id, session.key, session.paused, outbox);
+        }
         match session.state {
             State::Live(_) => return,
             State::Fresh => {}
@@ -138,6 +141,10 @@ impl Relay {
                 return;
             }
         }
+        if session.paused != 0 {
+            // It is not silent: it is not heard.
+            session.last_heard = now.mono;
+        }
         let silent = now.mono.since(session.last_heard);
         if silent >= limits::DEAD_AFTER {
             self.leave(now, id, CloseReason::Silent, outbox);
@@ -176,8 +183,7 @@ impl Relay {
         if let Some(slot) = self.sessions.find(id).and_then(Session::agent)
             && self.agents[slot].presence == Presence::Live(id)
         {
-            let seen = self.agents[slot].last_seen;
-            self.leave(seen, id, reason, outbox);
+            self.leave(self.now, id, reason, outbox);
         }
         self.close(id, reason, outbox);
     }

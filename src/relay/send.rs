@@ -61,6 +61,9 @@ impl Relay {
         if wait_ms > 0 {
             return self.refuse(now, &message, origin, RefuseReason::RateLimited, wait_ms, outbox);
         }
+        if self.meters.any {
+            self.charge(now, id, outbox);
+        }
         self.route(now, message, origin, dialect, outbox);
     }
 
@@ -78,6 +81,9 @@ impl Relay {
         let from = message.from();
         if name::check_agent(from).is_err() || message.id().sender != AgentId::of(from) {
             return self.refuse(now, &message, origin, RefuseReason::Malformed, 0, outbox);
+        }
+        if self.meters.any {
+            self.charge_submitted(now, outbox);
         }
         self.route(now, message, origin, Dialect::Native, outbox);
     }

@@ -37,6 +37,14 @@ pub(super) struct Session {
     pub(super) scopes: Scopes,
     /// The HELLO that waits for a seat.
     pub(super) hello: Option<Box<Hello<'static>>>,
+    /// The meter of its key.
+    pub(super) key: Option<u32>,
+    /// Why it is left unread, as bits of `Pocket`; 0: it is read.
+    pub(super) paused: u8,
+    /// When it was last told that it is left unread.
+    pub(super) told_at: Option<Mono>,
+    /// When it was last left unread until.
+    pub(super) resumed_at: Mono,
 }
 
 /// Where a connection stands.
@@ -87,7 +95,16 @@ impl Session {
             grant: None,
             scopes: Scopes::USUAL,
             hello: None,
+            key: None,
+            paused: 0,
+            told_at: None,
+            resumed_at: Mono(0),
         }
+    }
+
+    /// Until when nothing was read from it, at `now`.
+    pub(super) fn unread_until(&self, now: Mono) -> Mono {
+        if self.paused != 0 { now } else { self.resumed_at }
     }
 
     /// The agent that speaks here.

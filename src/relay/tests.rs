@@ -1,6 +1,7 @@
 //! The heart driven by hand: one short test for each bug that the simulated worlds found.
 
 mod auth;
+mod rates;
 mod seats;
 
 use super::*;

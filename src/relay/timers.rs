@@ -22,6 +22,10 @@ pub(super) enum Timer {
     Forget,
     /// Credentials that may have ended.
     Credentials,
+    /// Connections that are left unread, and are told so.
+    Paused,
+    /// Rates for whose tokens shards wait.
+    Funds,
 }
 
 /// Deadlines, earliest first; ties in a fixed order.

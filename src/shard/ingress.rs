@@ -5,7 +5,7 @@ use super::connections::Stage;
 use super::{Inner, Spares};
 use crate::base::limits::{FRAME_BYTES_MAX, HELLO_BYTES_MAX};
 use crate::base::{CloseReason, Sequence, SessionId};
-use crate::relay::{Event, Output};
+use crate::relay::Event;
 use crate::tls::FIRST_BYTE;
 use crate::uring::Completion;
 use crate::wire::{self, Corrupt, Dialect, Frame};
@@ -246,9 +246,7 @@ impl Inner {
 
     /// Whether the SEND that was just handed to the heart made it pause this connection: nothing behind it is read now.
     fn has_paused(&mut self, id: SessionId) -> bool {
-        // Of what one SEND causes, a pause is among the last.
-        let said = self.outbox.outputs.iter().rev().take(4);
-        let paused = said.into_iter().any(|output| matches!(output, Output::Pause { session } if *session == id));
+        let paused = self.relay.is_paused(id);
         if paused && let Some(connection) = self.connections.find_mut(id) {
             connection.paused = true;
         }

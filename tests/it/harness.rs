@@ -1,5 +1,6 @@
 //! Starts the real program in a data directory of its own, waits until it says that it is ready, and ends it with the test.
 
+use crate::certificates::Pair;
 use crate::evaluation;
 use crate::peers::{JsonPeer, NativePeer};
 use agent_relay::base::tier::Tier;
@@ -102,6 +103,17 @@ impl Setup {
         self
     }
 
+    /// TLS with this certificate, also on a TCP port of loopback.
+    pub(crate) fn tls(self, pair: &Pair) -> Setup {
+        let path = |path: &Path| path.to_str().unwrap().to_owned();
+        self.argument("--listen")
+            .argument("127.0.0.1:0")
+            .argument("--tls-cert")
+            .argument(&path(&pair.cert))
+            .argument("--tls-key")
+            .argument(&path(&pair.key))
+    }
+
     /// Starts it from the calling thread (whose CPU mask and filters it inherits) and waits for READY.
     pub(crate) fn start(self) -> Daemon {
         self.try_start().unwrap_or_else(|(said, _)| panic!("the daemon did not start:\n{said}"))
@@ -184,6 +196,11 @@ impl Daemon {
 
     pub(crate) fn socket(&self) -> PathBuf {
         self.directory.path().join("relay.sock")
+    }
+
+    /// Its first TCP address.
+    pub(crate) fn tcp(&self) -> String {
+        self.status()["listen"][0].as_str().unwrap().to_owned()
     }
 
     pub(crate) fn address(&self) -> Address {

@@ -24,5 +24,7 @@ mod slow;
 mod takeover;
 mod talk;
 mod tiers;
+mod tls;
 mod topics;
 mod transcripts;
+mod tunnel;

@@ -1,5 +1,6 @@
 //! What each tier grants, against the real daemon: seats, rate, gated flags, and what an agent is told.
 
+use crate::evaluation;
 use crate::harness::{EPOLL_TWO, Setup, URING_TWO, every_way};
 use crate::peers::{JsonPeer, NativePeer, Owned};
 use agent_relay::base::Sequence;
@@ -128,7 +129,11 @@ fn an_agent_is_told_what_the_licence_grants() {
             let daemon = Setup::new(way).tier(tier).start();
             let told = daemon.json("Jay").welcome["payload"]["license"].clone();
             let granted = Entitlement::of_tier(tier);
-            let features: Vec<&str> = granted.features.iter().map(Feature::name).collect();
+            // The free tier needs no licence; the others have one that says so.
+            let told_of = |feature: &Feature| {
+                granted.features.has(*feature) || (*feature == evaluation::OFFLINE && tier != Tier::Community)
+            };
+            let features: Vec<&str> = Feature::all().filter(told_of).map(Feature::name).collect();
             let limits = json!({ "maxAgents": granted.agents_max, "retentionDays": granted.retention_days_max });
             assert_eq!(told, json!({ "tier": tier.name(), "features": features, "limits": limits }));
             assert_eq!(daemon.status()["tier"], tier.name());

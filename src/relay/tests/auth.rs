@@ -2,16 +2,16 @@
 
 use super::*;
 use crate::base::keys::{ApiKey, Certificate, Identity, KEY_PREFIX, KeyId, Ring, Scopes, Source, hash_of};
-use crate::base::tier::Tier;
+use crate::base::tier::{Entitled, Tier};
 use crate::wire::Secret;
 
 const WALL: u64 = 1_800_000_000_000;
 
-fn secret(last: char) -> String {
+pub(super) fn secret(last: char) -> String {
     format!("{KEY_PREFIX}{}{last}", "a".repeat(31))
 }
 
-fn key(last: char) -> ApiKey {
+pub(super) fn key(last: char) -> ApiKey {
     ApiKey {
         id: KeyId([last as u8; 16]),
         hash: hash_of(&secret(last)),
@@ -31,7 +31,7 @@ fn key(last: char) -> ApiKey {
     }
 }
 
-fn ring(keys: impl IntoIterator<Item = ApiKey>) -> Ring {
+pub(super) fn ring(keys: impl IntoIterator<Item = ApiKey>) -> Ring {
     Ring::new(KeyRing::new(keys, [7; 32]))
 }
 
@@ -43,11 +43,11 @@ fn strict(keys: impl IntoIterator<Item = ApiKey>) -> Pair {
     pair
 }
 
-fn presenting(name: &str, kind: &'static str, credential: &str) -> Hello<'static> {
+pub(super) fn presenting(name: &str, kind: &'static str, credential: &str) -> Hello<'static> {
     Hello { auth_type: kind.into(), credential: Secret(credential.to_owned().into()), ..named(name) }
 }
 
-fn with_key(name: &str, last: char) -> Hello<'static> {
+pub(super) fn with_key(name: &str, last: char) -> Hello<'static> {
     presenting(name, "api_key", &secret(last))
 }
 

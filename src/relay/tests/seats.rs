@@ -1,7 +1,7 @@
 //! Seats: exact over two shards, whatever crosses on the way.
 
 use super::*;
-use crate::base::tier::Tier;
+use crate::base::tier::{Entitled, Tier};
 
 fn limited(agents_max: Option<u32>) -> Entitled {
     Entitled::new(Entitlement { agents_max, ..Entitlement::of_tier(Tier::Pro) })

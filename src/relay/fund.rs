@@ -1,0 +1,221 @@
+//! One rate that the whole daemon keeps, as shard 0 sees it: an integer token bucket out of which shards are handed small
+//! sums ahead of need. Pure; time is an argument.
+
+use crate::base::{Mono, ShardId};
+use std::collections::VecDeque;
+
+/// Tokens come back one by one; whoever waits for them is served at most this often.
+const SERVED_EVERY: u64 = Mono::ms(10);
+/// A shard is handed one part in so many of what there is, per shard: what lies idle in all purses stays a small part.
+const SHARE: u64 = 8;
+/// … but this many while there is plenty, so that a purse outlasts the way of a mail and back.
+const USUAL: u64 = 4;
+
+/// So many per span, of which at most `burst` are saved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Rate {
+    count: u64,
+    span: u64,
+    burst: u64,
+}
+
+impl Rate {
+    /// A tier's: 10 s of it are saved.
+    pub(super) fn per_second(count: u32) -> Rate {
+        let count = u64::from(count.max(1));
+        Rate { count, span: Mono::ms(1_000), burst: 10 * count }
+    }
+
+    /// A key's: one minute of it is saved.
+    pub(super) fn per_minute(count: u32) -> Rate {
+        let count = u64::from(count.max(1));
+        Rate { count, span: Mono::ms(60_000), burst: count }
+    }
+
+    /// Nanoseconds in which so many tokens come.
+    pub(super) fn time_for(&self, tokens: u64) -> u64 {
+        let time = (u128::from(tokens) * u128::from(self.span)).div_ceil(u128::from(self.count));
+        u64::try_from(time).unwrap_or(u64::MAX)
+    }
+}
+
+/// What a shard that asks for tokens hears.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Dole {
+    /// Here they are.
+    Tokens(u32),
+    /// There are none; the first one for this shard comes in so many nanoseconds, without being asked for again.
+    Later(u64),
+}
+
+/// A rate and what is left of it.
+///
+/// Law: what is left, and what shards have been handed and have not reported as spent, is never more than the burst; so
+/// over any span no more is spent than the burst and what the rate gives in that span.
+#[derive(Debug)]
+pub(super) struct Fund {
+    rate: Rate,
+    /// Tokens that are not here, times `rate.span`.
+    used: u128,
+    at: Mono,
+    /// Handed to shards, and not reported as spent.
+    outstanding: u64,
+    /// Shards that wait; each at most once for what it has asked.
+    queue: VecDeque<(ShardId, u32)>,
+}
+
+impl Fund {
+    /// All that can be saved is there.
+    pub(super) fn full(now: Mono, rate: Rate) -> Fund {
+        Fund { rate, used: 0, at: now, outstanding: 0, queue: VecDeque::new() }
+    }
+
+    /// The rate is another one from now on.
+    pub(super) fn rerate(&mut self, now: Mono, rate: Rate) {
+        if rate == self.rate {
+            return;
+        }
+        self.settle(now);
+        let used = self.used.div_ceil(u128::from(self.rate.span)).min(u128::from(rate.burst));
+        self.used = used.max(u128::from(self.outstanding)) * u128::from(rate.span);
+        self.rate = rate;
+    }
+
+    /// A shard says what it has spent, and gives back what it has no use for.
+    pub(super) fn report(&mut self, now: Mono, spent: u32, unused: u32) {
+        self.settle(now);
+        self.outstanding = self.outstanding.saturating_sub(u64::from(spent) + u64::from(unused));
+        self.used = self.used.saturating_sub(u128::from(unused) * u128::from(self.rate.span));
+    }
+
+    /// A shard asks; `wanted` connections wait there.
+    pub(super) fn ask(&mut self, now: Mono, shard: ShardId, wanted: u32, shards: u16) -> Dole {
+        self.settle(now);
+        if self.queue.is_empty() && self.level() > 0 {
+            return Dole::Tokens(self.hand_out(wanted, shards));
+        }
+        self.queue.push_back((shard, wanted));
+        Dole::Later(self.time_until(self.queue.len() as u64).max(SERVED_EVERY))
+    }
+
+    /// The next shard that waits and can be served now, and its tokens.
+    pub(super) fn serve(&mut self, now: Mono, shards: u16) -> Option<(ShardId, u32)> {
+        self.settle(now);
+        if self.level() == 0 {
+            return None;
+        }
+        let (shard, wanted) = self.queue.pop_front()?;
+        Some((shard, self.hand_out(wanted, shards)))
+    }
+
+    /// In how many nanoseconds somebody who waits can be served; none when nobody waits.
+    pub(super) fn next(&self) -> Option<u64> {
+        (!self.queue.is_empty()).then(|| self.time_until(1).max(SERVED_EVERY))
+    }
+
+    /// Whether nothing would be lost if it were made anew.
+    pub(super) fn is_idle(&mut self, now: Mono) -> bool {
+        self.settle(now);
+        self.used == 0 && self.queue.is_empty()
+    }
+
+    fn hand_out(&mut self, wanted: u32, shards: u16) -> u32 {
+        let (level, shards) = (self.level(), u64::from(shards));
+        let usual = (level / (SHARE * shards)).max(USUAL.min(level / SHARE));
+        let tokens = usual.max(u64::from(wanted).min(level / shards)).clamp(1, level.min(u64::from(u32::MAX)));
+        self.outstanding += tokens;
+        self.used += u128::from(tokens) * u128::from(self.rate.span);
+        tokens as u32
+    }
+
+    fn settle(&mut self, now: Mono) {
+        let came = u128::from(now.since(self.at)) * u128::from(self.rate.count);
+        let least = u128::from(self.outstanding) * u128::from(self.rate.span);
+        self.used = self.used.saturating_sub(came).max(least);
+        self.at = self.at.max(now);
+    }
+
+    /// Whole tokens that are here.
+    fn level(&self) -> u64 {
+        let span = u128::from(self.rate.span);
+        let level = (u128::from(self.rate.burst) * span).saturating_sub(self.used) / span;
+        u64::try_from(level).unwrap_or(u64::MAX)
+    }
+
+    /// Nanoseconds until so many tokens are here.
+    fn time_until(&self, tokens: u64) -> u64 {
+        let span = u128::from(self.rate.span);
+        let missing = (self.used + u128::from(tokens) * span).saturating_sub(u128::from(self.rate.burst) * span);
+        u64::try_from(missing.div_ceil(u128::from(self.rate.count))).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: ShardId = ShardId(1);
+
+    fn at(ms: u64) -> Mono {
+        Mono(Mono::ms(5_000 + ms))
+    }
+
+    /// Takes all there is, each time telling at once that it is spent.
+    fn drain(fund: &mut Fund, now: Mono) -> u32 {
+        let mut all = 0;
+        while let Dole::Tokens(tokens) = fund.ask(now, ONE, 1_000, 2) {
+            fund.report(now, tokens, 0);
+            all += tokens;
+        }
+        all
+    }
+
+    #[test]
+    fn ten_seconds_are_saved_and_then_tokens_come_at_the_rate() {
+        let mut fund = Fund::full(at(0), Rate::per_second(100));
+        assert_eq!(drain(&mut fund, at(0)), 1_000);
+        assert_eq!(fund.next(), Some(Mono::ms(10)));
+        assert_eq!(fund.serve(at(9), 2), None);
+        assert_eq!(fund.serve(at(10), 2), Some((ONE, 1)));
+        fund.report(at(10), 1, 0);
+        assert_eq!(drain(&mut fund, at(1_010)), 100);
+        let (shard, tokens) = fund.serve(at(1_000_000), 2).expect("somebody waits");
+        fund.report(at(1_000_000), tokens, 0);
+        assert_eq!((shard, tokens + drain(&mut fund, at(1_000_000))), (ONE, 1_000));
+    }
+
+    #[test]
+    fn what_shards_hold_unspent_is_a_part_of_the_burst() {
+        let mut fund = Fund::full(at(0), Rate::per_second(100));
+        let Dole::Tokens(held) = fund.ask(at(0), ShardId(0), 1, 2) else { panic!("it is full") };
+        assert!(held < 100, "a small part: {held}");
+        assert_eq!(drain(&mut fund, at(60_000)) + held, 1_000, "time does not bring them back");
+        fund.report(at(60_000), 0, held);
+        fund.queue.clear();
+        assert_eq!(drain(&mut fund, at(60_000)), held, "unless they are given back");
+    }
+
+    #[test]
+    fn a_minute_of_a_key_is_its_limit_and_the_wait_is_true() {
+        let mut fund = Fund::full(at(0), Rate::per_minute(7));
+        assert_eq!(drain(&mut fund, at(0)), 7);
+        fund.queue.clear();
+        let Dole::Later(wait) = fund.ask(at(0), ONE, 1, 2) else { panic!("it is empty") };
+        assert_eq!(fund.serve(at(0) + (wait - 1), 2), None);
+        assert_eq!(fund.serve(at(0) + wait, 2), Some((ONE, 1)));
+    }
+
+    #[test]
+    fn another_rate_takes_effect_at_once_and_forgets_nothing_that_was_used() {
+        let mut fund = Fund::full(at(0), Rate::per_second(100));
+        drain(&mut fund, at(0));
+        fund.queue.clear();
+        fund.rerate(at(0), Rate::per_second(1_000));
+        assert_eq!(drain(&mut fund, at(0)), 9_000);
+        fund.queue.clear();
+        fund.rerate(at(0), Rate::per_second(10));
+        assert_eq!(drain(&mut fund, at(0)), 0);
+        fund.queue.clear();
+        assert_eq!(drain(&mut fund, at(1_000)), 10);
+    }
+}
