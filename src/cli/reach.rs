@@ -155,11 +155,8 @@ impl Reach {
     /// How to connect as `name`.
     pub(super) fn options(&self, name: &str, program: &str) -> Result<Options, Failure> {
         let credential = match std::env::var(CREDENTIAL_VARIABLE) {
-            Ok(text) if !text.trim().is_empty() => {
-                let text = zeroize::Zeroizing::new(text);
-                Credential::read(&text)
-                    .map_err(|problem| Failure::Failed(format!("{CREDENTIAL_VARIABLE}: {problem}")))?
-            }
+            Ok(text) if !text.trim().is_empty() => Credential::read(text)
+                .map_err(|problem| Failure::Failed(format!("{CREDENTIAL_VARIABLE}: {problem}")))?,
             _ => Credential::default(),
         };
         let security = self.security.clone();
