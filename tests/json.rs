@@ -527,8 +527,8 @@ fn recorded_channels_pass_both_ways_and_nobody_acknowledges_them() {
         "Subscribe",
         "Subscribe",
         "Send",
-        "Malformed",
-        "Malformed",
+        "Enrol",
+        "Enrol",
         "Unsubscribe",
     ];
     replay(include_str!("transcripts/channels.txt"), &expected);
