@@ -308,6 +308,7 @@ impl Relay {
             (Frame::Receipt(receipts), Some(slot)) => self.on_receipts(slot, &receipts, outbox),
             (Frame::Subscribe(topic), Some(slot)) => self.on_subscribe(id, slot, &topic, outbox),
             (Frame::Unsubscribe(topic), Some(slot)) => self.on_unsubscribe(slot, &topic, outbox),
+            (Frame::Enrol(enrol), Some(_)) => self.on_enrol(id, &enrol, outbox),
             (Frame::Hello(hello), None) => self.on_hello(now, id, *hello, outbox),
             (Frame::Hello(_), Some(_)) => self.complain(id, "Unexpected HELLO", outbox),
             (Frame::Ping(nonce), Some(_)) => outbox.reply(id, Frame::Pong(Cow::Owned(nonce.into_owned()))),
@@ -344,7 +345,12 @@ impl Relay {
             }
             // As the original: these need no answer before HELLO, and mean nothing then.
             (
-                Frame::Ack(_) | Frame::Receipt(_) | Frame::Subscribe(_) | Frame::Unsubscribe(_) | Frame::Ping(_),
+                Frame::Ack(_)
+                | Frame::Receipt(_)
+                | Frame::Subscribe(_)
+                | Frame::Unsubscribe(_)
+                | Frame::Enrol(_)
+                | Frame::Ping(_),
                 None,
             ) => {}
             (
@@ -374,6 +380,7 @@ impl Relay {
             Mail::Again { parcel, origin } => self.answer_again(&parcel, origin, outbox),
             Mail::Outcome(outcome) => self.tell(*outcome, outbox),
             Mail::Read { id, recipient } => self.tell_read(id, recipient, outbox),
+            Mail::Enrol { member, topic, join } => self.enrol(&member, &topic, join, outbox),
             Mail::SeatAsked { agent } => self.on_seat_asked(now, from, agent, outbox),
             Mail::SeatTaken => self.on_seat_taken(now),
             Mail::SeatAnswer { agent, refused } => self.on_seat_answer(now, agent, refused, outbox),

@@ -102,6 +102,12 @@ impl Session {
         }
     }
 
+    /// Whether it is the daemon's own user, or an agent whose key has the admin scope.
+    pub(super) fn may_administer(&self) -> bool {
+        let by_key = self.grant.is_some() && self.agent().is_some() && self.scopes.contains(Scopes::ADMIN);
+        self.peer.owner || by_key
+    }
+
     /// Until when nothing was read from it, at `now`.
     pub(super) fn unread_until(&self, now: Mono) -> Mono {
         if self.paused != 0 { now } else { self.resumed_at }
