@@ -342,6 +342,24 @@ fn a_thousand_half_open_handshakes_hold_nobody_up() {
     }
 }
 
+#[test]
+fn who_does_not_come_to_the_end_of_a_handshake_or_says_nothing_after_it_is_closed_in_time() {
+    every_way(|way| {
+        let secure = Secure::new();
+        let daemon = secure.setup(way).start();
+        let mut stuck = tunnel::tcp(&daemon.tcp());
+        stuck.set_read_timeout(Some(PATIENCE)).unwrap();
+        stuck.write_all(&[0x16, 3, 1, 2, 0, 1]).unwrap();
+        let (mut silent, fate) = tunnel::open(&secure.connector(), "localhost", tunnel::tcp(&daemon.tcp()), usize::MAX);
+        let (mut in_clear, mut told) = (Vec::new(), Vec::new());
+        let _ = stuck.read_to_end(&mut in_clear);
+        assert!(in_clear.is_empty(), "what cannot be encrypted is not said: {in_clear:?}");
+        silent.read_to_end(&mut told).unwrap();
+        assert_eq!(fate.error(), None);
+        daemon.until("they are counted", |daemon| closes(daemon, "hello_timeout") == 2);
+    });
+}
+
 /// What openssl's client says when it connects with these arguments and says nothing; none: there is no openssl.
 fn openssl(daemon: &Daemon, secure: &Secure, arguments: &[&str]) -> Option<String> {
     openssl_says(daemon, secure, arguments, "")
