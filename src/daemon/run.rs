@@ -198,7 +198,6 @@ fn serve_until_stopped(
     };
     let socket = settings.layout.socket.clone();
     let files = settings.tls.clone();
-    let mut notes = notes;
     notes.extend(tls.iter().flat_map(|tls| tls.warnings().to_vec()));
     let mut clerk = Clerk::new(mesh.clone(), started.bells.clone(), settings, facts);
     ready(&Ready { socket, listen, cpus: choice.cpus, reports: started.reports, notes });
@@ -231,10 +230,8 @@ fn serve(clerk: &mut Clerk, mesh: &Mesh, bell: &Waker, signals: &Asked, reload: 
     loop {
         let timeout = watchdog.shorten(clerk.turn());
         let asked = signals.stop.load(Ordering::Acquire);
-        if signals.reload.swap(false, Ordering::AcqRel) {
-            if reload() {
-                clerk.note_change("tls");
-            }
+        if signals.reload.swap(false, Ordering::AcqRel) && reload() {
+            clerk.note_change("tls");
         }
         match stopping {
             None if asked > 0 || clerk.stop_asked => {

@@ -123,10 +123,13 @@ impl Inner {
 
     /// The handshake is complete.
     fn greet(&mut self, id: SessionId) {
-        let Some(tls) = self.connections.find_mut(id).and_then(|connection| connection.tls.as_ref()) else { return };
+        let Some(connection) = self.connections.find_mut(id) else { return };
+        let Some(tls) = &connection.tls else { return };
         let (version, resumed) = (tls.link.version(), tls.link.is_resumed());
         tracing::debug!(slot = id.slot, version, resumed, "TLS handshake done");
         if let Some(certificate) = tls.link.certificate().cloned() {
+            // It goes home with the connection.
+            connection.peer.certificate = Some(certificate.clone());
             let event = Event::Certified { session: id, certificate };
             self.relay.handle(self.now, event, &mut self.outbox);
         }
