@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "the whole file is a test")]
 
 mod command_line;
+mod daemon;
 mod liar;
 mod vendor;
 
