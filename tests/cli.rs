@@ -7,9 +7,9 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-const COMMANDS: [&str; 18] = [
+const COMMANDS: [&str; 19] = [
     "up", "down", "status", "agents", "who", "send", "listen", "read", "history", "doctor", "bench", "config",
-    "keygen", "rekey", "backup", "restore", "export", "import",
+    "license", "keygen", "rekey", "backup", "restore", "export", "import",
 ];
 
 /// `relay` in a data directory of its own and an environment without surprises.

@@ -126,14 +126,15 @@ fn desk(command: &License) -> Result<Desk, Failure> {
 
 /// Asks the daemon, if one is running.
 fn ask(reach: &Reach, kind: QueryKind, arguments: &Value) -> Result<Option<Value>, Failure> {
-    match client::ask(&reach.address(), kind, &arguments.to_string(), ASK_TIMEOUT) {
+    match client::ask(reach.address(), kind, &arguments.to_string(), ASK_TIMEOUT) {
         Ok(answer) => serde_json::from_slice(&answer).map(Some).map_err(Failure::failed),
         Err(client::Error::NoDaemon(_)) => Ok(None),
         Err(other) => Err(reach.explain(other)),
     }
 }
 
-/// The daemon of this place reads the licence anew; those of other projects do at their next hourly look.
+/// The daemon of this place reads the licence anew; those of other projects do within a
+/// minute.
 fn tell_daemon(command: &License) -> Result<Option<Value>, Failure> {
     ask(&reach(command)?, QueryKind::License, &json!({ "op": "reload" }))
 }

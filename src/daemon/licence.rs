@@ -235,6 +235,10 @@ fn watch(shared: &Shared) {
         if state.stopping {
             return;
         }
+        if state.desk.is_overtaken() {
+            let changed = state.desk.reload(reading());
+            state.take(changed);
+        }
         let patience = if state.checked { PATIENCE } else { START_ASK_PATIENCE };
         if let Some(errand) = state.desk.errand(reading()) {
             drop(state);

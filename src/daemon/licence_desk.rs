@@ -139,6 +139,16 @@ pub struct Desk {
     usage_changed: bool,
     report_at_ms: u64,
     kept_lapse: Option<Lapse>,
+    /// What the licence file was when it was read.
+    read: Option<FileMark>,
+}
+
+/// What changes when a file is replaced: its number, length and time.
+type FileMark = (u64, u64, i64, i64);
+
+fn mark_of(path: &Path) -> Option<FileMark> {
+    let metadata = fs::symlink_metadata(path).ok()?;
+    Some((metadata.ino(), metadata.size(), metadata.mtime(), metadata.mtime_nsec()))
 }
 
 impl Desk {
@@ -149,15 +159,22 @@ impl Desk {
         let usage = read(&place.usage_file(), USAGE_BYTES_MAX).map(|text| Usage::parse(&text)).unwrap_or_default();
         let kept = read(&place.lapse_file(), 4_096).ok();
         let kept_lapse = kept.and_then(|text| serde_json::from_str(&text).ok());
+        let read = mark_of(&place.licence_file());
         let holder = holder(&place, public, &boot, kept_lapse.unwrap_or_default(), now);
-        Desk { place, public, boot, holder, usage, usage_changed: false, report_at_ms: 0, kept_lapse }
+        Desk { place, public, boot, holder, usage, usage_changed: false, report_at_ms: 0, kept_lapse, read }
     }
 
     /// Reads the licence anew: it was activated, renewed or taken away. Gives the entitlement if it has changed.
     pub fn reload(&mut self, now: Reading) -> Option<Entitlement> {
         let before = self.holder.entitlement().clone();
+        self.read = mark_of(&self.place.licence_file());
         self.holder = holder(&self.place, self.public, &self.boot, self.holder.lapse(), now);
         (*self.holder.entitlement() != before).then(|| self.holder.entitlement().clone())
+    }
+
+    /// Whether another program has activated or taken away the machine's licence since it was read.
+    pub fn is_overtaken(&self) -> bool {
+        self.place.given.is_none() && mark_of(&self.place.licence_file()) != self.read
     }
 
     /// What the server is to be asked or told now, if anything.

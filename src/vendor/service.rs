@@ -85,7 +85,10 @@ fn usage(registry: &Registry, body: &[u8]) -> Result<Reply, RegistryError> {
     Ok(Reply::json(200, serde_json::json!({ "accepted": days.len() }).to_string()))
 }
 
-fn checked(report: UsageReport) -> Option<(KeyHash, String, Vec<(String, Day)>)> {
+/// A report whose every part is what it should be: whose, which daemon's, and the days.
+type Checked = (KeyHash, String, Vec<(String, Day)>);
+
+fn checked(report: UsageReport) -> Option<Checked> {
     let key_hash = KeyHash::parse(&report.key_hash)?;
     let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
     let daemon = (!report.daemon.is_empty() && report.daemon.len() <= DAEMON_BYTES_MAX && plain(&report.daemon))

@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "the whole file is a test")]
 
 mod command_line;
+mod daemon;
 mod liar;
 mod vendor;
 
@@ -202,6 +203,25 @@ fn a_reload_hands_the_change_over_once() {
     assert_eq!(licence.answer("{\"op\":\"show\"}").unwrap()["offline"], true);
     assert!(licence.answer("{\"op\":\"dance\"}").is_err());
     licence.stop();
+}
+
+#[test]
+fn a_licence_that_another_program_activates_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = DeskPlace { given: None, ..place(folder.path(), "", "") };
+    let mut desk = Desk::open(place.clone(), reading());
+    assert!(!desk.is_overtaken());
+    let mut other = Desk::open(place.clone(), reading());
+    other.activate(&offline(30), reading()).unwrap();
+    assert!(desk.is_overtaken() && !other.is_overtaken());
+    assert_eq!(desk.reload(reading()).unwrap().tier, Tier::Enterprise);
+    assert!(!desk.is_overtaken());
+    other.deactivate(reading()).unwrap();
+    assert!(desk.is_overtaken());
+    // One from the environment goes before it, whatever becomes of it.
+    let desk = Desk::open(DeskPlace { given: Some(Zeroizing::new(offline(3))), ..place }, reading());
+    other.activate(&offline(30), reading()).unwrap();
+    assert!(!desk.is_overtaken());
 }
 
 #[test]

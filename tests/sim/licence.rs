@@ -1,6 +1,7 @@
 //! The licence soak: one machine, its clocks, its restarts and the vendor's server, for months, from one seed. The server
 //! comes and goes and lies, the wall clock jumps by days both ways, licences end, are renewed and are revoked. What is
-//! granted is judged by what really happened, never by the holder's own clock.
+//! granted is judged by what really happened, never by the holder's own clock. `RELAY_LICENCE_SEED=n` tells one world's end,
+//! `RELAY_LICENCE_SEEDS=n` says how many are tried, `RELAY_LICENCE_FIRST=n` from which on.
 
 use crate::dice::Dice;
 use agent_relay::base::tier::Tier;
@@ -493,12 +494,14 @@ fn no_licence_stops_without_cause_or_goes_on_past_its_grace() {
             Err(story) => panic!("RELAY_LICENCE_SEED={seed}: {story}"),
         };
     }
-    let seeds = crate::setting("RELAY_LICENCE_SEEDS").unwrap_or(300);
+    let begin = crate::setting("RELAY_LICENCE_FIRST").unwrap_or(0);
+    let seeds = crate::setting("RELAY_LICENCE_SEEDS").unwrap_or(250);
     let mut seen = BTreeSet::new();
     let mut failures = Vec::new();
     std::thread::scope(|scope| {
-        let part =
-            |first: u64| move || (first..seeds).step_by(2).map(|seed| (seed, soak(seed, None))).collect::<Vec<_>>();
+        let part = |first: u64| {
+            move || (begin + first..begin + seeds).step_by(2).map(|seed| (seed, soak(seed, None))).collect::<Vec<_>>()
+        };
         let halves = [scope.spawn(part(0)), scope.spawn(part(1))];
         for (seed, end) in halves.into_iter().flat_map(|half| half.join().unwrap()) {
             match end {

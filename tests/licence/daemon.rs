@@ -1,0 +1,121 @@
+//! A running relay whose licence server goes away, and whose licence is taken away: it goes on, and nobody is dropped.
+
+use crate::vendor::Vendor;
+use crate::{PATIENCE, offline};
+use agent_relay::client::{Address, Client, Error, Options};
+use serde_json::Value;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Instant;
+
+/// `relay` in a data directory of its own.
+fn relay(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_relay"));
+    command
+        .env_clear()
+        .env("AGENT_RELAY_DATA_DIR", folder)
+        .env("HOME", folder)
+        .current_dir(folder)
+        .stdin(Stdio::null());
+    command
+}
+
+struct Daemon(Child);
+
+impl Daemon {
+    /// Starts one and waits until it says that it is ready; says how long that took.
+    fn start(folder: &Path) -> Daemon {
+        let path = folder.join("notify");
+        let _ = std::fs::remove_file(&path);
+        let notices = UnixDatagram::bind(&path).unwrap();
+        notices.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut command = relay(folder);
+        command.args(["up", "--global", "--cores", "2"]).env("NOTIFY_SOCKET", &path).stderr(Stdio::null());
+        let begun = Instant::now();
+        let daemon = Daemon(command.stdout(Stdio::null()).spawn().unwrap());
+        let mut notice = [0; 512];
+        let length = notices.recv(&mut notice).unwrap();
+        assert!(String::from_utf8_lossy(&notice[..length]).contains("READY=1"));
+        eprintln!("ready after {:?}", begun.elapsed());
+        daemon
+    }
+
+    fn stop(mut self, folder: &Path) {
+        assert!(run(folder, &["down", "--global"]).status.success());
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn run(folder: &Path, line: &[&str]) -> Output {
+    relay(folder).args(line).output().unwrap()
+}
+
+fn shown(folder: &Path) -> Value {
+    let output = run(folder, &["license", "show", "--json", "--global"]);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)))
+}
+
+fn connect(folder: &Path, name: &str) -> Result<Client, Error> {
+    let address = Address::Unix(folder.join("relay.sock"));
+    Client::connect(&address, &Options { connect_timeout: PATIENCE, ..Options::named(name) })
+}
+
+#[test]
+fn a_paid_up_relay_goes_on_without_its_server_and_drops_nobody_when_its_licence_goes() {
+    let vendor = Vendor::start();
+    let key = vendor.issue(&["--tier", "pro", "--days", "30"]);
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    std::fs::write(folder.join("relay.toml"), format!("[licence]\nserver = \"{}\"\n", vendor.url())).unwrap();
+    let daemon = Daemon::start(folder);
+    assert_eq!(shown(folder)["state"], "community");
+    // Activated under the running relay.
+    assert!(run(folder, &["license", "activate", &key, "--global"]).status.success());
+    assert_eq!((shown(folder)["state"].as_str(), shown(folder)["tier"].as_str()), (Some("good"), Some("pro")));
+    // The server goes, the relay goes on, over a restart, too.
+    let _registry = vendor.stop();
+    daemon.stop(folder);
+    let daemon = Daemon::start(folder);
+    assert_eq!(shown(folder)["tier"], "pro");
+    let agents: Vec<Client> = (0..12).map(|number| connect(folder, &format!("agent-{number}")).unwrap()).collect();
+    assert_eq!(shown(folder)["agents"], 12);
+    // The licence goes, and everybody stays; only who comes next is refused.
+    assert!(run(folder, &["license", "deactivate", "--global"]).status.success());
+    let begun = Instant::now();
+    while connect(folder, "late").is_ok() {
+        // A pace: the change is on its way to the shards.
+        assert!(begun.elapsed() < PATIENCE, "the limit was never lowered");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let now = shown(folder);
+    assert_eq!((now["state"].as_str(), now["agents"].as_u64()), (Some("community"), Some(12)));
+    assert_eq!(now["retention"]["max_days_in_force"], 90, "what is kept is not deleted before a week of warning");
+    // An offline licence brings everything back, and asks nobody.
+    std::fs::write(folder.join("acme.licence"), offline(30)).unwrap();
+    assert!(run(folder, &["license", "activate", "acme.licence", "--global"]).status.success());
+    let begun = Instant::now();
+    while connect(folder, "late").is_err() {
+        assert!(begun.elapsed() < PATIENCE, "the limit was never raised");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let text = run(folder, &["license", "--global"]).stdout;
+    let text = String::from_utf8(text).unwrap();
+    assert!(
+        text.starts_with("License: Enterprise") && text.contains("Agents: 1") && text.contains("/unlimited"),
+        "{text}"
+    );
+    drop(agents);
+    daemon.stop(folder);
+    let usage = std::fs::read_to_string(folder.join("usage.json")).unwrap();
+    let usage: Value = serde_json::from_str(&usage).unwrap();
+    let day = usage["days"].as_object().unwrap().values().next_back().unwrap();
+    assert!(day["agents_peak"].as_u64().unwrap() >= 12, "{usage}");
+}
