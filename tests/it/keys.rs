@@ -1,9 +1,11 @@
 //! API keys through the real program: made, listed, revoked, rotated, expired, counted, and there after a crash.
 
 use crate::auth::{in_json, make, native};
+use crate::certificates::{Authority, Wanted};
 use crate::harness::{Daemon, EPOLL_TWO, PATIENCE, Setup, URING_TWO, Way, every_way};
 use crate::peers::Owned;
 use agent_relay::base::tier::Tier;
+use agent_relay::client::{self, ClientFiles, Credential, Inquiry, Security, Tls};
 use agent_relay::store::{Options, Store};
 use agent_relay::wire::{QueryKind, Wants};
 use rustix::process::Signal;
@@ -243,8 +245,49 @@ fn below_its_tier_no_key_is_made_or_taken_back() {
     let daemon = Setup::new(EPOLL_TWO).tier(Tier::Community).start();
     for op in ["list", "create", "revoke", "rotate", "token"] {
         let arguments = json!({ "op": op, "name": "a", "id": "00000000" }).to_string();
-        let refused = agent_relay::client::ask(&daemon.address(), QueryKind::Keys, &arguments, PATIENCE).unwrap_err();
+        let refused = client::ask(&daemon.address(), QueryKind::Keys, &arguments, PATIENCE).unwrap_err();
         let said = refused.to_string();
         assert!(said.contains("Pro tier required for API key management") && said.contains("activate KEY"), "{said}");
     }
+}
+
+#[test]
+fn an_admin_key_manages_keys_over_tls_and_no_other_key_does_and_the_trail_says_who() {
+    let papers = tempfile::tempdir().unwrap();
+    let authority = Authority::new(papers.path(), "authority");
+    let pair = authority.issue(papers.path(), &Wanted::named("relay"));
+    let files = ClientFiles { ca: Some(authority.file.clone()), ..ClientFiles::default() };
+    let daemon = strict(EPOLL_TWO).tls(&pair).start();
+    let address: client::Address = daemon.status()["listen"][0].as_str().unwrap().parse().unwrap();
+    let (admin, admin_key) = make(&daemon, json!({ "name": "admin", "scopes": ["admin"] }));
+    let (_, usual_key) = make(&daemon, json!({ "name": "usual" }));
+    let inquiry = |key: &str| {
+        let options = client::Options {
+            credential: Credential::read(key.to_owned()).unwrap(),
+            security: Security::Tls(Tls::new(&files, None).unwrap()),
+            connect_timeout: PATIENCE,
+            ..client::Options::named("asks")
+        };
+        Inquiry::open(&address, &options).unwrap()
+    };
+    let create = json!({ "op": "create", "name": "made from afar" }).to_string();
+    let refused = inquiry(&usual_key).ask(QueryKind::Keys, &create, PATIENCE).unwrap_err();
+    assert!(refused.to_string().contains("FORBIDDEN"), "{refused}");
+    let made: Value =
+        serde_json::from_slice(&inquiry(&admin_key).ask(QueryKind::Keys, &create, PATIENCE).unwrap()).unwrap();
+    let (id, key) = (made["id"].as_str().unwrap(), made["key"].as_str().unwrap());
+    assert!(native(daemon.stream(), "ann", "api_key", key).welcomed());
+    let by = format!("key:{admin}");
+    assert_eq!(listed(&daemon, id)["createdBy"], by);
+    daemon.signal(Signal::HUP);
+    let changes = |daemon: &Daemon| -> Vec<Value> {
+        let of_settings = |event: &Value| event["event_type"] == "settings.updated";
+        events(daemon.directory.path()).into_iter().filter(of_settings).collect()
+    };
+    daemon.until("new certificates are written down", |daemon| !changes(daemon).is_empty());
+    assert_eq!(changes(&daemon)[0]["meta"]["changed"], json!(["tls"]));
+    let all = events(daemon.directory.path());
+    let users: Vec<&Value> =
+        all.iter().filter(|event| event["target_id"] == id).map(|event| &event["username"]).collect();
+    assert_eq!(users, [&json!(by)]);
 }
