@@ -7,6 +7,9 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+#[path = "evaluation/mod.rs"]
+mod evaluation;
+
 const COMMANDS: [&str; 18] = [
     "up", "down", "status", "agents", "who", "send", "listen", "read", "history", "doctor", "bench", "config",
     "keygen", "rekey", "backup", "restore", "export", "import",
@@ -19,6 +22,7 @@ fn relay(directory: &Path) -> Command {
         .env_clear()
         .env("AGENT_RELAY_DATA_DIR", directory)
         .env("HOME", directory)
+        .env(evaluation::VARIABLE, evaluation::licence(agent_relay::base::tier::Tier::Enterprise))
         .current_dir(directory)
         .stdin(Stdio::null());
     command

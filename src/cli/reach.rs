@@ -209,8 +209,15 @@ impl Reach {
             client::Error::Refused { code: ErrorCode::Unauthorized, .. } => {
                 Failure::Failed(format!("{error}; {CREDENTIAL_VARIABLE} holds an API key or a token"))
             }
+            client::Error::Refused { code: ErrorCode::BadRequest, .. } if self.speaks_plain_tcp() => {
+                Failure::Failed(format!("{error}; --ca FILE does, and says whom to believe"))
+            }
             other => Failure::failed(other),
         }
+    }
+
+    fn speaks_plain_tcp(&self) -> bool {
+        self.address.is_tcp() && !self.security.is_tls(&self.address)
     }
 }
 
