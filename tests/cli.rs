@@ -1,14 +1,15 @@
 //! The command line as its users meet it: the real program, its texts (golden files in tests/cli), its exit codes.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
+#[path = "evaluation/mod.rs"]
+mod evaluation;
+
+use agent_relay::base::tier::Tier;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
-
-#[path = "evaluation/mod.rs"]
-mod evaluation;
 
 const COMMANDS: [&str; 18] = [
     "up", "down", "status", "agents", "who", "send", "listen", "read", "history", "doctor", "bench", "config",
@@ -22,7 +23,7 @@ fn relay(directory: &Path) -> Command {
         .env_clear()
         .env("AGENT_RELAY_DATA_DIR", directory)
         .env("HOME", directory)
-        .env(evaluation::VARIABLE, evaluation::licence(agent_relay::base::tier::Tier::Enterprise))
+        .env(evaluation::VARIABLE, evaluation::licence(Tier::Enterprise))
         .current_dir(directory)
         .stdin(Stdio::null());
     command

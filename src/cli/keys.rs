@@ -279,9 +279,9 @@ fn create(command: &Create) -> Result<(), Failure> {
         ("name", Some(json!(command.name))),
         ("description", command.description.as_ref().map(|text| json!(text))),
         ("scopes", command.scopes.as_deref().map(words)),
-        ("allowedAgents", command.agents.as_deref().map(words)),
-        ("expiresInMs", command.expires.as_deref().map(|text| time_ms("--expires", text)).transpose()?),
-        ("rateLimitPerMinute", command.rate.map(|rate| json!(rate))),
+        ("agents", command.agents.as_deref().map(words)),
+        ("expires_ms", command.expires.as_deref().map(|text| time_ms("--expires", text)).transpose()?),
+        ("rate", command.rate.map(|rate| json!(rate))),
     ]);
     show_secret(&ask(place, "create", arguments)?, command.json)
 }
@@ -298,7 +298,7 @@ fn revoke(command: &Revoke) -> Result<(), Failure> {
 fn rotate(command: &Rotate) -> Result<(), Failure> {
     let place = (&command.data_dir, &command.socket, command.global);
     let overlap = command.overlap.as_deref().map(|text| time_ms("--overlap", text)).transpose()?;
-    let answer = ask(place, "rotate", members([("id", Some(json!(command.id))), ("overlapMs", overlap)]))?;
+    let answer = ask(place, "rotate", members([("id", Some(json!(command.id))), ("overlap_ms", overlap)]))?;
     show_secret(&answer, command.json)
 }
 

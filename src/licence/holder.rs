@@ -265,7 +265,9 @@ impl Holder {
     pub fn answered(&mut self, now: Reading, answer: &str, nonce: &str, jitter: u64) -> Result<(), AnswerError> {
         match self.believed(answer, nonce) {
             Ok(signed) => {
+                let before_ms = self.clock.time_ms(now) as i64;
                 self.clock.set(now, signed.document().issued_at_ms);
+                self.lapse.clock_moved((self.clock.time_ms(now) as i64).saturating_sub(before_ms));
                 self.latest = Some(signed);
                 (self.failures, self.trouble) = (0, None);
                 // Up to an hour early, so that not everybody asks at the same time and a day is never exceeded.

@@ -32,15 +32,27 @@ impl Lapse {
         let before = *self;
         let granted = granted_days.unwrap_or(UNLIMITED_DAYS);
         let until_ms = time_ms.saturating_add(WARNING_MS);
-        // A time that lies further ahead than we ever set it was not set by us.
-        self.kept = self.kept.filter(|kept| time_ms < kept.until_ms && kept.until_ms <= until_ms);
+        self.kept = self.kept.filter(|kept| time_ms < kept.until_ms);
+        if let Some(kept) = &mut self.kept {
+            // A time that lies further ahead than we ever set it was not set by us.
+            kept.until_ms = kept.until_ms.min(until_ms);
+        }
         let lost = self.granted_days.filter(|last| *last > granted);
-        if let Some(days) = lost.filter(|days| self.kept.is_none_or(|kept| kept.days < *days)) {
+        if let Some(days) = lost {
+            // The longest of several that were lost one after the other: each of them has its 7 days.
+            let days = self.kept.map_or(days, |kept| kept.days.max(days));
             self.kept = Some(Kept { days, until_ms });
         }
         self.kept = self.kept.filter(|kept| kept.days > granted);
         self.granted_days = Some(granted);
         *self != before
+    }
+
+    /// The clock was corrected by so much: the warning is as long as it was.
+    pub fn clock_moved(&mut self, by_ms: i64) {
+        if let Some(kept) = &mut self.kept {
+            kept.until_ms = kept.until_ms.saturating_add_signed(by_ms);
+        }
     }
 
     /// The longest retention in force; `None` is unlimited, and so is what nobody has looked at yet: nothing is deleted for
@@ -76,12 +88,12 @@ mod tests {
     }
 
     #[test]
-    fn two_steps_down_keep_the_longer_one_for_its_own_time() {
+    fn after_two_steps_down_both_have_had_their_time() {
         let mut lapse = Lapse::default();
         lapse.look(None, 0);
         lapse.look(Some(90), 10);
         lapse.look(Some(7), 20);
-        assert_eq!((lapse.days_max(), lapse.until_ms()), (None, Some(10 + WARNING_MS)));
+        assert_eq!((lapse.days_max(), lapse.until_ms()), (None, Some(20 + WARNING_MS)));
         lapse.look(Some(365), 30);
         lapse.look(None, 40);
         assert_eq!((lapse.days_max(), lapse.until_ms()), (None, None), "renewed");
@@ -100,7 +112,13 @@ mod tests {
         assert_eq!(read, lapse);
         let mut edited: Lapse =
             serde_json::from_str(&text.replace(&(10 + WARNING_MS).to_string(), &u64::MAX.to_string())).unwrap();
-        edited.look(Some(7), 10);
-        assert_eq!(edited.days_max(), Some(7));
+        edited.look(Some(7), 20);
+        assert_eq!(edited.until_ms(), Some(20 + WARNING_MS));
+        edited.clock_moved(-15);
+        assert_eq!(
+            edited.until_ms(),
+            Some(5 + WARNING_MS),
+            "a warning is as long as before when the clock is corrected"
+        );
     }
 }

@@ -38,6 +38,7 @@ impl Relay {
 
     pub(super) fn on_query(&mut self, now: Now, id: SessionId, query: &Query<'_>, outbox: &mut Outbox) {
         let Some(session) = self.sessions.find(id) else { return };
+        let by = session.grant.as_ref().map(|grant| grant.key);
         let is_admin = session.grant.is_some() && session.agent().is_some() && session.scopes.contains(Scopes::ADMIN);
         if !session.peer.owner && !is_admin {
             let text = "Questions are answered on the Unix socket, for the daemon's own user, or to a key with the admin scope";
@@ -52,6 +53,7 @@ impl Relay {
             number: query.number,
             kind: query.kind,
             arguments: query.arguments.as_ref().into(),
+            by,
         });
     }
 

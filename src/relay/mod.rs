@@ -56,11 +56,10 @@ use meter::{Funds, Meters};
 use purse::Request;
 use refused::RefusedLately;
 use route::Topics;
-use seats::Seat;
 use session::{Session, Sessions, State};
 use sources::Sources;
 use std::borrow::Cow;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use timers::{Timer, Timers};
 
 /// One shard's heart.
@@ -108,6 +107,9 @@ pub struct Relay {
     credentials_watched: bool,
     /// Of shard 0 alone.
     seats: Seats,
+    /// Agents for whom a seat was asked for, and the connection that waits for it; none when that has left meanwhile. One
+    /// question at a time for each.
+    asking: BTreeMap<AgentId, Option<SessionId>>,
     /// Rates, as this shard has them.
     meters: Meters,
     /// Of shard 0 alone.
@@ -159,6 +161,7 @@ impl Relay {
             credential_ends_at_ms: u64::MAX,
             credentials_watched: false,
             seats: Seats::default(),
+            asking: BTreeMap::new(),
             meters: Meters::new(options.entitlement.messages_per_second),
             funds: Funds::new(options.entitlement.messages_per_second),
             now: Now::default(),
@@ -594,7 +597,7 @@ impl Relay {
         for index in 0..self.agents.slots() {
             let slot = AgentSlot(index);
             let Some(agent) = self.agents.peek(slot) else { continue };
-            let away = agent.session().is_none() && agent.queue.is_empty() && agent.seat == Seat::None;
+            let away = agent.session().is_none() && agent.queue.is_empty();
             if away && now.mono.since(agent.last_seen.mono) > self.options.bounds.retention {
                 self.forgotten_through = self.forgotten_through.max(agent.queue.next_sequence().counter - 1);
                 for (topic, _) in agent.subscriptions.clone() {

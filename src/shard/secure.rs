@@ -111,12 +111,12 @@ impl Inner {
             self.rearm.push(id);
         }
         plaintext.clear();
-        if plaintext.capacity() <= SPARE_BYTES_MAX {
+        if plaintext.capacity() <= 2 * SPARE_BYTES_MAX {
             self.plaintext = plaintext;
         }
         match outcome {
             Err(error) => self.fail_tls(id, &error),
-            Ok(()) if closed => self.end(id, false),
+            Ok(()) if closed => self.end(id),
             Ok(()) => {}
         }
     }
@@ -152,6 +152,8 @@ impl Inner {
         out.append(&mut std::mem::take(&mut tls.sealed));
         let mut outcome = Ok(());
         if tls.link.is_ready() && !connection.pending.is_empty() {
+            // A record for each 16 KiB, each some bytes longer than what is in it.
+            out.reserve(connection.pending.len() + connection.pending.len() / 256 + 64);
             outcome = tls.link.seal(connection.pending.pieces(0), &mut self.workspace, out);
             self.spares.keep_buffer(std::mem::take(&mut connection.pending));
         }

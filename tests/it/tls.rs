@@ -307,10 +307,18 @@ fn a_thousand_half_open_handshakes_hold_nobody_up() {
 
 /// What openssl's client says when it connects with these arguments and says nothing; none: there is no openssl.
 fn openssl(daemon: &Daemon, secure: &Secure, arguments: &[&str]) -> Option<String> {
+    openssl_says(daemon, secure, arguments, "")
+}
+
+/// The same, with a line of its commands.
+fn openssl_says(daemon: &Daemon, secure: &Secure, arguments: &[&str], line: &str) -> Option<String> {
     let mut command = Command::new("openssl");
     command.args(["s_client", "-connect", &daemon.tcp(), "-CAfile"]).arg(&secure.authority.file).args(arguments);
-    match command.stdin(Stdio::null()).output() {
-        Ok(output) => {
+    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    match child {
+        Ok(mut child) => {
+            child.stdin.take().unwrap().write_all(line.as_bytes()).unwrap();
+            let output = child.wait_with_output().unwrap();
             Some(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
         }
         Err(error) => {
@@ -336,6 +344,8 @@ fn openssl_gets_1_2_and_1_3_with_good_suites_and_nothing_else() {
                 "{text}"
             );
         }
+        let text = openssl_says(&daemon, &secure, &["-tls1_2"], "R\nR\nR\n").unwrap();
+        assert!(text.contains("no renegotiation"), "{text}");
         for old in ["-tls1", "-tls1_1"] {
             let text = says(&[old, "-cipher", "ALL:@SECLEVEL=0"]).unwrap();
             assert!(text.contains("Cipher is (NONE)"), "{old}: {text}");
