@@ -16,9 +16,9 @@ pub(super) const CREDENTIAL_VARIABLE: &str = "AGENT_RELAY_API_KEY";
 
 /// Declares a command that talks to a daemon: what it says itself, then the flags that say which daemon.
 macro_rules! reaching {
-    ($(#[$about:meta])* pub(super) struct $name:ident { $($flags:tt)* }) => {
+    ($(#[$about:meta])* $sight:vis struct $name:ident { $($flags:tt)* }) => {
         $(#[$about])*
-        pub(super) struct $name {
+        $sight struct $name {
             $($flags)*
             /// base directory of all data
             #[argh(option, arg_name = "directory")]
