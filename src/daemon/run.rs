@@ -312,10 +312,15 @@ struct Asked {
 
 /// Notes signals, and wakes the main thread for each.
 fn watch_signals(asked: Arc<Asked>, bell: Waker) -> Result<(), DaemonError> {
+    let terminal = rustix::termios::isatty(io::stdin());
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(cannot("watch for signals"))?;
     let watch = move || {
         for signal in signals.forever() {
             match signal {
+                // Its terminal was closed: whoever started it in the foreground has gone.
+                SIGHUP if terminal && rustix::termios::tcgetattr(io::stdin()).is_err() => {
+                    asked.stop.fetch_add(1, Ordering::AcqRel);
+                }
                 SIGHUP => asked.reload.store(true, Ordering::Release),
                 _ => drop(asked.stop.fetch_add(1, Ordering::AcqRel)),
             }

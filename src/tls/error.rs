@@ -108,6 +108,11 @@ pub enum LinkError {
     /// The peer's certificate is somebody else's.
     #[error("the certificate is not for this name: {0}")]
     WrongName(String),
+    /// The peer shows an authority's certificate as its own, as `openssl req -x509` makes it when nothing is said.
+    #[error(
+        "the certificate is an authority's (CA:TRUE) and may not serve as well; make it anew with -addext basicConstraints=critical,CA:FALSE"
+    )]
+    AuthorityItself,
     /// The peer's certificate has another fault.
     #[error("the certificate cannot be accepted: {0}")]
     BadCertificate(String),
@@ -139,6 +144,8 @@ impl From<Error> for LinkError {
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                     LinkError::WrongName(problem.to_string())
                 }
+                // rustls has no name of its own for it.
+                problem if problem.to_string().contains("CaUsedAsEndEntity") => LinkError::AuthorityItself,
                 problem => LinkError::BadCertificate(problem.to_string()),
             },
             Error::NoCertificatesPresented => LinkError::CertificateWanted,

@@ -402,6 +402,18 @@ fn a_client_believes_only_a_relay_that_its_authority_names_now() {
     assert!(matches!(refused(&place.acceptor(), "relay.example.org"), LinkError::WrongName(_)));
     assert!(matches!(refused(&place.acceptor(), "127.0.0.2"), LinkError::WrongName(_)));
     assert!(place.connector().link("not a name").is_err());
+    // What `openssl req -x509` makes when nothing is said.
+    let mut params = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let (cert_file, key_file) = (place.path().join("itself.pem"), place.path().join("itself.key"));
+    std::fs::write(&cert_file, params.self_signed(&key).unwrap().pem()).unwrap();
+    std::fs::write(&key_file, key.serialize_pem()).unwrap();
+    let believing = Connector::new(&ClientFiles { ca: Some(cert_file.clone()), cert: None, key: None }).unwrap();
+    let itself = shown(&Pair { cert: cert_file, key: key_file });
+    let said = Two::new(&itself, &believing, "localhost").failure().1.unwrap();
+    assert_eq!(said, LinkError::AuthorityItself);
+    assert!(said.to_string().contains("CA:FALSE"), "{said}");
 }
 
 #[test]
