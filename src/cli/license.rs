@@ -126,7 +126,7 @@ fn desk(command: &License) -> Result<Desk, Failure> {
 
 /// Asks the daemon, if one is running.
 fn ask(reach: &Reach, kind: QueryKind, arguments: &Value) -> Result<Option<Value>, Failure> {
-    match client::ask(&reach.address(), kind, &arguments.to_string(), ASK_TIMEOUT) {
+    match client::ask(reach.address(), kind, &arguments.to_string(), ASK_TIMEOUT) {
         Ok(answer) => serde_json::from_slice(&answer).map(Some).map_err(Failure::failed),
         Err(client::Error::NoDaemon(_)) => Ok(None),
         Err(other) => Err(reach.explain(other)),
