@@ -119,7 +119,8 @@ impl Run<'_> {
     }
 
     fn feed(&mut self, slot: &mut Slot, bytes: &[u8]) -> Result<(), String> {
-        (self.sealed.clear(), self.plain.clear());
+        self.sealed.clear();
+        self.plain.clear();
         slot.link.feed(bytes, &mut self.plain, &mut self.sealed).map_err(|error| error.to_string())?;
         if !self.sealed.is_empty() {
             // A flight of a handshake fits the buffer of a new connection.

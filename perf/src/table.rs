@@ -36,7 +36,11 @@ pub fn report(medians: &Medians, stored: &[Figure], conditions: &str, directory:
          WAITAOF (Redis 7.2) adds nothing. jetstream: one file stream, publications answered, cumulative acknowledgements \
          by push consumers; nats-server before 2.10 has no `sync_interval: always` (its answer does not wait for the disk, \
          it syncs every two minutes), so here it is the rival without durability. In tables on disk a message counts when \
-         its sender hears that it is on disk, and latency runs from SEND to that word.\n"
+         its sender hears that it is on disk, and latency runs from SEND to that word.\n\n\
+         relay-tcp and relay-tls are the relay over loopback TCP, without and with TLS 1.3; nats-tls shows a certificate of the \
+         same authority and kind (ECDSA, P-256, made for the run). relay-auth asks everybody for an API key and has 1,000 of \
+         them. A handshake counts when the server's ticket is there (nats-server sends its own earlier: there, when the client \
+         is done). The relay runs under an enterprise evaluation licence.\n"
     );
     for job in JOBS {
         let rows: Vec<_> = medians.iter().filter(|((key, _, _), _)| *key == job.key).collect();

@@ -89,7 +89,8 @@ fn clients_talk_over_tls_by_port_and_by_socket_whatever_the_length() {
         }
         ann.flush().unwrap();
         (0..200).for_each(|_| assert_eq!(text(&mut bob).len(), 40_000));
-        (ann.close().unwrap(), bob.close().unwrap());
+        ann.close().unwrap();
+        bob.close().unwrap();
     });
 }
 
