@@ -1,6 +1,10 @@
 //! The command line as its users meet it: the real program, its texts (golden files in tests/cli), its exit codes.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
+#[path = "evaluation/mod.rs"]
+mod evaluation;
+
+use agent_relay::base::tier::Tier;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -19,6 +23,7 @@ fn relay(directory: &Path) -> Command {
         .env_clear()
         .env("AGENT_RELAY_DATA_DIR", directory)
         .env("HOME", directory)
+        .env(evaluation::VARIABLE, evaluation::licence(Tier::Enterprise))
         .current_dir(directory)
         .stdin(Stdio::null());
     command

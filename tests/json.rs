@@ -216,7 +216,9 @@ fn memberships_and_other_types_mean_what_the_table_says() {
     assert!(
         debug(r##"{"type":"CHANNEL_LEAVE","payload":{"channel":"#X","member":"Ann"}}"##).starts_with("Unsubscribe")
     );
-    assert!(problem(r##"{"type":"CHANNEL_JOIN","payload":{"channel":"#X","member":"Bob"}}"##).contains("admin"));
+    let other = debug(r##"{"type":"CHANNEL_JOIN","id":"j1","payload":{"channel":"#X","member":"Bob"}}"##);
+    assert!(other.starts_with("Enrol") && other.contains(r#"member: "Bob", join: true, label: "j1""#), "{other}");
+    assert!(problem(r##"{"type":"CHANNEL_JOIN","payload":{"channel":"#X","member":7}}"##).contains("member"));
     assert!(problem(r#"{"type":"UNSUBSCRIBE","topic":4}"#).starts_with("topic must be"));
     assert_eq!(debug(r#"{"type":"ACK","payload":{"ack_id":"mwq9xz2k-0000-lngmwsp"}}"#), "Ack(Unknown)");
     assert_eq!(debug(r#"{"type":"ACK"}"#), "Ack(Unknown)");
@@ -525,8 +527,8 @@ fn recorded_channels_pass_both_ways_and_nobody_acknowledges_them() {
         "Subscribe",
         "Subscribe",
         "Send",
-        "Malformed",
-        "Malformed",
+        "Enrol",
+        "Enrol",
         "Unsubscribe",
     ];
     replay(include_str!("transcripts/channels.txt"), &expected);

@@ -208,7 +208,8 @@ mod tests {
     #[test]
     fn what_does_not_exist_is_named_with_what_might_be_meant() {
         assert!(refusal(&["stauts"]).contains("Did you mean `relay status`?"));
-        assert!(refusal(&["licence"]).starts_with("there is no command \"licence\".\n"));
+        assert!(refusal(&["licence"]).starts_with("there is no command \"licence\". Did you mean `relay license`?\n"));
+        assert!(refusal(&["frobnicate"]).starts_with("there is no command \"frobnicate\".\n"));
         assert!(refusal(&["status", "--verbos"]).contains("Did you mean --verbose?"));
         assert!(refusal(&["--http=127.0.0.1:1"]).contains("not in this version"));
     }

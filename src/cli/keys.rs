@@ -3,12 +3,12 @@
 
 use super::Failure;
 use super::print::{self, Style, ago, cell};
-use super::talk::{self, Reach};
+use super::reach::{Reach, reaching};
+use super::talk;
 use crate::base::keys::Scopes;
 use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
 use serde_json::{Map, Value, json};
-use std::path::PathBuf;
 
 /// Make, list, revoke and rotate API keys: what agents present where the relay asks who they are (Pro tier).
 #[derive(FromArgs, ArgsInfo)]
@@ -36,154 +36,119 @@ enum KeysCommand {
     Token(Token),
 }
 
-/// List the API keys, newest first. Secrets are not kept, so none is shown.
-#[derive(FromArgs, ArgsInfo)]
-#[argh(
-    subcommand,
-    name = "list",
-    help_triggers("-h", "--help"),
-    example = "relay keys list
+reaching! {
+    /// List the API keys, newest first. Secrets are not kept, so none is shown.
+    #[derive(FromArgs, ArgsInfo)]
+    #[argh(
+        subcommand,
+        name = "list",
+        help_triggers("-h", "--help"),
+        example = "relay keys list
 relay keys list --all --json | jq '.keys[] | select(.lastUsedAt == null)'"
-)]
-struct List {
-    /// revoked keys as well; they are remembered for 90 days
-    #[argh(switch)]
-    all: bool,
-    /// print one JSON value
-    #[argh(switch)]
-    json: bool,
-    /// base directory of all data
-    #[argh(option, arg_name = "directory")]
-    data_dir: Option<PathBuf>,
-    /// the Unix socket
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-    /// the machine's relay instead of the project's
-    #[argh(switch)]
-    global: bool,
+    )]
+    struct List {
+        /// revoked keys as well; they are remembered for 90 days
+        #[argh(switch)]
+        all: bool,
+        /// print one JSON value
+        #[argh(switch)]
+        json: bool,
+    }
 }
 
-/// Make an API key. It is printed once, on standard output, and kept nowhere.
-#[derive(FromArgs, ArgsInfo)]
-#[argh(
-    subcommand,
-    name = "create",
-    help_triggers("-h", "--help"),
-    example = "relay keys create --name build --scopes send,receive --agents build-1,build-2 --expires 90d
+reaching! {
+    /// Make an API key. It is printed once, on standard output, and kept nowhere.
+    #[derive(FromArgs, ArgsInfo)]
+    #[argh(
+        subcommand,
+        name = "create",
+        help_triggers("-h", "--help"),
+        example = "relay keys create --name build --scopes send,receive --agents build-1,build-2 --expires 90d
 relay keys create --name monitor --scopes receive > monitor.key"
-)]
-struct Create {
-    /// what to call it
-    #[argh(option, arg_name = "name")]
-    name: String,
-    /// what it is for
-    #[argh(option, arg_name = "text")]
-    description: Option<String>,
-    /// what it may do, of send, receive and admin (default: send,receive)
-    #[argh(option, arg_name = "list")]
-    scopes: Option<String>,
-    /// the agents it may speak for (default: any)
-    #[argh(option, arg_name = "list")]
-    agents: Option<String>,
-    /// when it ends by itself: 12h, 30d (default: never)
-    #[argh(option, arg_name = "time")]
-    expires: Option<String>,
-    /// messages per minute, over all its connections (default: 1000)
-    #[argh(option, arg_name = "N")]
-    rate: Option<u64>,
-    /// print one JSON value
-    #[argh(switch)]
-    json: bool,
-    /// base directory of all data
-    #[argh(option, arg_name = "directory")]
-    data_dir: Option<PathBuf>,
-    /// the Unix socket
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-    /// the machine's relay instead of the project's
-    #[argh(switch)]
-    global: bool,
+    )]
+    struct Create {
+        /// what to call it
+        #[argh(option, arg_name = "name")]
+        name: String,
+        /// what it is for
+        #[argh(option, arg_name = "text")]
+        description: Option<String>,
+        /// what it may do, of send, receive and admin (default: send,receive)
+        #[argh(option, arg_name = "list")]
+        scopes: Option<String>,
+        /// the agents it may speak for (default: any)
+        #[argh(option, arg_name = "list")]
+        agents: Option<String>,
+        /// when it ends by itself: 12h, 30d (default: never)
+        #[argh(option, arg_name = "time")]
+        expires: Option<String>,
+        /// messages per minute, over all its connections (default: 1000)
+        #[argh(option, arg_name = "N")]
+        rate: Option<u64>,
+        /// print one JSON value
+        #[argh(switch)]
+        json: bool,
+    }
 }
 
-/// Take an API key back for good. Connections that use it are closed within a second.
-#[derive(FromArgs, ArgsInfo)]
-#[argh(subcommand, name = "revoke", help_triggers("-h", "--help"), example = "relay keys revoke 3f2a")]
-struct Revoke {
-    /// its id, or the beginning of it
-    #[argh(positional)]
-    id: String,
-    /// print one JSON value
-    #[argh(switch)]
-    json: bool,
-    /// base directory of all data
-    #[argh(option, arg_name = "directory")]
-    data_dir: Option<PathBuf>,
-    /// the Unix socket
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-    /// the machine's relay instead of the project's
-    #[argh(switch)]
-    global: bool,
+reaching! {
+    /// Take an API key back for good. Connections that use it are closed within a second.
+    #[derive(FromArgs, ArgsInfo)]
+    #[argh(subcommand, name = "revoke", help_triggers("-h", "--help"), example = "relay keys revoke 3f2a")]
+    struct Revoke {
+        /// its id, or the beginning of it
+        #[argh(positional)]
+        id: String,
+        /// print one JSON value
+        #[argh(switch)]
+        json: bool,
+    }
 }
 
-/// Give an API key a new secret, printed once; the old one lives on for a while, so that nobody is cut off.
-#[derive(FromArgs, ArgsInfo)]
-#[argh(
-    subcommand,
-    name = "rotate",
-    help_triggers("-h", "--help"),
-    example = "relay keys rotate 3f2a --overlap 1h
+reaching! {
+    /// Give an API key a new secret, printed once; the old one lives on for a while, so that nobody is cut off.
+    #[derive(FromArgs, ArgsInfo)]
+    #[argh(
+        subcommand,
+        name = "rotate",
+        help_triggers("-h", "--help"),
+        example = "relay keys rotate 3f2a --overlap 1h
 relay keys rotate 3f2a --overlap 0 > build.key"
-)]
-struct Rotate {
-    /// its id, or the beginning of it
-    #[argh(positional)]
-    id: String,
-    /// how long the old secret lives on: 0, 90s, 24h, up to 30d (default: 24h)
-    #[argh(option, arg_name = "time")]
-    overlap: Option<String>,
-    /// print one JSON value
-    #[argh(switch)]
-    json: bool,
-    /// base directory of all data
-    #[argh(option, arg_name = "directory")]
-    data_dir: Option<PathBuf>,
-    /// the Unix socket
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-    /// the machine's relay instead of the project's
-    #[argh(switch)]
-    global: bool,
+    )]
+    struct Rotate {
+        /// its id, or the beginning of it
+        #[argh(positional)]
+        id: String,
+        /// how long the old secret lives on: 0, 90s, 24h, up to 30d (default: 24h)
+        #[argh(option, arg_name = "time")]
+        overlap: Option<String>,
+        /// print one JSON value
+        #[argh(switch)]
+        json: bool,
+    }
 }
 
-/// Make an access token that speaks for an API key for a few minutes, printed on standard output.
-#[derive(FromArgs, ArgsInfo)]
-#[argh(
-    subcommand,
-    name = "token",
-    help_triggers("-h", "--help"),
-    example = "relay keys token 3f2a --minutes 5",
-    note = "A token is not kept and cannot be taken back by itself: it ends with its time, or with its key."
-)]
-struct Token {
-    /// the key's id, or the beginning of it
-    #[argh(positional)]
-    id: String,
-    /// how long it lives, at most 15 (default: 15)
-    #[argh(option, arg_name = "N")]
-    minutes: Option<u64>,
-    /// print one JSON value
-    #[argh(switch)]
-    json: bool,
-    /// base directory of all data
-    #[argh(option, arg_name = "directory")]
-    data_dir: Option<PathBuf>,
-    /// the Unix socket
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-    /// the machine's relay instead of the project's
-    #[argh(switch)]
-    global: bool,
+reaching! {
+    /// Make an access token that speaks for an API key for a few minutes, printed on standard output.
+    #[derive(FromArgs, ArgsInfo)]
+    #[argh(
+        subcommand,
+        name = "token",
+        help_triggers("-h", "--help"),
+        example = "relay keys token 3f2a --minutes 5",
+        note = "A token is not kept and cannot be taken back by itself: it ends with its time, or with its key."
+    )]
+    struct Token {
+        /// the key's id, or the beginning of it
+        #[argh(positional)]
+        id: String,
+        /// how long it lives, at most 15 (default: 15)
+        #[argh(option, arg_name = "N")]
+        minutes: Option<u64>,
+        /// print one JSON value
+        #[argh(switch)]
+        json: bool,
+    }
 }
 
 pub(super) fn run(command: &Keys) -> Result<(), Failure> {
@@ -196,13 +161,9 @@ pub(super) fn run(command: &Keys) -> Result<(), Failure> {
     }
 }
 
-/// The daemon that is meant: base directory, socket, the machine's.
-type Where<'a> = (&'a Option<PathBuf>, &'a Option<PathBuf>, bool);
-
-fn ask((data_dir, socket, global): Where<'_>, op: &str, mut arguments: Map<String, Value>) -> Result<Value, Failure> {
-    let reach = Reach::of(data_dir.as_deref(), socket.as_deref(), global)?;
+fn ask(reach: Result<Reach, Failure>, op: &str, mut arguments: Map<String, Value>) -> Result<Value, Failure> {
     arguments.insert("op".to_owned(), op.into());
-    talk::ask(&reach, QueryKind::Keys, &Value::Object(arguments))
+    talk::ask(&reach?, QueryKind::Keys, &Value::Object(arguments))
 }
 
 /// Members that were said.
@@ -211,8 +172,7 @@ fn members<const N: usize>(members: [(&str, Option<Value>); N]) -> Map<String, V
 }
 
 fn list(command: &List) -> Result<(), Failure> {
-    let place = (&command.data_dir, &command.socket, command.global);
-    let mut answer = ask(place, "list", members([("all", Some(json!(command.all)))]))?;
+    let mut answer = ask(command.reach(), "list", members([("all", Some(json!(command.all)))]))?;
     if command.json {
         return print::json(&answer);
     }
@@ -269,7 +229,6 @@ fn state(key: &Value, now: jiff::Timestamp) -> &'static str {
 }
 
 fn create(command: &Create) -> Result<(), Failure> {
-    let place = (&command.data_dir, &command.socket, command.global);
     if let Some(scopes) = &command.scopes
         && let Some(unknown) = scopes.split(',').map(str::trim).find(|name| Scopes::of(name).is_none())
     {
@@ -279,16 +238,15 @@ fn create(command: &Create) -> Result<(), Failure> {
         ("name", Some(json!(command.name))),
         ("description", command.description.as_ref().map(|text| json!(text))),
         ("scopes", command.scopes.as_deref().map(words)),
-        ("allowedAgents", command.agents.as_deref().map(words)),
-        ("expiresInMs", command.expires.as_deref().map(|text| time_ms("--expires", text)).transpose()?),
-        ("rateLimitPerMinute", command.rate.map(|rate| json!(rate))),
+        ("agents", command.agents.as_deref().map(words)),
+        ("expires_ms", command.expires.as_deref().map(|text| time_ms("--expires", text)).transpose()?),
+        ("rate", command.rate.map(|rate| json!(rate))),
     ]);
-    show_secret(&ask(place, "create", arguments)?, command.json)
+    show_secret(&ask(command.reach(), "create", arguments)?, command.json)
 }
 
 fn revoke(command: &Revoke) -> Result<(), Failure> {
-    let place = (&command.data_dir, &command.socket, command.global);
-    let answer = ask(place, "revoke", members([("id", Some(json!(command.id)))]))?;
+    let answer = ask(command.reach(), "revoke", members([("id", Some(json!(command.id)))]))?;
     if command.json {
         return print::json(&answer);
     }
@@ -296,16 +254,14 @@ fn revoke(command: &Revoke) -> Result<(), Failure> {
 }
 
 fn rotate(command: &Rotate) -> Result<(), Failure> {
-    let place = (&command.data_dir, &command.socket, command.global);
     let overlap = command.overlap.as_deref().map(|text| time_ms("--overlap", text)).transpose()?;
-    let answer = ask(place, "rotate", members([("id", Some(json!(command.id))), ("overlapMs", overlap)]))?;
+    let answer = ask(command.reach(), "rotate", members([("id", Some(json!(command.id))), ("overlap_ms", overlap)]))?;
     show_secret(&answer, command.json)
 }
 
 fn token(command: &Token) -> Result<(), Failure> {
-    let place = (&command.data_dir, &command.socket, command.global);
     let minutes = command.minutes.map(|minutes| json!(minutes));
-    let answer = ask(place, "token", members([("id", Some(json!(command.id))), ("minutes", minutes)]))?;
+    let answer = ask(command.reach(), "token", members([("id", Some(json!(command.id))), ("minutes", minutes)]))?;
     if command.json {
         return print::json(&answer);
     }

@@ -16,9 +16,9 @@ pub(super) const CREDENTIAL_VARIABLE: &str = "AGENT_RELAY_API_KEY";
 
 /// Declares a command that talks to a daemon: what it says itself, then the flags that say which daemon.
 macro_rules! reaching {
-    ($(#[$about:meta])* pub(super) struct $name:ident { $($flags:tt)* }) => {
+    ($(#[$about:meta])* $sight:vis struct $name:ident { $($flags:tt)* }) => {
         $(#[$about])*
-        pub(super) struct $name {
+        $sight struct $name {
             $($flags)*
             /// base directory of all data
             #[argh(option, arg_name = "directory")]
@@ -155,11 +155,8 @@ impl Reach {
     /// How to connect as `name`.
     pub(super) fn options(&self, name: &str, program: &str) -> Result<Options, Failure> {
         let credential = match std::env::var(CREDENTIAL_VARIABLE) {
-            Ok(text) if !text.trim().is_empty() => {
-                let text = zeroize::Zeroizing::new(text);
-                Credential::read(&text)
-                    .map_err(|problem| Failure::Failed(format!("{CREDENTIAL_VARIABLE}: {problem}")))?
-            }
+            Ok(text) if !text.trim().is_empty() => Credential::read(text)
+                .map_err(|problem| Failure::Failed(format!("{CREDENTIAL_VARIABLE}: {problem}")))?,
             _ => Credential::default(),
         };
         let security = self.security.clone();
@@ -212,8 +209,15 @@ impl Reach {
             client::Error::Refused { code: ErrorCode::Unauthorized, .. } => {
                 Failure::Failed(format!("{error}; {CREDENTIAL_VARIABLE} holds an API key or a token"))
             }
+            client::Error::Refused { code: ErrorCode::BadRequest, .. } if self.speaks_plain_tcp() => {
+                Failure::Failed(format!("{error}; --ca FILE does, and says whom to believe"))
+            }
             other => Failure::failed(other),
         }
+    }
+
+    fn speaks_plain_tcp(&self) -> bool {
+        self.address.is_tcp() && !self.security.is_tls(&self.address)
     }
 }
 

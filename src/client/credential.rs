@@ -15,9 +15,10 @@ pub struct Credential {
 }
 
 impl Credential {
-    /// The credential that `text` is, by what it begins with.
-    pub fn read(text: &str) -> Result<Credential, Error> {
-        let text = text.trim();
+    /// The credential that `text` is, by what it begins with. The text is wiped, whatever it is.
+    pub fn read(text: String) -> Result<Credential, Error> {
+        let whole = Zeroizing::new(text);
+        let text = whole.trim();
         let kind = if text.starts_with(KEY_PREFIX) {
             "api_key"
         } else if text.starts_with(TOKEN_PREFIX) {
@@ -60,11 +61,11 @@ mod tests {
 
     #[test]
     fn the_prefix_says_what_it_is_and_nothing_shows_it() {
-        let key = Credential::read(" ar_key_abcdef\n").unwrap();
+        let key = Credential::read(" ar_key_abcdef\n".into()).unwrap();
         assert_eq!((key.kind(), key.reveal()), ("api_key", "ar_key_abcdef"));
-        assert_eq!(Credential::read("ar_tok_00").unwrap().kind(), "token");
+        assert_eq!(Credential::read("ar_tok_00".into()).unwrap().kind(), "token");
         assert_eq!(format!("{key:?} {:?}", Credential::default()), "Credential(..) none");
-        let refused = Credential::read("hunter2").unwrap_err().to_string();
+        let refused = Credential::read("hunter2".into()).unwrap_err().to_string();
         assert!(refused.contains("ar_key_") && !refused.contains("hunter2"), "{refused}");
     }
 }

@@ -273,7 +273,7 @@ impl Client {
         let fields = message.fields(id, &self.name)?;
         encode::send(&mut self.link.queued, Kind::Send, &fields, self.handled);
         self.ack_to_ride_along();
-        self.link.flush_if_full()
+        self.link.flush_if_full().map_err(|problem| last_word(&mut self.link, problem))
     }
 
     /// Writes what `queue` gathered.

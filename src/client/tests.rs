@@ -244,6 +244,117 @@ fn a_lost_connection_is_resumed_and_open_messages_are_said_again() {
 }
 
 #[test]
+fn a_relay_that_reads_later_refuses_nothing_and_a_key_that_is_gone_is_not_tried_again() {
+    let slowed = |number| {
+        Frame::Busy(Box::new(Busy {
+            number,
+            label: "".into(),
+            reason: RefuseReason::RateLimited,
+            retry_after_ms: 1_000,
+            queue_depth: 0,
+            recipient: "".into(),
+        }))
+    };
+    let (address, script, _directory) = relay(move |listener| {
+        let mut peer = Peer::accept(&listener);
+        peer.welcome(1, 0);
+        assert_eq!(peer.sent(), (1, "one".into()));
+        peer.say(&slowed(0));
+        peer.accept_number(1);
+        assert_eq!(peer.sent(), (2, "two".into()));
+        drop(peer);
+        let mut peer = Peer::accept(&listener);
+        peer.expect(|_, frame| match frame {
+            Frame::Hello(hello) => assert_eq!((&*hello.auth_type, &*hello.credential.0), ("api_key", "ar_key_x")),
+            other => panic!("{other:?}"),
+        });
+        peer.say(&Frame::Error(Box::new(ErrorFrame {
+            code: ErrorCode::Unauthorized,
+            fatal: true,
+            message: "Invalid API key".into(),
+            number: 0,
+            label: "".into(),
+            outcome: None,
+        })));
+    });
+    let credential = Credential::read("ar_key_x".into()).unwrap();
+    let mut client = Reconnecting::connect(&address, &Options { credential, ..Options::named("ann") }).unwrap();
+    client.send(&to_bob("one")).unwrap();
+    match client.next(LONG).unwrap() {
+        Some(Incoming::Slowed { reason: RefuseReason::RateLimited, for_ms: 1_000 }) => {}
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(client.pending(), 1, "it may still be accepted");
+    while client.pending() > 0 {
+        client.next(Duration::from_millis(20)).unwrap();
+    }
+    client.send(&to_bob("two")).unwrap();
+    match client.next(LONG) {
+        Err(Error::Refused { code: ErrorCode::Unauthorized, message }) => assert_eq!(message, "Invalid API key"),
+        other => panic!("{other:?}"),
+    }
+    script.join().unwrap();
+}
+
+#[test]
+fn what_a_relay_says_before_it_closes_is_heard_even_by_one_who_is_writing() {
+    let (address, script, _directory) = relay(|listener| {
+        let mut peer = Peer::accept(&listener);
+        peer.welcome(1, 0);
+        // It reads nothing any more, says why it goes, and goes.
+        peer.say(&Frame::Error(Box::new(ErrorFrame {
+            code: ErrorCode::Unauthorized,
+            fatal: true,
+            message: "API key expired".into(),
+            number: 0,
+            label: "".into(),
+            outcome: None,
+        })));
+    });
+    let mut client = Client::connect(&address, &Options::named("ann")).unwrap();
+    let body = "x".repeat(100_000);
+    let refusal = loop {
+        if let Err(problem) = client.send(&to_bob(&body)) {
+            break problem;
+        }
+    };
+    assert!(matches!(refusal, Error::Refused { code: ErrorCode::Unauthorized, .. }), "{refusal:?}");
+    script.join().unwrap();
+}
+
+#[test]
+fn a_relay_that_takes_nothing_for_a_while_is_listened_to_meanwhile() {
+    let (address, script, _directory) = relay(|listener| {
+        let mut peer = Peer::accept(&listener);
+        peer.welcome(1, 0);
+        // More than the socket holds comes before anything is read here.
+        for counter in 1..=100 {
+            let fields = MessageFields {
+                id: MessageId { sender: AgentId::of(b"bob"), number: counter },
+                from: b"bob",
+                to: b"ann",
+                text: &[b'y'; 10_000],
+                ..MessageFields::default()
+            };
+            let (mut body, mut out) = (Vec::new(), Vec::new());
+            let checksum = encode::message_body(&mut body, &fields);
+            encode::deliver(&mut out, 0, Sequence { epoch: 1, counter }, &body, checksum);
+            peer.stream.write_all(&out).unwrap();
+        }
+        (1..=100).for_each(|number| assert_eq!(peer.sent().0, number));
+        while !peer.expect(|_, frame| matches!(frame, Frame::Bye)) {}
+    });
+    let mut client = Client::connect(&address, &Options::named("ann")).unwrap();
+    let body = "x".repeat(10_000);
+    for number in 1..=100 {
+        assert_eq!(client.send(&to_bob(&body)).unwrap(), number);
+    }
+    (0..100).for_each(|_| assert_eq!(text_of(client.next(LONG).unwrap()).len(), 10_000));
+    client.close().unwrap();
+    script.join().unwrap();
+}
+
+#[test]
 fn a_submitted_message_reports_its_fate() {
     let number = |peer: &mut Peer| {
         peer.expect(|_, frame| match frame {

@@ -1,6 +1,7 @@
 //! The clerk: answers questions about the daemon and its agents, and keeps the presence files. Runs on the main thread,
 //! between signals. It asks one shard at a time for one part of its list, so no shard's turn grows with the fleet.
 
+use super::audit::AuditEvent;
 use super::headroom;
 use super::licence::Licence;
 use super::presence::{Presence, time_of};
@@ -80,7 +81,17 @@ struct Rate {
 
 /// Something that needs the shards' lists.
 enum Errand {
-    Answer { shard: ShardId, question: Question },
+    Answer {
+        shard: ShardId,
+        question: Question,
+    },
+    /// An answer about keys, held back until every shard goes by what was changed.
+    Told {
+        shard: ShardId,
+        session: SessionId,
+        number: u64,
+        value: Value,
+    },
     Presence,
 }
 
@@ -126,7 +137,7 @@ impl Clerk {
                     self.stop_asked = true;
                     self.answer(shard, question.session, question.number, Ok(json!({ "stopping": true })));
                 }
-                ClerkPost::Question(shard, question) if question.kind == QueryKind::Keys => self.keys(shard, &question),
+                ClerkPost::Question(shard, question) if question.kind == QueryKind::Keys => self.keys(shard, question),
                 ClerkPost::Question(shard, question) if question.kind == QueryKind::License => {
                     let answer = match &self.facts.licence {
                         Some(licence) => licence.answer(&question.arguments),
@@ -136,7 +147,10 @@ impl Clerk {
                 }
                 ClerkPost::Question(shard, question) => self.errands.push_back(Errand::Answer { shard, question }),
                 ClerkPost::Census(part, gauges) => self.take_part(part, gauges),
-                ClerkPost::Finished(shard) => self.finished[usize::from(shard.0)] = true,
+                ClerkPost::Finished(shard, uses) => {
+                    self.facts.registrar.absorb(shard.0, &uses);
+                    self.finished[usize::from(shard.0)] = true;
+                }
             }
         }
         self.look_at_presence();
@@ -150,12 +164,20 @@ impl Clerk {
             && let Some(census) = self.census.take()
         {
             tracing::warn!(shard = census.shard, "a shard did not tell its list in time");
-            if let Errand::Answer { shard, question } = census.errand {
-                let text = format!("shard {} did not answer within 5 s", census.shard);
-                self.answer(shard, question.session, question.number, Err(text));
+            match census.errand {
+                Errand::Answer { shard, question } => {
+                    let text = format!("shard {} did not answer within 5 s", census.shard);
+                    self.answer(shard, question.session, question.number, Err(text));
+                }
+                // It is done, and that shard will hear of it before anything else.
+                Errand::Told { shard, session, number, value } => self.answer(shard, session, number, Ok(value)),
+                Errand::Presence => {}
             }
         }
+        // What is asked behind a change must find it: a shard takes its notices in order.
+        let waits = !self.untold.is_empty() && matches!(self.errands.front(), Some(Errand::Told { .. }));
         if self.census.is_none()
+            && !waits
             && let Some(errand) = self.errands.pop_front()
         {
             self.begin(errand);
@@ -179,15 +201,31 @@ impl Clerk {
         }
     }
 
-    /// Makes and takes back API keys.
-    fn keys(&mut self, shard: ShardId, question: &Question) {
-        let arguments = serde_json::from_str(&question.arguments).unwrap_or_default();
-        let who = format!("uid:{}", rustix::process::getuid().as_raw());
-        let answer = self.facts.registrar.answer(&arguments, &who, &self.facts.entitlement, wall_ms());
-        if matches!(answer, Ok((_, true))) {
-            self.publish_keys();
+    /// Makes and takes back API keys. Whoever is given a key may present it to any shard at once, and whoever revokes one
+    /// may rely on it: the answer comes behind the news.
+    fn keys(&mut self, shard: ShardId, question: Question) {
+        let arguments: Value = serde_json::from_str(&question.arguments).unwrap_or_default();
+        if arguments["op"] == "list" {
+            // With what the shards have counted until now.
+            return self.errands.push_back(Errand::Answer { shard, question });
         }
-        self.answer(shard, question.session, question.number, answer.map(|(value, _)| value));
+        let (session, number) = (question.session, question.number);
+        match self.ask_registrar(&question) {
+            Ok((value, true)) => {
+                self.publish_keys();
+                self.errands.push_back(Errand::Told { shard, session, number, value });
+            }
+            other => self.answer(shard, session, number, other.map(|(value, _)| value)),
+        }
+    }
+
+    fn ask_registrar(&mut self, question: &Question) -> Result<(Value, bool), String> {
+        let arguments = serde_json::from_str(&question.arguments).unwrap_or_default();
+        let who = match question.by {
+            Some(key) => format!("key:{key}"),
+            None => format!("uid:{}", rustix::process::getuid().as_raw()),
+        };
+        self.facts.registrar.answer(&arguments, &who, &self.facts.entitlement, wall_ms())
     }
 
     /// Every shard gets the keys as they are now; connections under others end.
@@ -217,7 +255,11 @@ impl Clerk {
     }
 
     fn begin(&mut self, errand: Errand) {
-        let gauges_only = matches!(&errand, Errand::Answer { question, .. } if question.kind == QueryKind::Status);
+        let gauges_only = match &errand {
+            Errand::Answer { question, .. } => matches!(question.kind, QueryKind::Status | QueryKind::Keys),
+            Errand::Told { .. } => true,
+            Errand::Presence => false,
+        };
         self.tickets += 1;
         self.census = Some(Census {
             errand,
@@ -294,9 +336,21 @@ impl Clerk {
     fn entitle(&mut self, entitlement: Entitled) {
         let days = entitlement.retention_days(self.settings.retention_days);
         self.facts.retention_ms.store(days_ms(days), Ordering::Relaxed);
+        self.facts.registrar.keep_events_for(days_ms(days));
         self.facts.entitlement = entitlement;
+        self.note_change("licence");
         self.unentitled = (0..self.mesh.shards()).collect();
         self.tell_changes();
+    }
+
+    /// Writes down that something is not as it was: `licence`, `tls`.
+    pub(super) fn note_change(&mut self, what: &'static str) {
+        let mut meta = Map::new();
+        meta.insert("changed".to_owned(), json!([what]));
+        if what == "licence" {
+            meta.insert("tier".to_owned(), json!(self.facts.entitlement.tier.name()));
+        }
+        self.facts.registrar.record(AuditEvent::new("settings.updated", "relay", ("settings", what), meta, wall_ms()));
     }
 
     /// What changed is told to the shards that have not heard of it. One whose queue is full is told at the next turn.
@@ -319,11 +373,13 @@ impl Clerk {
             }
             Errand::Answer { shard, question } => {
                 let value = match question.kind {
-                    QueryKind::Agents => agents(&census.rows, &question.arguments),
-                    _ => self.status(&census.gauges),
+                    QueryKind::Agents => Ok(agents(&census.rows, &question.arguments)),
+                    QueryKind::Keys => self.ask_registrar(&question).map(|(value, _)| value),
+                    _ => Ok(self.status(&census.gauges)),
                 };
-                self.answer(shard, question.session, question.number, Ok(value));
+                self.answer(shard, question.session, question.number, value);
             }
+            Errand::Told { shard, session, number, value } => self.answer(shard, session, number, Ok(value)),
         }
     }
 

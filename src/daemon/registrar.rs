@@ -101,7 +101,15 @@ impl Registrar {
     ) -> Result<(Value, bool), String> {
         entitlement.require(Feature::ApiKeys).map_err(|refused| refused.to_string())?;
         let who = &who[..who.floor_char_boundary(CREATED_BY_BYTES_MAX)];
-        match arguments["op"].as_str().unwrap_or_default() {
+        let op = arguments["op"].as_str().unwrap_or_default();
+        // A wish that is not understood must not become a key without it.
+        let unknown = arguments.as_object().into_iter().flat_map(Map::keys).find(|name| !is_member(op, name));
+        if let Some(name) = unknown
+            && is_op(op)
+        {
+            return Err(format!("\"{op}\" does not know {name:?}"));
+        }
+        match op {
             "list" => Ok((self.list(arguments["all"] == true), false)),
             "create" => self.create(arguments, who, now_ms).map(|answer| (answer, true)),
             "revoke" => self.revoke(arguments, who, now_ms).map(|answer| (answer, true)),
@@ -131,11 +139,11 @@ impl Registrar {
             name: name_of(&arguments["name"])?,
             description: description_of(&arguments["description"])?,
             scopes: scopes_of(&arguments["scopes"])?,
-            agents: agents_of(&arguments["allowedAgents"])?,
-            per_minute: per_minute_of(&arguments["rateLimitPerMinute"])?,
+            agents: agents_of(&arguments["agents"])?,
+            per_minute: per_minute_of(&arguments["rate"])?,
             created_at_ms: now_ms,
             created_by: who.into(),
-            expires_at_ms: life_ms_of(arguments)?.map(|life_ms| now_ms + life_ms),
+            expires_at_ms: life_ms_of(&arguments["expires_ms"])?.map(|life_ms| now_ms + life_ms),
             revoked_at_ms: None,
             last_used_at_ms: None,
             total_messages: 0,
@@ -157,7 +165,7 @@ impl Registrar {
 
     fn rotate(&mut self, arguments: &Value, who: &str, now_ms: u64) -> Result<Value, String> {
         let mut key = self.find_alive(&arguments["id"], now_ms)?.clone();
-        let overlap_ms = match &arguments["overlapMs"] {
+        let overlap_ms = match &arguments["overlap_ms"] {
             Value::Null => OVERLAP_MS,
             value => value.as_u64().filter(|ms| *ms <= OVERLAP_MS_MAX).ok_or("the overlap is from 0 to 30 days")?,
         };
@@ -260,7 +268,6 @@ impl Registrar {
     }
 
     /// Keeps an event about something else: a licence, a setting, a certificate. A disk that refuses is logged.
-    #[cfg_attr(not(test), expect(dead_code, reason = "whoever changes a licence or a certificate calls it"))]
     pub(super) fn record(&mut self, event: AuditEvent) {
         if event.to_json().len() <= EVENT_BYTES_MAX {
             let _ = self.commit(&[], &[], &[event]);
@@ -282,6 +289,11 @@ impl Registrar {
                 self.used.insert(*id);
             }
         }
+    }
+
+    /// Another retention time from now on.
+    pub(super) fn keep_events_for(&mut self, retention_ms: u64) {
+        self.retention_ms = retention_ms;
     }
 
     /// What time brings: overlaps end, counters are written, what is too old is deleted. Whether the shards need a new ring.
@@ -374,6 +386,23 @@ impl Registrar {
             }
         }
     }
+}
+
+/// What can be asked for, each with what may be said about it.
+const OPS: [(&str, &[&str]); 5] = [
+    ("list", &["all"]),
+    ("create", &["name", "description", "scopes", "agents", "expires_ms", "rate"]),
+    ("revoke", &["id"]),
+    ("rotate", &["id", "overlap_ms"]),
+    ("token", &["id", "minutes"]),
+];
+
+fn is_op(op: &str) -> bool {
+    OPS.iter().any(|(known, _)| *known == op)
+}
+
+fn is_member(op: &str, name: &str) -> bool {
+    name == "op" || OPS.iter().any(|(known, members)| *known == op && members.contains(&name))
 }
 
 /// What the operator reads when a change could not be kept.
@@ -517,15 +546,12 @@ fn per_minute_of(value: &Value) -> Result<u32, String> {
     rate.ok_or_else(|| format!("the rate is from 1 to {PER_MINUTE_MAX} messages per minute"))
 }
 
-/// How long the key is to live: `expiresInMs` or `expiresInDays`.
-fn life_ms_of(arguments: &Value) -> Result<Option<u64>, String> {
-    let life_ms = match (&arguments["expiresInMs"], &arguments["expiresInDays"]) {
-        (Value::Null, Value::Null) => return Ok(None),
-        (ms, Value::Null) => ms.as_u64(),
-        (Value::Null, days) => days.as_u64().map(|days| days.saturating_mul(DAY_MS)),
-        _ => return Err("say either expiresInMs or expiresInDays".to_owned()),
-    };
-    let life_ms = life_ms.filter(|ms| (1..=LIFE_MS_MAX).contains(ms));
+/// How long the key is to live, milliseconds.
+fn life_ms_of(value: &Value) -> Result<Option<u64>, String> {
+    if value.is_null() {
+        return Ok(None);
+    }
+    let life_ms = value.as_u64().filter(|ms| (1..=LIFE_MS_MAX).contains(ms));
     life_ms.map(Some).ok_or_else(|| "a key expires after a positive time of at most 36,500 days".to_owned())
 }
 

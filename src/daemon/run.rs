@@ -198,7 +198,6 @@ fn serve_until_stopped(
     };
     let socket = settings.layout.socket.clone();
     let files = settings.tls.clone();
-    let mut notes = notes;
     notes.extend(tls.iter().flat_map(|tls| tls.warnings().to_vec()));
     let mut clerk = Clerk::new(mesh.clone(), started.bells.clone(), settings, facts);
     ready(&Ready { socket, listen, cpus: choice.cpus, reports: started.reports, notes });
@@ -225,14 +224,14 @@ fn serve_until_stopped(
 }
 
 /// The main thread's life. Says whether every shard has drained.
-fn serve(clerk: &mut Clerk, mesh: &Mesh, bell: &Waker, signals: &Asked, reload: impl Fn()) -> bool {
+fn serve(clerk: &mut Clerk, mesh: &Mesh, bell: &Waker, signals: &Asked, reload: impl Fn() -> bool) -> bool {
     let mut stopping = None::<Instant>;
     let mut watchdog = notify::Watchdog::of_environment();
     loop {
         let timeout = watchdog.shorten(clerk.turn());
         let asked = signals.stop.load(Ordering::Acquire);
-        if signals.reload.swap(false, Ordering::AcqRel) {
-            reload();
+        if signals.reload.swap(false, Ordering::AcqRel) && reload() {
+            clerk.note_change("tls");
         }
         match stopping {
             None if asked > 0 || clerk.stop_asked => {
@@ -266,11 +265,18 @@ fn load_tls(files: &TlsFiles) -> Result<Arc<Acceptor>, TlsError> {
 }
 
 /// Reads the certificates again. Connections that are there stay as they are; those that come are shown the new ones.
-fn reload_tls(files: Option<&TlsFiles>, mesh: &Mesh, bells: &Bells) {
-    let Some(files) = files else { return tracing::info!("SIGHUP: TLS is off, so there is nothing to read again") };
+/// Whether there are new ones.
+fn reload_tls(files: Option<&TlsFiles>, mesh: &Mesh, bells: &Bells) -> bool {
+    let Some(files) = files else {
+        tracing::info!("SIGHUP: TLS is off, so there is nothing to read again");
+        return false;
+    };
     let acceptor = match load_tls(files) {
         Ok(acceptor) => acceptor,
-        Err(error) => return tracing::error!("SIGHUP: {error}. The certificates of before stay in use"),
+        Err(error) => {
+            tracing::error!("SIGHUP: {error}. The certificates of before stay in use");
+            return false;
+        }
     };
     for warning in acceptor.warnings() {
         tracing::warn!("{warning}");
@@ -287,6 +293,7 @@ fn reload_tls(files: Option<&TlsFiles>, mesh: &Mesh, bells: &Bells) {
         bell.wake();
     }
     tracing::info!(cert = %files.cert.display(), "SIGHUP: new connections are shown the certificates as they are now");
+    true
 }
 
 /// Days in milliseconds.

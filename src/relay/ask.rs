@@ -5,7 +5,6 @@ use super::counters::Gauges;
 use super::event::Mail;
 use super::home::AgentSlot;
 use super::outbox::{AgentRow, CensusPart, CensusTicket, Outbox, Question, Record};
-use crate::base::keys::Scopes;
 use crate::base::{CloseReason, MessageId, Now, SessionId, ShardId};
 use crate::wire::{Dialect, ErrorCode, Frame, Query, QueryKind, Receipt, ReceiptState};
 use std::borrow::Cow;
@@ -38,8 +37,8 @@ impl Relay {
 
     pub(super) fn on_query(&mut self, now: Now, id: SessionId, query: &Query<'_>, outbox: &mut Outbox) {
         let Some(session) = self.sessions.find(id) else { return };
-        let is_admin = session.grant.is_some() && session.agent().is_some() && session.scopes.contains(Scopes::ADMIN);
-        if !session.peer.owner && !is_admin {
+        let by = session.grant.as_ref().map(|grant| grant.key);
+        if !session.may_administer() {
             let text = "Questions are answered on the Unix socket, for the daemon's own user, or to a key with the admin scope";
             return self.fatal(id, ErrorCode::Forbidden, text, CloseReason::Forbidden, outbox);
         }
@@ -52,6 +51,7 @@ impl Relay {
             number: query.number,
             kind: query.kind,
             arguments: query.arguments.as_ref().into(),
+            by,
         });
     }
 

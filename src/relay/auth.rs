@@ -136,6 +136,7 @@ impl Relay {
     /// There are other keys from now on.
     pub(super) fn on_keys(&mut self, now: Now, keys: Ring, outbox: &mut Outbox) {
         self.options.keys = keys;
+        self.forget_funds();
         self.turn_out_expired(now, outbox);
     }
 

@@ -3,7 +3,7 @@
 use super::outbox::{CensusTicket, Fetched};
 use crate::base::keys::{Certificate, Grant, KeyId, Ring, Source};
 use crate::base::tier::Entitled;
-use crate::base::{AgentId, Bytes, CloseReason, MessageId, RefuseReason, Sequence, SessionId, ShardId};
+use crate::base::{AgentId, Bytes, CloseReason, MessageId, Name, RefuseReason, Sequence, SessionId, ShardId};
 use crate::wire::{Corrupt, Dialect, Frame, Hello, Parcel, Wants};
 
 /// One thing that happened.
@@ -146,6 +146,15 @@ pub enum Mail {
     },
     /// What became of a message, told to the shard it came from.
     Outcome(Box<Outcome>),
+    /// An admin lets this agent join a channel, or leave it.
+    Enrol {
+        /// Who.
+        member: Name,
+        /// Which channel.
+        topic: Name,
+        /// Whether it joins.
+        join: bool,
+    },
     /// A seat for this agent, please; shard 0 answers.
     SeatAsked {
         /// Who has said HELLO.

@@ -4,7 +4,6 @@ use super::delivery::Queue;
 use super::home::{Agent, AgentSlot, Presence};
 use super::memory::SessionRecord;
 use super::outbox::{Outbox, Output, Profile, Record};
-use super::seats::Seat;
 use super::session::{Session, State};
 use super::timers::{self, Timer};
 use super::{Relay, error};
@@ -75,24 +74,14 @@ impl Relay {
     /// Whose is the name?
     fn claim(&mut self, now: Now, id: SessionId, hello: Hello<'_>, outbox: &mut Outbox) {
         let Ok(claimed) = name::check_agent(&hello.claimed_name) else { return };
-        let hash = self.hasher.hash(claimed.as_bytes());
-        let slot = match self.agents.find(hash, claimed.as_bytes()) {
-            Some(slot) => slot,
-            None => {
-                let share =
-                    self.options.bounds.known_agents_max.min(KNOWN_AGENTS_MAX) / usize::from(self.options.shards);
-                if self.agents.len() >= share.max(1) {
-                    let text = "The relay knows as many agents as it can; names are forgotten after the retention time";
-                    return self.fatal(id, ErrorCode::QuotaExceeded, text, CloseReason::KnownAgentsFull, outbox);
-                }
-                self.meet(now, claimed.into(), outbox)
-            }
-        };
-        let agent = &self.agents[slot];
+        let (slot, agent) = (self.find_agent(claimed), AgentId::of(claimed.as_bytes()));
+        if slot.is_none() && self.knows_too_many() {
+            return self.refuse_unknown(id, outbox);
+        }
         // Whoever waits for the agent's seat holds the name as well.
-        let holder = match agent.seat {
-            Seat::Asked(asker) => asker,
-            _ => agent.session(),
+        let holder = match self.asking.get(&agent) {
+            Some(asker) => *asker,
+            None => slot.and_then(|slot| self.agents[slot].session()),
         };
         if let Some(holder) = holder
             && !self.take_over(now, slot, holder, id, &hello, outbox)
@@ -100,7 +89,38 @@ impl Relay {
             let text = format!("Agent name \"{claimed}\" is in use by another connection");
             return self.fatal(id, ErrorCode::DuplicateConnection, &text, CloseReason::DuplicateConnection, outbox);
         }
-        self.seat(now, id, slot, hello, outbox);
+        self.seat(now, id, agent, slot, hello, outbox);
+    }
+
+    /// Nothing stands in the way any more.
+    pub(super) fn enter(&mut self, now: Now, id: SessionId, seated: bool, hello: &Hello<'_>, outbox: &mut Outbox) {
+        let Ok(claimed) = name::check_agent(&hello.claimed_name) else { return };
+        let slot = match self.find_agent(claimed) {
+            Some(slot) => slot,
+            None if self.knows_too_many() => {
+                if seated {
+                    self.give_seat_back(now, outbox);
+                }
+                return self.refuse_unknown(id, outbox);
+            }
+            None => self.meet(now, claimed.into(), outbox),
+        };
+        self.agents[slot].seated = seated;
+        self.welcome(now, id, slot, hello, outbox);
+    }
+
+    fn find_agent(&self, name: &str) -> Option<AgentSlot> {
+        self.agents.find(self.hasher.hash(name.as_bytes()), name.as_bytes())
+    }
+
+    fn knows_too_many(&self) -> bool {
+        let share = self.options.bounds.known_agents_max.min(KNOWN_AGENTS_MAX) / usize::from(self.options.shards);
+        self.agents.len() >= share.max(1)
+    }
+
+    fn refuse_unknown(&mut self, id: SessionId, outbox: &mut Outbox) {
+        let text = "The relay knows as many agents as it can; names are forgotten after the retention time";
+        self.fatal(id, ErrorCode::QuotaExceeded, text, CloseReason::KnownAgentsFull, outbox);
     }
 
     /// A name that was not known until now.
@@ -119,32 +139,37 @@ impl Relay {
     fn take_over(
         &mut self,
         now: Now,
-        slot: AgentSlot,
+        slot: Option<AgentSlot>,
         holder: SessionId,
         newcomer: SessionId,
         hello: &Hello<'_>,
         outbox: &mut Outbox,
     ) -> bool {
-        let agent = &self.agents[slot];
+        let agent = slot.map(|slot| &self.agents[slot]);
         let key_of = |id| Some(self.sessions.find(id)?.grant.as_ref()?.key);
         let same_key = key_of(newcomer).is_some() && key_of(newcomer) == key_of(holder);
         let is_silent = |held: &Session| held.paused == 0 && now.mono.since(held.last_heard) >= TAKE_OVER_SILENCE;
         let silent = self.sessions.find(holder).is_none_or(is_silent);
-        let entitled = silent || same_key || hello.resume.is_some_and(|token| self.token_is_good(now, agent, token));
-        let damped = agent.taken_over_at.iter().all(|at| at.is_some_and(|at| now.mono.since(at) < TAKE_OVER_DAMPER));
+        let entitled = silent
+            || same_key
+            || hello.resume.is_some_and(|token| agent.is_some_and(|agent| self.token_is_good(now, agent, token)));
+        let lately = |at: &Option<Mono>| at.is_some_and(|at| now.mono.since(at) < TAKE_OVER_DAMPER);
+        let damped = agent.is_some_and(|agent| agent.taken_over_at.iter().all(lately));
         if !entitled || damped {
             return false;
         }
-        let agent = &mut self.agents[slot];
-        agent.taken_over_at = [agent.taken_over_at[1], Some(now.mono)];
+        let seated = slot.is_some_and(|slot| {
+            let agent = &mut self.agents[slot];
+            agent.taken_over_at = [agent.taken_over_at[1], Some(now.mono)];
+            std::mem::take(&mut agent.seated)
+        });
         self.counters.taken_over += 1;
         outbox
             .reply(holder, error(ErrorCode::DuplicateConnection, "Another connection has taken this agent name", true));
         outbox.reply(holder, Frame::Bye);
-        let seat = std::mem::take(&mut self.agents[slot].seat);
         self.leave(now, holder, CloseReason::DuplicateConnection, outbox);
         self.close(holder, CloseReason::DuplicateConnection, outbox);
-        self.agents[slot].seat = seat;
+        slot.into_iter().for_each(|slot| self.agents[slot].seated = seated);
         true
     }
 
@@ -162,11 +187,11 @@ impl Relay {
     /// The session begins, or goes on; and whoever was greeted before is told now.
     pub(super) fn welcome(&mut self, now: Now, id: SessionId, slot: AgentSlot, hello: &Hello<'_>, outbox: &mut Outbox) {
         let Some(session) = self.sessions.find_mut(id) else { return };
-        let dialect = session.dialect;
+        let (dialect, was) = (session.dialect, session.state);
         let (peer, grant, scopes, key) = (session.peer.clone(), session.grant.take(), session.scopes, session.key);
         *session = Session { dialect, state: State::Live(slot), grant, scopes, key, ..Session::fresh(now.mono, peer) };
         let receives = session.scopes.contains(Scopes::RECEIVE);
-        self.half_open -= 1;
+        self.half_open -= usize::from(was == State::Fresh);
         self.prefetch(now, key, outbox);
         let resumed = hello.resume.is_some_and(|token| self.token_is_good(now, &self.agents[slot], token));
         let (fresh_session, resume) = (self.tokens.issue(), self.tokens.issue());

@@ -5,7 +5,6 @@ use super::delivery::Queue;
 use super::memory::{Remembered, SentMarks};
 use super::outbox::Profile;
 use super::route::TopicSlot;
-use super::seats::Seat;
 use crate::base::ids::Token;
 use crate::base::limits::{LABELS_REMEMBERED, REFUSED_REMEMBERED};
 use crate::base::{AgentId, Mono, Name, NameHash, Now, Sequence, SessionId};
@@ -29,7 +28,8 @@ pub(super) struct Agent {
     pub(super) profile: Option<Box<Profile>>,
     pub(super) queue: Queue,
     pub(super) in_flight_max: u32,
-    pub(super) seat: Seat,
+    /// Whether it holds one of the seats of the licence.
+    pub(super) seated: bool,
     /// Whether its session may receive.
     pub(super) receives: bool,
     pub(super) session_token: Token,
@@ -76,7 +76,7 @@ impl Agent {
             profile: None,
             queue,
             in_flight_max: 0,
-            seat: Seat::None,
+            seated: false,
             receives: true,
             session_token: Token::default(),
             resume: Token::default(),

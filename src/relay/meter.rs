@@ -427,6 +427,12 @@ impl Relay {
         }
     }
 
+    /// Of keys that are gone nothing is kept, unless a shard waits: it may have heard of a key before this one.
+    pub(super) fn forget_funds(&mut self) {
+        let keys = &self.options.keys;
+        self.funds.keys.retain(|key, (_, fund)| keys.find(*key).is_some() || fund.next().is_some());
+    }
+
     fn serve_after(&mut self, now: Now, wait: Option<u64>) {
         if let Some(wait) = wait
             && now.mono + wait < self.funds.served_at

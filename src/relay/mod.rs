@@ -56,11 +56,10 @@ use meter::{Funds, Meters};
 use purse::Request;
 use refused::RefusedLately;
 use route::Topics;
-use seats::Seat;
 use session::{Session, Sessions, State};
 use sources::Sources;
 use std::borrow::Cow;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use timers::{Timer, Timers};
 
 /// One shard's heart.
@@ -108,6 +107,9 @@ pub struct Relay {
     credentials_watched: bool,
     /// Of shard 0 alone.
     seats: Seats,
+    /// Agents for whom a seat was asked for, and the connection that waits for it; none when that has left meanwhile. One
+    /// question at a time for each.
+    asking: BTreeMap<AgentId, Option<SessionId>>,
     /// Rates, as this shard has them.
     meters: Meters,
     /// Of shard 0 alone.
@@ -159,6 +161,7 @@ impl Relay {
             credential_ends_at_ms: u64::MAX,
             credentials_watched: false,
             seats: Seats::default(),
+            asking: BTreeMap::new(),
             meters: Meters::new(options.entitlement.messages_per_second),
             funds: Funds::new(options.entitlement.messages_per_second),
             now: Now::default(),
@@ -305,6 +308,7 @@ impl Relay {
             (Frame::Receipt(receipts), Some(slot)) => self.on_receipts(slot, &receipts, outbox),
             (Frame::Subscribe(topic), Some(slot)) => self.on_subscribe(id, slot, &topic, outbox),
             (Frame::Unsubscribe(topic), Some(slot)) => self.on_unsubscribe(slot, &topic, outbox),
+            (Frame::Enrol(enrol), Some(_)) => self.on_enrol(id, &enrol, outbox),
             (Frame::Hello(hello), None) => self.on_hello(now, id, *hello, outbox),
             (Frame::Hello(_), Some(_)) => self.complain(id, "Unexpected HELLO", outbox),
             (Frame::Ping(nonce), Some(_)) => outbox.reply(id, Frame::Pong(Cow::Owned(nonce.into_owned()))),
@@ -341,7 +345,12 @@ impl Relay {
             }
             // As the original: these need no answer before HELLO, and mean nothing then.
             (
-                Frame::Ack(_) | Frame::Receipt(_) | Frame::Subscribe(_) | Frame::Unsubscribe(_) | Frame::Ping(_),
+                Frame::Ack(_)
+                | Frame::Receipt(_)
+                | Frame::Subscribe(_)
+                | Frame::Unsubscribe(_)
+                | Frame::Enrol(_)
+                | Frame::Ping(_),
                 None,
             ) => {}
             (
@@ -371,6 +380,7 @@ impl Relay {
             Mail::Again { parcel, origin } => self.answer_again(&parcel, origin, outbox),
             Mail::Outcome(outcome) => self.tell(*outcome, outbox),
             Mail::Read { id, recipient } => self.tell_read(id, recipient, outbox),
+            Mail::Enrol { member, topic, join } => self.enrol(&member, &topic, join, outbox),
             Mail::SeatAsked { agent } => self.on_seat_asked(now, from, agent, outbox),
             Mail::SeatTaken => self.on_seat_taken(now),
             Mail::SeatAnswer { agent, refused } => self.on_seat_answer(now, agent, refused, outbox),
@@ -594,7 +604,7 @@ impl Relay {
         for index in 0..self.agents.slots() {
             let slot = AgentSlot(index);
             let Some(agent) = self.agents.peek(slot) else { continue };
-            let away = agent.session().is_none() && agent.queue.is_empty() && agent.seat == Seat::None;
+            let away = agent.session().is_none() && agent.queue.is_empty();
             if away && now.mono.since(agent.last_seen.mono) > self.options.bounds.retention {
                 self.forgotten_through = self.forgotten_through.max(agent.queue.next_sequence().counter - 1);
                 for (topic, _) in agent.subscriptions.clone() {

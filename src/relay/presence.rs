@@ -3,7 +3,6 @@
 use super::event::Peer;
 use super::home::Presence;
 use super::outbox::{Outbox, Output, Record};
-use super::seats::Seat;
 use super::session::{Session, State};
 use super::timers::{self, Timer};
 use super::{Relay, error};
@@ -75,17 +74,20 @@ impl Relay {
             self.close_meter(id, session.key, session.paused, outbox);
         }
         match session.state {
-            State::Live(_) => return,
-            State::Fresh => {}
-            State::Penalized(_) => self.sources.answered(session.peer.source),
-            State::Seating(slot) => {
-                let seat = &mut self.agents[slot].seat;
-                if *seat == Seat::Asked(Some(id)) {
-                    *seat = Seat::Asked(None);
+            State::Live(_) => {}
+            State::Fresh => self.half_open -= 1,
+            State::Penalized(_) => {
+                self.half_open -= 1;
+                self.sources.answered(session.peer.source);
+            }
+            State::Seating(agent) => {
+                if let Some(asker) = self.asking.get_mut(&agent)
+                    && *asker == Some(id)
+                {
+                    *asker = None;
                 }
             }
         }
-        self.half_open -= 1;
     }
 
     /// The agent on this connection is no longer here; what it is owed stays.

@@ -11,7 +11,7 @@ use super::event::Peer;
 use super::gate::Bucket;
 use super::home::AgentSlot;
 use crate::base::keys::{AuthError, Grant, Scopes};
-use crate::base::{Mono, SessionId};
+use crate::base::{AgentId, Mono, SessionId};
 use crate::wire::{Dialect, Hello, Wants};
 
 /// A connection.
@@ -53,7 +53,7 @@ pub(super) enum State {
     /// Nobody yet: HELLO, or a frame of the command line, must come before the deadline.
     Fresh,
     /// It said HELLO, and its home has asked whether there is a seat for the agent.
-    Seating(AgentSlot),
+    Seating(AgentId),
     /// It presented a wrong credential, and hears so later.
     Penalized(Penalty),
     /// An agent's.
@@ -100,6 +100,12 @@ impl Session {
             told_at: None,
             resumed_at: Mono(0),
         }
+    }
+
+    /// Whether it is the daemon's own user, or an agent whose key has the admin scope.
+    pub(super) fn may_administer(&self) -> bool {
+        let by_key = self.grant.is_some() && self.agent().is_some() && self.scopes.contains(Scopes::ADMIN);
+        self.peer.owner || by_key
     }
 
     /// Until when nothing was read from it, at `now`.

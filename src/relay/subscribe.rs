@@ -1,10 +1,12 @@
 //! Subscriptions: who wants to hear of which topic from now on.
 
 use super::Relay;
+use super::event::Mail;
 use super::home::AgentSlot;
 use super::outbox::{Outbox, Record};
+use super::session::Session;
 use crate::base::{SessionId, name};
-use crate::wire::Topic;
+use crate::wire::{Enrol, ErrorCode, ErrorFrame, Frame, Topic};
 
 impl Relay {
     pub(super) fn on_subscribe(&mut self, id: SessionId, slot: AgentSlot, topic: &Topic<'_>, outbox: &mut Outbox) {
@@ -14,6 +16,45 @@ impl Relay {
         };
         if let Err(problem) = self.subscribe(slot, text, topic.channel, outbox) {
             self.complain(id, problem, outbox);
+        }
+    }
+
+    /// Another agent is to join a channel, or to leave it.
+    pub(super) fn on_enrol(&mut self, id: SessionId, enrol: &Enrol<'_>, outbox: &mut Outbox) {
+        let mut say = |code, message: String| {
+            let label = enrol.label.clone().into_owned().into();
+            let error = ErrorFrame { code, fatal: false, message: message.into(), number: 0, label, outcome: None };
+            outbox.reply(id, Frame::Error(Box::new(error)));
+        };
+        if !self.sessions.find(id).is_some_and(Session::may_administer) {
+            let text = "payload.member names another agent; only an admin may join or remove others";
+            return say(ErrorCode::Forbidden, text.to_owned());
+        }
+        let topic = match name::check_topic(name::topic_of(&enrol.topic.name)) {
+            Ok(topic) => topic,
+            Err(error) => return say(ErrorCode::BadRequest, format!("Not a topic: {error}")),
+        };
+        let member = match name::check_agent(enrol.member.as_bytes()) {
+            Ok(member) => member,
+            Err(error) => return say(ErrorCode::BadRequest, format!("Not an agent name: {error}")),
+        };
+        let home = self.hasher.hash(member.as_bytes()).home(self.options.shards);
+        if home == self.options.shard {
+            self.enrol(member, topic, enrol.join, outbox);
+        } else {
+            outbox.mails.push((home, Mail::Enrol { member: member.into(), topic: topic.into(), join: enrol.join }));
+        }
+    }
+
+    /// The member's home does it; of an agent that nobody knows nothing is kept.
+    pub(super) fn enrol(&mut self, member: &str, topic: &str, join: bool, outbox: &mut Outbox) {
+        let hash = self.hasher.hash(member.as_bytes());
+        let Some(slot) = self.agents.find(hash, member.as_bytes()) else { return };
+        if join {
+            // A refusal here only means that the agent has all the subscriptions it may have.
+            let _ = self.subscribe(slot, topic, true, outbox);
+        } else {
+            self.on_unsubscribe(slot, &Topic { name: topic.as_bytes().into(), channel: true }, outbox);
         }
     }
 

@@ -32,6 +32,8 @@ pub(super) struct Connection {
     pub(super) paused: bool,
     /// Its peer closed while it was paused: it is lost when the stash has been read.
     pub(super) ended: bool,
+    /// Its peer does not hear us any more, as was seen while it was paused: nothing is sent, and what it has sent is read.
+    pub(super) muted: bool,
     /// Written in this turn, or while `sending`.
     pub(super) pending: SendBuffer,
     pub(super) pending_through: Sequence,
@@ -90,6 +92,7 @@ impl Connection {
             needs_tls: false,
             paused: false,
             ended: false,
+            muted: false,
             pending: SendBuffer::default(),
             pending_through: Sequence::default(),
             pending_awaited: false,
@@ -104,6 +107,14 @@ impl Connection {
     /// Whether nothing has been read that says what it speaks.
     pub(super) fn is_undecided(&self) -> bool {
         self.dialect.is_none() && self.tls.is_none()
+    }
+
+    /// Forgets what was to be sent.
+    pub(super) fn silence(&mut self) {
+        self.pending.clear();
+        if let Some(tls) = &mut self.tls {
+            tls.sealed.clear();
+        }
     }
 
     /// Whether there is anything to do when no send is in flight.

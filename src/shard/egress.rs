@@ -110,7 +110,12 @@ impl Inner {
                 self.move_home(id, driver);
                 continue;
             }
-            let buffer = if connection.tls.is_some() {
+            if connection.muted {
+                connection.silence();
+            }
+            let buffer = if connection.muted {
+                None
+            } else if connection.tls.is_some() {
                 self.encrypt(id)
             } else if !connection.pending.is_empty() {
                 let spare = self.spares.buffers.pop().unwrap_or_default();

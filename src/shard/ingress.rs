@@ -30,9 +30,10 @@ impl Inner {
                 connection.sending = false;
                 let through = std::mem::take(&mut connection.sending_through);
                 let more = connection.has_more();
-                if result.is_err() {
+                if result.is_err() && !connection.paused {
                     return self.lose(id);
                 }
+                connection.muted |= result.is_err();
                 if more {
                     self.mark_due(id);
                 }
@@ -40,7 +41,7 @@ impl Inner {
                     self.relay.handle(self.now, Event::Written { session: id, through }, &mut self.outbox);
                 }
             }
-            Completion::Ended { id, error } => self.end(id, error.is_some()),
+            Completion::Ended { id, .. } => self.end(id),
             Completion::Accepted { fd, listener } => self.accepted.push((listener, fd)),
             Completion::AcceptFailed { listener, error } => {
                 tracing::warn!(%error, "accepting is paused for a moment; `relay doctor` shows the descriptor limit");
@@ -59,9 +60,9 @@ impl Inner {
     }
 
     /// The peer has closed. What it sent before it did is read first, even if that takes a while.
-    pub(super) fn end(&mut self, id: SessionId, broken: bool) {
+    pub(super) fn end(&mut self, id: SessionId) {
         match self.connections.find_mut(id) {
-            Some(connection) if connection.paused && !connection.stash.is_empty() && !broken => connection.ended = true,
+            Some(connection) if connection.paused && !connection.stash.is_empty() => connection.ended = true,
             _ => self.lose(id),
         }
     }

@@ -236,7 +236,8 @@ impl Shard {
         while !self.inner.is_done() {
             self.turn()?;
         }
-        let _ = self.inner.mesh.push_clerk(ClerkPost::Finished(self.inner.shard));
+        let uses = self.inner.relay.gauges().keys;
+        let _ = self.inner.mesh.push_clerk(ClerkPost::Finished(self.inner.shard, uses));
         self.inner.bells.clerk.wake();
         Ok(())
     }

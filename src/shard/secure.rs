@@ -111,22 +111,25 @@ impl Inner {
             self.rearm.push(id);
         }
         plaintext.clear();
-        if plaintext.capacity() <= SPARE_BYTES_MAX {
+        if plaintext.capacity() <= 2 * SPARE_BYTES_MAX {
             self.plaintext = plaintext;
         }
         match outcome {
             Err(error) => self.fail_tls(id, &error),
-            Ok(()) if closed => self.end(id, false),
+            Ok(()) if closed => self.end(id),
             Ok(()) => {}
         }
     }
 
     /// The handshake is complete.
     fn greet(&mut self, id: SessionId) {
-        let Some(tls) = self.connections.find_mut(id).and_then(|connection| connection.tls.as_ref()) else { return };
+        let Some(connection) = self.connections.find_mut(id) else { return };
+        let Some(tls) = &connection.tls else { return };
         let (version, resumed) = (tls.link.version(), tls.link.is_resumed());
         tracing::debug!(slot = id.slot, version, resumed, "TLS handshake done");
         if let Some(certificate) = tls.link.certificate().cloned() {
+            // It goes home with the connection.
+            connection.peer.certificate = Some(certificate.clone());
             let event = Event::Certified { session: id, certificate };
             self.relay.handle(self.now, event, &mut self.outbox);
         }
@@ -152,6 +155,8 @@ impl Inner {
         out.append(&mut std::mem::take(&mut tls.sealed));
         let mut outcome = Ok(());
         if tls.link.is_ready() && !connection.pending.is_empty() {
+            // A record for each 16 KiB, each some bytes longer than what is in it.
+            out.reserve(connection.pending.len() + connection.pending.len() / 256 + 64);
             outcome = tls.link.seal(connection.pending.pieces(0), &mut self.workspace, out);
             self.spares.keep_buffer(std::mem::take(&mut connection.pending));
         }

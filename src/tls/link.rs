@@ -99,7 +99,7 @@ impl<E: End> Link<E> {
         bytes.extend_from_slice(received);
         let (consumed, outcome) = self.pump(&mut bytes, plaintext, out);
         if outcome.is_ok() && !self.peer_closed && consumed < bytes.len() {
-            if half_read {
+            if half_read && bytes.capacity() <= 2 * RECORD_BYTES_MAX {
                 bytes.drain(..consumed);
                 self.rest = bytes;
             } else {

@@ -94,6 +94,7 @@ pub fn frame(out: &mut Vec<u8>, frame: &Frame<'_>, ack: Sequence) {
         // Words of the JSON dialect, and findings of a decoder: nobody says them natively.
         Frame::Ack(Ack::Message(_) | Ack::Unknown)
         | Frame::SendAck { .. }
+        | Frame::Enrol(_)
         | Frame::Ignored
         | Frame::Unserved { .. }
         | Frame::Malformed { .. } => {}

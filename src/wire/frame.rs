@@ -27,6 +27,8 @@ pub enum Frame<'a> {
     Subscribe(Topic<'a>),
     /// Client: no longer.
     Unsubscribe(Topic<'a>),
+    /// JSON client: another agent is to hear of this channel, or no longer; for admins.
+    Enrol(Box<Enrol<'a>>),
     /// Either way: are you there?
     Ping(Cow<'a, [u8]>),
     /// The answer, with the question's bytes.
@@ -291,6 +293,19 @@ pub struct Topic<'a> {
     pub name: Cow<'a, [u8]>,
     /// Whether it was joined as a channel of a 1.6.0 client: its messages come as CHANNEL_MESSAGE.
     pub channel: bool,
+}
+
+/// Another agent's membership of a channel (JSON CHANNEL_JOIN and CHANNEL_LEAVE with `member`).
+#[derive(Clone, Debug)]
+pub struct Enrol<'a> {
+    /// The channel.
+    pub topic: Topic<'a>,
+    /// The agent that joins or leaves.
+    pub member: Text<'a>,
+    /// Whether it joins.
+    pub join: bool,
+    /// The request's id.
+    pub label: Text<'a>,
 }
 
 /// BUSY: this SEND was not accepted.

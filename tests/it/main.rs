@@ -1,6 +1,7 @@
 //! The real daemon, driven over its sockets and its command line, on every driver and with one shard and with several.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
+mod auth;
 mod away;
 mod certificates;
 mod client_tls;
@@ -11,9 +12,11 @@ mod durable;
 mod evaluation;
 mod harness;
 mod hostile;
+mod keys;
 mod lifecycle;
 mod limits;
 mod order;
+mod paused;
 mod peers;
 mod python;
 mod receipts;

@@ -235,6 +235,43 @@ fn a_client_certificate_is_required_and_only_a_good_one_will_do() {
 }
 
 #[test]
+fn a_certificate_opens_an_exposed_port_for_the_agents_it_names_wherever_they_live() {
+    every_way(|way| {
+        let secure = Secure::new();
+        let setup = secure.asking(way).settings("[tls]\nbind_names = true\n");
+        let daemon = setup.argument("--listen").argument("0.0.0.0:0").start();
+        let exposed = daemon.status()["listen"][1].as_str().unwrap().replace("0.0.0.0", "127.0.0.1");
+        let hello = |connector: &Connector, name: &str| {
+            let stream = tunnel::open(connector, "localhost", tunnel::tcp(&exposed), usize::MAX).0;
+            NativePeer::hello(stream, name, None, Sequence::default())
+        };
+        let said = |frame: Owned| match frame {
+            Owned::Error { code, fatal: true, message, .. } => (code, message),
+            other => panic!("not refused: {other:?}"),
+        };
+        for number in 0..10 {
+            let (name, uri) = (format!("worker-{number}"), format!("agent:helper-{number}"));
+            let wanted = Wanted { uri: Some(&uri), ..Wanted::named(&name) };
+            let connector = secure.showing(&secure.authority.issue(secure.path(), &wanted));
+            // By its subject's name, and when the session is resumed.
+            for _ in 0..2 {
+                let (peer, heard) = hello(&connector, &name);
+                assert!(matches!(heard.frame, Owned::Welcome(_)), "{heard:?}");
+                drop(peer);
+                daemon.until_away(&name);
+            }
+            let (_, heard) = hello(&connector, &format!("boss-{number}"));
+            let text = format!("Agent name \"boss-{number}\" not allowed for this certificate");
+            assert_eq!(said(heard.frame), ("FORBIDDEN", text));
+        }
+        let (_, heard) = hello(&secure.connector(), "nobody");
+        assert_eq!(said(heard.frame), ("UNAUTHORIZED", "Authentication required".to_owned()));
+        // Where nobody else can come in, TLS is enough.
+        NativePeer::connect(over_tcp(&daemon, &secure.connector()), "somebody");
+    });
+}
+
+#[test]
 fn a_hangup_signal_changes_the_certificate_for_those_who_come_and_disturbs_nobody() {
     every_way(|way| {
         let secure = Secure::new();
@@ -305,12 +342,38 @@ fn a_thousand_half_open_handshakes_hold_nobody_up() {
     }
 }
 
+#[test]
+fn who_does_not_come_to_the_end_of_a_handshake_or_says_nothing_after_it_is_closed_in_time() {
+    every_way(|way| {
+        let secure = Secure::new();
+        let daemon = secure.setup(way).start();
+        let mut stuck = tunnel::tcp(&daemon.tcp());
+        stuck.set_read_timeout(Some(PATIENCE)).unwrap();
+        stuck.write_all(&[0x16, 3, 1, 2, 0, 1]).unwrap();
+        let (mut silent, fate) = tunnel::open(&secure.connector(), "localhost", tunnel::tcp(&daemon.tcp()), usize::MAX);
+        let (mut in_clear, mut told) = (Vec::new(), Vec::new());
+        let _ = stuck.read_to_end(&mut in_clear);
+        assert!(in_clear.is_empty(), "what cannot be encrypted is not said: {in_clear:?}");
+        silent.read_to_end(&mut told).unwrap();
+        assert_eq!(fate.error(), None);
+        daemon.until("they are counted", |daemon| closes(daemon, "hello_timeout") == 2);
+    });
+}
+
 /// What openssl's client says when it connects with these arguments and says nothing; none: there is no openssl.
 fn openssl(daemon: &Daemon, secure: &Secure, arguments: &[&str]) -> Option<String> {
+    openssl_says(daemon, secure, arguments, "")
+}
+
+/// The same, with a line of its commands.
+fn openssl_says(daemon: &Daemon, secure: &Secure, arguments: &[&str], line: &str) -> Option<String> {
     let mut command = Command::new("openssl");
     command.args(["s_client", "-connect", &daemon.tcp(), "-CAfile"]).arg(&secure.authority.file).args(arguments);
-    match command.stdin(Stdio::null()).output() {
-        Ok(output) => {
+    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    match child {
+        Ok(mut child) => {
+            child.stdin.take().unwrap().write_all(line.as_bytes()).unwrap();
+            let output = child.wait_with_output().unwrap();
             Some(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
         }
         Err(error) => {
@@ -336,6 +399,8 @@ fn openssl_gets_1_2_and_1_3_with_good_suites_and_nothing_else() {
                 "{text}"
             );
         }
+        let text = openssl_says(&daemon, &secure, &["-tls1_2"], "R\nR\nR\n").unwrap();
+        assert!(text.contains("no renegotiation"), "{text}");
         for old in ["-tls1", "-tls1_1"] {
             let text = says(&[old, "-cipher", "ALL:@SECLEVEL=0"]).unwrap();
             assert!(text.contains("Cipher is (NONE)"), "{old}: {text}");

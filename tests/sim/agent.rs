@@ -36,6 +36,8 @@ pub struct Agent {
     pub acks: Acks,
     pub liar: bool,
     pub submitter: bool,
+    /// The number of its key.
+    pub key: Option<usize>,
     /// Keeps the rules and is alone with its name.
     pub ruly: bool,
     pub loses_state: bool,
@@ -68,6 +70,7 @@ pub struct Around<'a> {
     pub verbose: bool,
     pub swarm: &'a Swarm,
     pub names: &'a [String],
+    pub secrets: &'a [String],
     pub dice: &'a mut Dice,
     pub links: &'a mut Vec<Link>,
     pub ledger: &'a mut Ledger,
@@ -94,6 +97,7 @@ impl Agent {
             acks: if dialect == Dialect::Json && acks == Acks::Through { Acks::Single } else { acks },
             liar: dice.chance(swarm.liars),
             submitter: false,
+            key: None,
             ruly: true,
             loses_state: dice.chance(swarm.loses_state),
             link: None,
@@ -169,7 +173,14 @@ impl Agent {
                 speech::send(&mut link.up, self.dialect, Kind::Send, &fields, Sequence::default());
             }
             if !(around.faults && self.liar && around.dice.chance(100)) {
+                let guesses = around.faults && self.liar && self.key.is_some() && around.dice.chance(300);
+                link.secret = match self.key {
+                    Some(_) if guesses => Some("ar_key_of_somebody_else".to_owned()),
+                    key => key.map(|key| around.secrets[key].clone()),
+                };
                 let hello = Hello {
+                    auth_type: if link.secret.is_some() { "api_key".into() } else { "".into() },
+                    credential: wire_secret(&link.secret),
                     claimed_name: self.name.as_bytes().into(),
                     in_flight_max: around.swarm.window,
                     resume: self.token,
@@ -287,12 +298,19 @@ impl Agent {
                 }
                 Frame::Busy(busy) => {
                     around.marks.hit("busy");
+                    if busy.reason == RefuseReason::RateLimited {
+                        around.marks.hit("told to slow down");
+                        assert!(busy.number == 0 && busy.retry_after_ms > 0, "it is no SEND that is refused");
+                    }
                     // Of many recipients, one could not take it; the others may have it.
                     let whole = busy.recipient == "*" || busy.recipient.starts_with('#');
                     self.refused(around, busy.number, whole, busy.retry_after_ms);
                 }
                 Frame::Error(error) => {
-                    if error.code == ErrorCode::DuplicateConnection || error.code == ErrorCode::QuotaExceeded {
+                    if matches!(
+                        error.code,
+                        ErrorCode::DuplicateConnection | ErrorCode::QuotaExceeded | ErrorCode::Unauthorized
+                    ) {
                         let pause = Mono::ms(around.dice.range(100, 4_000));
                         self.connect_at = self.connect_at.max(around.now + pause);
                         if error.code == ErrorCode::QuotaExceeded && !around.faults {
@@ -605,6 +623,10 @@ impl Agent {
             around.links[link].say(&Frame::Bye, Sequence::default());
         }
     }
+}
+
+fn wire_secret(secret: &Option<String>) -> agent_relay::wire::Secret<'static> {
+    agent_relay::wire::Secret(secret.clone().unwrap_or_default().into())
 }
 
 /// Draws a destination.

@@ -55,6 +55,12 @@ pub struct Link {
     pub handled: Sequence,
     /// With which token.
     pub presented: Option<Token>,
+    /// With which credential.
+    pub secret: Option<String>,
+    /// The relay reads nothing from it for now.
+    pub paused: bool,
+    /// A planted bug: it is never read again.
+    pub stuck: bool,
 }
 
 impl Link {
@@ -82,6 +88,9 @@ impl Link {
             hello_read: false,
             handled: Sequence::default(),
             presented: None,
+            secret: None,
+            paused: false,
+            stuck: false,
         }
     }
 

@@ -8,6 +8,7 @@ mod dice;
 mod disk;
 mod ledger;
 mod licence;
+mod limits;
 mod link;
 mod marks;
 mod shard;

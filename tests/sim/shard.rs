@@ -3,12 +3,12 @@
 use super::dice::Dice;
 use super::ledger::Place;
 use super::ledger::To;
+use super::limits::Limits;
 use super::link::End;
 use super::speech;
 use super::swarm::{Mutation, Swarm};
 use super::world::World;
-use agent_relay::base::keys::KeyRing;
-use agent_relay::base::tier::Entitlement;
+use agent_relay::base::tier::Entitled;
 use agent_relay::base::{AgentId, CloseReason, MessageId, Mono, RefuseReason, Sequence, SessionId, ShardId};
 use agent_relay::relay::{Event, Fetched, Mail, Options, Outbox, Output, Peer, Record, Relay};
 use agent_relay::wire::{Ack, Dialect, Frame, Hello, ReceiptState};
@@ -40,16 +40,20 @@ pub struct Shard {
     /// Answers of the keeper, and when they arrive.
     pub fetched: VecDeque<(Mono, Fetched)>,
     pub stopping: bool,
+    /// What it was told of the licence.
+    pub entitlement: Entitled,
     /// Agents known at the last census.
     pub known: u32,
     /// Agents known from the start, however many may be met.
     pub restored: usize,
+    /// The most that any of them was owed then.
+    pub restored_owed: usize,
     /// Acknowledgements that were read in this turn, and up to where they may reach what this turn hands out.
     read_acks: Vec<(usize, Ack, Sequence)>,
 }
 
 impl Shard {
-    pub fn new(shard: usize, swarm: &Swarm, epoch: u32, name_seed: u64, dice: &mut Dice) -> Shard {
+    pub fn new(shard: usize, swarm: &Swarm, limits: &Limits, epoch: u32, name_seed: u64, dice: &mut Dice) -> Shard {
         let mut token_seed = [shard as u8; 32];
         token_seed[1..9].copy_from_slice(&dice.any().to_le_bytes());
         let options = Options {
@@ -60,10 +64,10 @@ impl Shard {
             token_seed,
             strict: swarm.strict && swarm.mutation != Some(Mutation::StrictEarly),
             bounds: swarm.bounds.clone(),
-            entitlement: Entitlement::unlimited(),
-            require_auth: false,
+            entitlement: limits.entitlement.clone(),
+            require_auth: swarm.require_auth,
             bind_certificates: false,
-            keys: KeyRing::empty(),
+            keys: limits.ring.clone(),
         };
         Shard {
             relay: Relay::new(options),
@@ -78,8 +82,10 @@ impl Shard {
             batch: Vec::new(),
             fetched: VecDeque::new(),
             stopping: false,
+            entitlement: limits.entitlement.clone(),
             known: 0,
             restored: 0,
+            restored_owed: 0,
             read_acks: Vec::new(),
         }
     }
@@ -127,6 +133,7 @@ const LAST: Sequence = Sequence { epoch: u32::MAX, counter: u64::MAX };
 impl World {
     /// One turn of a shard.
     pub fn turn(&mut self, me: usize) {
+        self.take_notices(me);
         self.take_mail(me);
         self.take_writer_news(me);
         self.take_connections(me);
@@ -174,26 +181,17 @@ impl World {
                     let (peer, dialect) =
                         (Peer { owner: self.links[link].owner, ..Peer::default() }, self.links[link].dialect);
                     self.marks.hit("moved");
-                    let shard = &mut self.shards[me];
-                    shard.relay.handle(
-                        self.now,
-                        Event::Adopted { session, peer, dialect, hello, grant },
-                        &mut shard.outbox,
-                    );
+                    self.handle(me, Event::Adopted { session, peer, dialect, hello, grant });
                 }
                 Post::Mail(mail) => {
                     if let Mail::Send { parcel, .. } | Mail::Fanout { parcel, .. } = &mail {
                         let index = self.ledger.index_of(&parcel.raw);
                         self.ledger.sent[index].mails -= 1;
                     }
-                    if self.strikes(Mutation::DropMail) {
-                        continue;
-                    }
-                    let twice = if self.strikes(Mutation::RepeatMail) { copy_of(&mail) } else { None };
+                    let Some(mail) = self.spoil(mail) else { continue };
+                    let twice = self.twice(&mail);
                     for mail in [Some(mail), twice].into_iter().flatten() {
-                        let shard = &mut self.shards[me];
-                        let from = ShardId(from as u16);
-                        shard.relay.handle(self.now, Event::Mail { from, mail }, &mut shard.outbox);
+                        self.handle(me, Event::Mail { from: ShardId(from as u16), mail });
                     }
                 }
             }
@@ -254,9 +252,10 @@ impl World {
                     continue;
                 }
                 self.links[index].end = End::Gone;
-                let shard = &mut self.shards[me];
-                let closed = Event::Closed { session, reason: CloseReason::Lost };
-                shard.relay.handle(self.now, closed, &mut shard.outbox);
+                if self.links[index].paused {
+                    self.limits.note_debt();
+                }
+                self.handle(me, Event::Closed { session, reason: CloseReason::Lost });
                 self.shards[me].unseat(session);
             }
         }
@@ -272,6 +271,11 @@ impl World {
             if link.hello_read && !link.settled && self.swarm.mutation != Some(Mutation::ReadPastHello) {
                 break;
             }
+            let paused = self.shards[me].relay.is_paused(session) || self.links[index].stuck;
+            if paused && !self.strikes(Mutation::IgnorePause) {
+                break;
+            }
+            let link = &mut self.links[index];
             budget -= 1;
             let shard = &mut self.shards[me];
             match speech::read(dialect, &arrived[at..]) {
@@ -330,8 +334,18 @@ impl World {
                         }
                         _ => None,
                     };
+                    let counters = (self.swarm.rate.is_some()
+                        && matches!(heard.frame, Frame::Send(_) | Frame::Submit(_)))
+                    .then(|| shard.relay.gauges().counters);
+                    if matches!(heard.frame, Frame::Submit(_)) {
+                        self.limits.note_debt();
+                    }
                     let event = Event::Frame { session, dialect, ack: heard.ack, frame: heard.frame };
-                    shard.relay.handle(self.now, event, &mut shard.outbox);
+                    self.handle(me, event);
+                    if let Some(before) = counters {
+                        self.check_rate(me, &before);
+                    }
+                    let shard = &mut self.shards[me];
                     if let Some((index, duplicates)) = sent {
                         let sent = &mut self.ledger.sent[index];
                         if shard.relay.gauges().counters.duplicates == duplicates {
@@ -359,7 +373,7 @@ impl World {
     }
 
     /// Does what the heart asks for.
-    fn perform(&mut self, me: usize) {
+    pub fn perform(&mut self, me: usize) {
         let mut outbox = std::mem::take(&mut self.shards[me].outbox);
         let (mut failed, mut met) = (Vec::new(), Vec::new());
         for record in outbox.records.drain(..) {
@@ -406,6 +420,7 @@ impl World {
         }
         self.shards[me].outbox = outbox;
         self.shards[me].relay.end_turn();
+        self.check_seats();
         for (link, ack, most) in std::mem::take(&mut self.shards[me].read_acks) {
             let name = self.agents[self.links[link].agent].id;
             self.ledger.maybe_acknowledged(name, link, most);
@@ -514,7 +529,14 @@ impl World {
                 self.links[index].end = End::Moving;
                 self.post(me, usize::from(to.0), Post::Adopt { link: index, hello, grant });
             }
-            Output::Pause { .. } | Output::Resume { .. } => {}
+            Output::Pause { session } => {
+                let index = self.linked(me, session);
+                self.paused(index, true);
+            }
+            Output::Resume { session } => {
+                let index = self.linked(me, session);
+                self.paused(index, false);
+            }
             Output::Close { session, reason } => {
                 let index = self.linked(me, session);
                 self.say(&format!("link {index} is closed: {}", reason.name()));
@@ -522,6 +544,9 @@ impl World {
                 self.shards[me].unseat(session);
                 self.links[index].end = End::Gone;
                 self.links[index].closing = true;
+                if self.links[index].paused {
+                    self.limits.note_debt();
+                }
             }
         }
     }
@@ -613,14 +638,6 @@ impl World {
             CloseReason::Silent => self.marks.hit("close: silent"),
             _ => {}
         }
-    }
-}
-
-/// Mail is not meant to be copied; the planted bug does it all the same.
-fn copy_of(mail: &Mail) -> Option<Mail> {
-    match mail {
-        Mail::Send { parcel, origin } => Some(Mail::Send { parcel: parcel.clone(), origin: *origin }),
-        Mail::Fanout { parcel, origin } => Some(Mail::Fanout { parcel: parcel.clone(), origin: *origin }),
-        _ => None,
+        self.mark_limits(reason);
     }
 }

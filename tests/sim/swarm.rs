@@ -30,11 +30,19 @@ pub enum Mutation {
     KeepEpoch,
     StrictEarly,
     ForgetParted,
+    LoseSeatFreed,
+    GrantAnySeat,
+    RepeatSeatAsked,
+    LoseSeatAnswer,
+    KeepRevoked,
+    IgnorePause,
+    RepeatTokens,
+    ForgetResume,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 22] = [
+    pub const ALL: [Mutation; 30] = [
         Mutation::DropMail,
         Mutation::RepeatMail,
         Mutation::SwapMails,
@@ -57,6 +65,14 @@ impl Mutation {
         Mutation::KeepEpoch,
         Mutation::StrictEarly,
         Mutation::ForgetParted,
+        Mutation::LoseSeatFreed,
+        Mutation::GrantAnySeat,
+        Mutation::RepeatSeatAsked,
+        Mutation::LoseSeatAnswer,
+        Mutation::KeepRevoked,
+        Mutation::IgnorePause,
+        Mutation::RepeatTokens,
+        Mutation::ForgetResume,
     ];
 }
 
@@ -112,6 +128,19 @@ pub struct Swarm {
     pub ghosts: u64,
     pub big: u64,
     pub late: u64,
+    /// Agents that may be connected.
+    pub seats: Option<u32>,
+    /// Changes of that number.
+    pub licences: u64,
+    /// Messages per second.
+    pub rate: Option<u32>,
+    /// Agents that have a key.
+    pub keys: u64,
+    pub require_auth: bool,
+    pub per_minute: u32,
+    pub revokes: u64,
+    /// Names that hold no seat.
+    pub internal: u64,
     pub stop_at: Option<u64>,
     pub mutation: Option<Mutation>,
 }
@@ -153,6 +182,11 @@ impl Swarm {
         let wall_jumps = often_zero(&[0, 5]);
         let away = often_zero(&[100, 500]);
         let agents = if dice.chance(800) { dice.range(2, 10) } else { dice.range(11, 60) };
+        let seats = if dice.chance(400) { Some(dice.pick(&[1, 2, 5, agents / 2 + 1]) as u32) } else { None };
+        let rate = if dice.chance(300) { Some(dice.pick(&[1, 5, 30, 500])) } else { None };
+        let keys = if dice.chance(300) { dice.pick(&[300, 1000]) } else { 0 };
+        let licences = if dice.chance(300) { 20 } else { 0 };
+        let revokes = if dice.chance(500) { dice.pick(&[5, 40]) } else { 0 };
         let tiny = dice.chance(350);
         let mut bounds = Bounds::default();
         if tiny {
@@ -218,6 +252,14 @@ impl Swarm {
             ghosts,
             big,
             late,
+            seats,
+            licences,
+            rate,
+            keys,
+            require_auth: keys == 1000 && dice.chance(700),
+            per_minute: dice.pick(&[600, 6_000]),
+            revokes,
+            internal: dice.pick(&[0, 0, 100]),
             stop_at: None,
             mutation,
         };

@@ -4,6 +4,7 @@ use super::agent::{Agent, Around};
 use super::dice::Dice;
 use super::disk::Disk;
 use super::ledger::{Ledger, To};
+use super::limits::Limits;
 use super::link::{End, Link};
 use super::marks::Marks;
 use super::shard::{Post, Shard};
@@ -32,6 +33,7 @@ pub struct World {
     pub ledger: Ledger,
     pub marks: Marks,
     pub disk: Disk,
+    pub limits: Limits,
     pub writer_full: bool,
     /// The wall clock when the monotonic one stood at zero.
     wall_base_ms: u64,
@@ -58,7 +60,8 @@ impl World {
         for index in 0..swarm.agents {
             let twin = !names.is_empty() && dice.chance(swarm.twins);
             if !twin {
-                names.push(format!("agent-{index}"));
+                let mark = if dice.chance(swarm.internal) { "__" } else { "" };
+                names.push(format!("{mark}agent-{index}"));
             }
             let name_index = if twin { dice.index(names.len()) } else { names.len() - 1 };
             let name = names[name_index].clone();
@@ -76,14 +79,21 @@ impl World {
             agent.dialect = Dialect::Native;
             agents.push(agent);
         }
-        let hearts = (0..shards).map(|shard| Shard::new(shard, &swarm, epoch, name_seed, &mut dice)).collect();
+        let mut limits = Limits::new(&swarm, &mut dice);
+        for agent in agents.iter_mut().filter(|agent| !agent.submitter) {
+            agent.key = dice.chance(swarm.keys).then(|| dice.index(limits.secrets.len()));
+        }
+        let now = Now { mono: Mono(dice.below(1 << 40)), wall_ms: 1_700_000_000_000 };
+        limits.start(now.mono, shards);
+        let hearts = (0..shards).map(|shard| Shard::new(shard, &swarm, &limits, epoch, name_seed, &mut dice)).collect();
         let lanes = || (0..shards).map(|_| VecDeque::new()).collect::<Vec<_>>();
         if verbose {
             eprintln!("seed {seed}: {swarm:#?}");
         }
         World {
             verbose,
-            now: Now { mono: Mono(dice.below(1 << 40)), wall_ms: 1_700_000_000_000 },
+            now,
+            limits,
             faults: true,
             shards: hearts,
             lanes: (0..shards).map(|_| lanes()).collect(),
@@ -112,10 +122,12 @@ impl World {
             if self.dice.chance(self.swarm.crashes) {
                 self.restart();
             }
+            self.change_limits();
             self.round();
         }
         self.say("the faults are over");
         self.faults = false;
+        self.lift_rate();
         self.become_kind();
         let mut rounds = 0;
         while !self.is_settled() {
@@ -124,7 +136,9 @@ impl World {
             self.round();
         }
         self.check_outcomes();
+        self.check_seats_exactly();
         self.leave();
+        self.check_seats_exactly();
     }
 
     pub fn say(&self, text: &str) {
@@ -136,7 +150,7 @@ impl World {
     /// Notes a mutation; says whether the planted bug strikes now.
     pub fn strikes(&mut self, mutation: Mutation) -> bool {
         // Some have few occasions.
-        let often = matches!(mutation, Mutation::ForgetClosed | Mutation::DropFailedCommit);
+        let often = matches!(mutation, Mutation::ForgetClosed | Mutation::DropFailedCommit | Mutation::KeepRevoked);
         if self.swarm.mutation != Some(mutation) || !self.dice.chance(if often { 500 } else { 100 }) {
             return false;
         }
@@ -175,6 +189,7 @@ impl World {
                 verbose: self.verbose,
                 swarm: &self.swarm,
                 names: &self.names,
+                secrets: &self.limits.secrets,
                 dice: &mut self.dice,
                 links: &mut self.links,
                 ledger: &mut self.ledger,
@@ -276,10 +291,12 @@ impl World {
         let (homes, parted) = self.recover(shards, |name| hasher.hash(name.as_bytes()).home(shards as u16));
         self.lanes = (0..shards).map(|_| (0..shards).map(|_| VecDeque::new()).collect()).collect();
         self.shards.clear();
+        self.limits.start(self.now.mono, shards);
         for (index, rows) in homes.into_iter().enumerate() {
-            let mut shard = Shard::new(index, &self.swarm, epoch, name_seed, &mut self.dice);
+            let mut shard = Shard::new(index, &self.swarm, &self.limits, epoch, name_seed, &mut self.dice);
             let owed: u64 = rows.iter().map(|row| row.owed.messages).sum();
             shard.restored = rows.len();
+            shard.restored_owed = rows.iter().map(|row| row.owed.messages).max().unwrap_or(0) as usize;
             shard.relay.restore(self.now, rows);
             if self.swarm.mutation != Some(Mutation::ForgetParted) {
                 shard.relay.restore_parted(parted.clone());
@@ -328,6 +345,7 @@ impl World {
             && self.links.iter().all(|link| link.end == End::Gone || link.is_quiet())
             && self.ledger.committed == self.ledger.pushed
             && self.disk.is_quiet()
+            && self.limits.notices.iter().all(VecDeque::is_empty)
             && self.shards.iter().all(|shard| {
                 shard.is_quiet() && {
                     let gauges = shard.relay.gauges();
@@ -405,8 +423,11 @@ impl World {
                 let away = self.agents.iter().all(|agent| agent.id != *recipient || agent.retired);
                 let mut mine =
                     order.places().map(|(_, place)| place).filter(|place| place.message == index && !place.lost);
+                // It failed, a crash undid that, and its recipient then said that it had handled later ones.
+                let failed =
+                    |place: &super::ledger::Place| place.failed || (place.named && sent.failed.contains(recipient));
                 assert!(
-                    mine.all(|place| place.seen || place.failed || place.channel || away || !self.minds(*recipient)),
+                    mine.all(|place| place.seen || failed(place) || place.channel || away || !self.minds(*recipient)),
                     "message {index} was accepted for {recipient:?}, which never saw it"
                 );
             }
@@ -502,7 +523,9 @@ impl World {
             assert_eq!(part.shard, ShardId(shard as u16));
             for row in part.rows {
                 let (messages, bytes) = (row.waiting_messages as usize, row.waiting_bytes as usize);
-                assert!(messages <= bounds.waiting_messages_max, "{} has {messages} messages waiting", row.name);
+                // What was acknowledged and not on disk is owed again, beside what came in its place.
+                let most = bounds.waiting_messages_max.max(heart.restored_owed);
+                assert!(messages <= most, "{} has {messages} messages waiting", row.name);
                 // One message always fits an empty window, and one an empty queue behind it, however long they are.
                 let most = bounds.owed_bytes_max.max(LONGEST);
                 assert!(bytes <= most, "{} has {bytes} bytes waiting", row.name);

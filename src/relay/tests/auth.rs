@@ -236,6 +236,16 @@ fn scopes_decide_who_sends_who_receives_and_who_asks() {
     pair.frame(0, sessions[0], query());
     assert_eq!(pair.outbox.questions.len(), 0);
     assert_eq!(pair.heard(sessions[0]).last().map(String::as_str), Some("close forbidden"));
+    let enrol = |member: &str| {
+        let topic = crate::wire::Topic { name: b"news"[..].into(), channel: true };
+        let (member, label) = (member.to_owned().into(), "j".into());
+        Frame::Enrol(Box::new(crate::wire::Enrol { topic, member, join: true, label }))
+    };
+    pair.frame(0, sessions[1], enrol(&names[2]));
+    assert_eq!(pair.heard(sessions[1]), ["error 0 "], "only an admin adds others");
+    pair.frame(0, sessions[3], enrol(&names[2]));
+    pair.frame(0, sessions[3], enrol("nobody"));
+    assert_eq!((pair.heard(sessions[3]), pair.hearts[0].gauges().topics), (vec![], 1));
     let again = pair.hello_as(0, 9, Peer::default(), with_key(&names[1], 'k'));
     assert_eq!(pair.heard(again)[1], "close duplicate_connection", "another key's name is not taken over");
     pair.frame(0, sessions[1], Frame::Bye);

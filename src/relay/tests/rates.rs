@@ -44,7 +44,8 @@ impl Sender {
 impl Pair {
     fn pass(&mut self, ms: u64) {
         self.now = Now { mono: self.now.mono + Mono::ms(ms), wall_ms: self.now.wall_ms + ms };
-        (self.expire(0), self.expire(1));
+        self.expire(0);
+        self.expire(1);
         self.carry();
     }
 

@@ -11,7 +11,7 @@ use crate::base::limits::{FRAME_BYTES_MAX, LABEL_BYTES_MAX};
 use crate::base::name::topic_of;
 use crate::base::{AgentId, MessageId};
 use crate::wire::{
-    Ack, CAPABILITY_RESUME, Corrupt, Frame, Hello, Message, MessageFields, Secret, Text, Topic, Wants, body,
+    Ack, CAPABILITY_RESUME, Corrupt, Enrol, Frame, Hello, Message, MessageFields, Secret, Text, Topic, Wants, body,
 };
 use std::borrow::Cow;
 
@@ -298,16 +298,20 @@ impl<'t> Envelope<'t> {
             return self.malformed("payload.channel must be a string, for instance \"#general\"");
         };
         let member = member(payload, "member").filter(|member| *member != r#""""#);
-        let own = |member: &str| string(member).is_some_and(|name| speaker.is_some_and(|own| own.name == name));
-        if member.is_some_and(|member| !own(member)) {
-            return self.malformed("payload.member names another agent; only an admin may join or remove others");
-        }
+        let Some(member) = member.map_or(Some(Cow::Borrowed("")), string) else {
+            return self.malformed("payload.member must be a string, the name of an agent");
+        };
+        let own = member.is_empty() || speaker.is_some_and(|own| own.name == member);
         let name = match channel {
             Cow::Borrowed(channel) => into_bytes(topic_of_channel(channel)),
             Cow::Owned(channel) => Cow::Owned(topic_of_channel(&channel).into_owned().into_bytes()),
         };
         let topic = Topic { name, channel: true };
-        if join { Frame::Subscribe(topic) } else { Frame::Unsubscribe(topic) }
+        match (own, join) {
+            (true, true) => Frame::Subscribe(topic),
+            (true, false) => Frame::Unsubscribe(topic),
+            (false, _) => Frame::Enrol(Box::new(Enrol { topic, member, join, label: self.label() })),
+        }
     }
 
     /// A SEND's destination and payload.
