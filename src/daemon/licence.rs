@@ -54,7 +54,8 @@ struct State {
     /// Whether the check at start is over.
     checked: bool,
     stopping: bool,
-    saved: Instant,
+    /// When the clock and the documents were last written; never: at the first look, so that a boot that ends at once counts.
+    saved: Option<Instant>,
     reminded: Instant,
 }
 
@@ -77,8 +78,8 @@ impl State {
                 tracing::warn!("licence: {warning}");
             }
         }
-        let saved = if turned || self.change.is_some() || self.saved.elapsed() >= SAVE {
-            self.saved = Instant::now();
+        let saved = if turned || self.change.is_some() || self.saved.is_none_or(|saved| saved.elapsed() >= SAVE) {
+            self.saved = Some(Instant::now());
             self.desk.save(now)
         } else {
             self.desk.save_project()
@@ -118,7 +119,7 @@ impl Licence {
             standing,
             checked: !asks,
             stopping: false,
-            saved: begun,
+            saved: None,
             reminded: begun,
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), ring: Condvar::new() });

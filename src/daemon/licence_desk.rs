@@ -255,8 +255,7 @@ impl Desk {
 
     /// So many agents are connected, and so many messages were accepted since the daemon started.
     pub fn note_usage(&mut self, now: Reading, agents: u64, messages_total: u64) {
-        self.usage.note(now.wall_ms, agents, messages_total);
-        self.usage_changed = true;
+        self.usage_changed |= self.usage.note(now.wall_ms, agents, messages_total);
     }
 
     /// Writes what is to be known after a restart.

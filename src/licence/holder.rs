@@ -271,8 +271,10 @@ impl Holder {
                 self.latest = Some(signed);
                 (self.failures, self.trouble) = (0, None);
                 // Up to an hour early, so that not everybody asks at the same time and a day is never exceeded.
-                self.ask_at_ms =
-                    self.fresh_until_ms().saturating_sub(jitter % HOUR_MS).max(self.clock.time_ms(now) + RETRY_MS);
+                self.ask_at_ms = self
+                    .fresh_until_ms()
+                    .saturating_sub(jitter % HOUR_MS)
+                    .max(self.clock.time_ms(now).saturating_add(RETRY_MS));
                 Ok(())
             }
             Err(error) => {
@@ -300,7 +302,7 @@ impl Holder {
         self.trouble = Some(Trouble { since_ms, reason: reason.to_owned() });
         let wait_ms = (RETRY_MS << self.failures.min(6)).min(HOUR_MS);
         self.failures = self.failures.saturating_add(1);
-        self.ask_at_ms = time_ms + wait_ms + jitter % (wait_ms / 4);
+        self.ask_at_ms = time_ms.saturating_add(wait_ms + jitter % (wait_ms / 4));
     }
 
     /// Asks as soon as possible: the operator wants to know.

@@ -207,3 +207,17 @@ fn what_cannot_be_used_says_so_and_grants_nothing() {
     assert_eq!(holder.standing(at(0)), Standing::UnknownTier);
     assert!(holder.entitlement().require(Feature::BasicMessaging).is_err());
 }
+
+#[test]
+fn a_document_from_the_end_of_time_breaks_nothing() {
+    let mut holder = holder(Given::Key(key()), &Cache::default(), at(0));
+    let far = Document { issued_at_ms: u64::MAX, valid_until_ms: u64::MAX, ..document(0, 0) };
+    holder.answered(at(0), &far.sign(&signing()), "n", u64::MAX).unwrap();
+    for now in [at(0), at(DAY), Reading { wall_ms: u64::MAX, boot_ms: u64::MAX }, Reading::default()] {
+        holder.look(now);
+        holder.unreachable(now, "no", u64::MAX);
+        assert_eq!(holder.standing(now), Standing::Expired);
+        assert!(!holder.sentence(now).is_empty() && !holder.warnings(now).is_empty());
+        assert!(holder.next_look_ms(now) <= LOOK_MS);
+    }
+}

@@ -48,13 +48,16 @@ impl Usage {
         serde_json::to_string_pretty(self).expect("texts and numbers have a JSON form")
     }
 
-    /// So many agents are connected, and so many messages were accepted since the daemon started.
-    pub fn note(&mut self, wall_ms: u64, agents: u64, messages_total: u64) {
+    /// So many agents are connected, and so many messages were accepted since the daemon started. Whether that changed a row.
+    pub fn note(&mut self, wall_ms: u64, agents: u64, messages_total: u64) -> bool {
+        let before = self.day(wall_ms);
         let day = self.days.entry(date(wall_ms)).or_default();
         day.agents_peak = day.agents_peak.max(agents);
         day.messages_sent = day.messages_sent.saturating_add(messages_total.saturating_sub(self.messages_seen));
         self.messages_seen = messages_total.max(self.messages_seen);
+        let changed = *day != before;
         self.forget();
+        changed
     }
 
     /// The day of this time.
@@ -97,8 +100,8 @@ mod tests {
     #[test]
     fn a_day_has_its_peak_and_what_was_sent_in_it() {
         let mut usage = Usage::default();
-        usage.note(0, 3, 100);
-        usage.note(1, 2, 150);
+        assert!(usage.note(0, 3, 100) && usage.note(1, 2, 150));
+        assert!(!usage.note(2, 3, 150), "nothing new");
         usage.note(DAY, 1, 151);
         let mut again = Usage::parse(&usage.to_text());
         again.note(DAY + 1, 5, 7);

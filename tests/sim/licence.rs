@@ -171,6 +171,7 @@ impl World {
             world.lag = world.lag.min(BEGIN - document.issued_at_ms);
         }
         world.judge();
+        world.save();
         world
     }
 
@@ -384,8 +385,9 @@ impl World {
             boot: &self.boots.to_string(),
         };
         self.holder = Holder::new(beginning, self.reading());
-        // The start asks, if it has to, before the first listener.
+        // The start asks, if it has to, before the first listener, and what it knows then is kept.
         self.turn();
+        self.save();
     }
 
     /// What must be granted, and what must not be, going by what really happened.
