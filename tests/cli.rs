@@ -101,9 +101,12 @@ fn bad_usage_exits_with_two_and_says_what_to_do() {
         (&["up", "--cores", "0"], "from 1 to 256"),
         (&["--cores=x"], "from 1 to 256"),
         (&["up", "--http", "127.0.0.1:3888"], "--http is not in this version"),
-        (&["up", "--require-auth"], "--require-auth is not in this version"),
-        (&["up", "--listen", "0.0.0.0:7070"], "TCP off loopback requires TLS and authentication"),
+        (&["up", "--listen", "0.0.0.0:7070"], "so TLS is required there"),
         (&["read", "xyz"], "hexadecimal"),
+        (&["status", "--connect", "127.0.0.1:7070", "--global"], "leave --socket, --global and --data-dir out"),
+        (&["who", "--connect", "tcp://nowhere"], "--connect: nowhere is not host:port"),
+        (&["listen", "--as", "a", "--client-cert", "c.pem"], "needed together"),
+        (&["down", "--connect", "127.0.0.1:7070", "--now"], "--now needs the relay's process"),
         (&["up", "--retention", "0"], "from 1 to 36500 days"),
         (&["up", "--durability", "sometimes"], "one of batch, strict, relaxed"),
         (&["history", "--since", "yesterday"], "--since: "),
@@ -143,6 +146,43 @@ fn without_a_daemon_commands_fail_with_a_sentence_and_json_stays_json() {
         let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert!(value["error"].as_str().unwrap().contains("relay up"), "{line:?}: {value}");
     }
+}
+
+#[test]
+fn what_cannot_be_reached_elsewhere_is_a_failure_with_a_sentence() {
+    let directory = tempfile::tempdir().unwrap();
+    // A port that was free a moment ago and that nobody listens on.
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let missing = directory.path().join("missing.pem").to_str().unwrap().to_owned();
+    let cases: &[(&[&str], &str)] = &[
+        (&["status", "--connect", &address], "no relay answers at 127.0.0.1:"),
+        (&["send", "--connect", &address, "--from", "a", "--to", "b", "x"], "no relay answers at 127.0.0.1:"),
+        (&["who", "--connect", &address, "--ca", &missing], "authority's certificate in "),
+        (&["agents", "--connect", "/nonexistent/relay.sock"], "/nonexistent/relay.sock"),
+    ];
+    for (line, sentence) in cases {
+        let output = run(directory.path(), line);
+        assert_eq!(code(&output), 1, "{line:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(sentence), "{line:?}: {}", stderr(&output));
+    }
+    let mut command = relay(directory.path());
+    let output =
+        command.args(["status", "--connect", &address]).env("AGENT_RELAY_API_KEY", "hunter2").output().unwrap();
+    assert_eq!(code(&output), 1);
+    assert!(stderr(&output).contains("AGENT_RELAY_API_KEY: ") && !stderr(&output).contains("hunter2"));
+}
+
+#[test]
+fn a_bench_of_its_own_needs_nobody_and_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = relay(directory.path());
+    command.args(["bench", "--pairs", "1", "--seconds", "1", "--json"]).env("TMPDIR", directory.path());
+    // What is set for the relay that serves is not for this one.
+    let output = command.env("AGENT_RELAY_REQUIRE_AUTH", "true").output().unwrap();
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(value["messages"].as_u64().unwrap() > 0 && value["undelivered"] == 0, "{value}");
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
 }
 
 #[test]
@@ -374,4 +414,37 @@ fn history_follows_what_comes() {
     // Whoever read it goes away: so does it.
     drop(lines);
     assert!(follow.wait().unwrap().success());
+}
+
+#[test]
+fn every_command_of_keys_has_a_golden_help_and_needs_a_daemon() {
+    let directory = tempfile::tempdir().unwrap();
+    golden("help_keys", &stdout(&run(directory.path(), &["keys", "--help"])));
+    for (command, needs) in [
+        ("list", &[][..]),
+        ("create", &["--name", "a"]),
+        ("revoke", &["3f2a"]),
+        ("rotate", &["3f2a"]),
+        ("token", &["3f2a"]),
+    ] {
+        let text = stdout(&run(directory.path(), &["keys", command, "--help"]));
+        assert!(text.contains("Examples:"), "{command}: {text}");
+        assert_eq!(stdout(&run(directory.path(), &["help", "keys", command])), text);
+        golden(&format!("help_keys_{command}"), &text);
+        let output = run(directory.path(), &[&["keys", command, "--json"], needs].concat());
+        let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(code(&output), 1);
+        assert!(value["error"].as_str().unwrap().contains("no relay is running"), "{command}: {value}");
+    }
+    for (line, sentence) in [
+        (&["keys"][..], "Run `relay keys --help`"),
+        (&["keys", "revok", "3f2a"], "Did you mean `relay keys revoke`?"),
+        (&["keys", "create"], "Run `relay keys create --help`"),
+        (&["keys", "create", "--name", "a", "--scopes", "root"], "send, receive and admin"),
+        (&["keys", "create", "--name", "a", "--expires", "soon"], "90s, 12h, 30d"),
+    ] {
+        let output = run(directory.path(), line);
+        assert_eq!(code(&output), 2, "{line:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(sentence), "{line:?}: {}", stderr(&output));
+    }
 }

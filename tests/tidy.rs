@@ -68,7 +68,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("serde", &["daemon", "licence", "vendor", "wire"]),
     ("serde_json", &["cli", "client", "daemon", "history", "licence", "vendor", "wire"]),
     ("sha2", &["base", "daemon", "licence"]),
-    ("signal_hook", &["daemon"]),
+    ("signal_hook", &["daemon", "vendor"]),
     ("siphasher", &["store"]),
     ("thiserror", &["base", "client", "daemon", "http", "licence", "store", "tls", "vendor", "wire"]),
     ("tokio", &["http"]),

@@ -750,3 +750,94 @@ fn a_driver_dropped_in_full_flight_lets_go_of_every_socket() {
         }
     });
 }
+
+#[test]
+fn a_paused_connection_keeps_its_bytes_in_order_and_pins_nothing() {
+    every_way(|options| {
+        let mut world = World::new(options);
+        let (id, mut peer) = world.stream();
+        let (other, mut other_peer) = world.stream();
+        peer.write_all(b"before ").unwrap();
+        world.until_received(id, b"before ");
+        let sent = pattern(20_000_000, 9);
+        let writer = std::thread::spawn({
+            let sent = sent.clone();
+            move || {
+                peer.write_all(&sent).unwrap();
+                peer
+            }
+        });
+        // However often it is paused and resumed, and whatever was in flight when it was.
+        for round in 0..200 {
+            world.driver.pause_receiving(id, round % 3 != 2);
+            world.turn(if round % 2 == 0 { NOW } else { Some(Duration::from_millis(1)) });
+        }
+        world.driver.pause_receiving(id, true);
+        for _ in 0..5 {
+            world.turn(Some(Duration::from_millis(2)));
+        }
+        let length = world.bytes(id).len();
+        assert!(length < sent.len(), "its peer has to wait");
+        // More than the pool holds goes through for the others meanwhile.
+        let loud = pattern(16_000_000, 10);
+        let other_writer = std::thread::spawn({
+            let loud = loud.clone();
+            move || {
+                other_peer.write_all(&loud).unwrap();
+                other_peer
+            }
+        });
+        world.until_received(other, &loud);
+        other_writer.join().unwrap();
+        assert_eq!(world.bytes(id).len(), length, "nothing more came of the paused one");
+        world.driver.pause_receiving(id, false);
+        let mut expected = b"before ".to_vec();
+        expected.extend_from_slice(&sent);
+        world.until_received(id, &expected);
+        drop(writer.join().unwrap());
+        world.until("its end", |world| world.ended.contains_key(&id));
+    });
+}
+
+#[test]
+fn a_peer_that_closes_while_it_is_paused_is_heard_out_first() {
+    every_way(|options| {
+        let mut world = World::new(options);
+        let ids: Vec<_> = (0..100)
+            .map(|index| {
+                let (id, mut peer) = world.stream();
+                if index % 2 == 0 {
+                    world.turn(NOW);
+                }
+                world.driver.pause_receiving(id, true);
+                if index % 3 == 0 {
+                    world.turn(NOW);
+                }
+                peer.write_all(&pattern(3_000, index)).unwrap();
+                (id, index)
+            })
+            .collect();
+        for _ in 0..5 {
+            world.turn(Some(Duration::from_millis(1)));
+        }
+        for &(id, _) in &ids {
+            world.driver.pause_receiving(id, false);
+        }
+        world.until("all ends", |world| ids.iter().all(|(id, _)| world.ended.contains_key(id)));
+        for &(id, index) in &ids {
+            assert!(world.bytes(id) == pattern(3_000, index), "{index}");
+        }
+        // One that is closed, either way, while it is paused leaves nothing behind.
+        for gently in [false, true] {
+            let (id, peer) = world.stream();
+            world.turn(NOW);
+            world.driver.pause_receiving(id, true);
+            drop(peer);
+            if gently { world.driver.close_after_send(id) } else { world.driver.close(id) }
+        }
+        for (id, _) in ids {
+            world.driver.close(id);
+        }
+        world.until("closed", |world| world.driver.connections() == 0);
+    });
+}

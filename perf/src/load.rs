@@ -5,9 +5,14 @@
 //! its queue. Sends follow each read at once; nothing is verified that the protocol does not verify.
 #![forbid(unsafe_code)]
 
+mod guests;
+mod homes;
+
+use crate::access::Access;
 use crate::measure;
 use crate::outcome::Outcome;
 use crate::talk::{Dialect, Heard, Part, Target};
+use agent_relay::tls::ClientLink;
 use hdrhistogram::Histogram;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
@@ -37,6 +42,8 @@ pub enum Workload {
     SameShard,
     /// As `Pairs`, the ends on different shards.
     CrossShard,
+    /// As `Pairs`, first alone, then with `rate` others per second that connect, are welcomed and leave.
+    Hello,
 }
 
 /// One run.
@@ -66,8 +73,13 @@ pub struct Plan {
     pub durable: bool,
     /// The number, and so the name, of the first agent; not for workloads that place agents.
     pub first_agent: u32,
+    /// How agents are let in.
+    pub access: Access,
 }
 
+/// The number of the first agent that only comes and goes (`Hello`), and how many names they have.
+const FIRST_GUEST: u32 = 100_000;
+const GUEST_NAMES: u32 = 20_000;
 /// Bytes taken per read.
 const READ_BYTES: usize = 256 * 1024;
 /// Agents that have said HELLO and heard nothing yet.
@@ -87,9 +99,21 @@ struct Peer<D> {
     sender: u32,
     /// The start of a frame whose end has not arrived.
     carry: Vec<u8>,
+    /// Where TLS is spoken: its state, and the records of `out` that have not left.
+    secure: Option<ClientLink>,
+    sealed: Vec<u8>,
     out: Vec<u8>,
     written: usize,
     awaits_room: bool,
+    /// When it began to connect.
+    since: u64,
+}
+
+impl<D> Peer<D> {
+    /// Bytes that wait to leave.
+    fn backlog(&self) -> usize {
+        self.out.len() + self.sealed.len()
+    }
 }
 
 struct Load<D> {
@@ -98,7 +122,13 @@ struct Load<D> {
     poll: OwnedFd,
     events: Vec<epoll::Event>,
     buffer: Vec<u8>,
+    plain: Vec<u8>,
     peers: Vec<Peer<D>>,
+    /// Where guests begin among the peers, the places of those that have left, how many came, and how long it took.
+    first_guest: usize,
+    free: Vec<u32>,
+    guests: u32,
+    accepts: Histogram<u64>,
     heard: Heard,
     latencies: Histogram<u64>,
     received: u64,
@@ -120,7 +150,12 @@ impl<D: Dialect> Load<D> {
             poll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             events: Vec::with_capacity(1024),
             buffer: vec![0; READ_BYTES],
+            plain: Vec::new(),
             peers: Vec::new(),
+            first_guest: usize::MAX,
+            free: Vec::new(),
+            guests: 0,
+            accepts: Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("constant bounds"),
             heard: Heard::default(),
             latencies: Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("constant bounds"),
             received: 0,
@@ -144,7 +179,11 @@ impl<D: Dialect> Load<D> {
             }
             _ => {
                 self.join()?;
-                if self.plan.workload == Workload::Open { self.open_loop() } else { self.closed_loop() }
+                match self.plan.workload {
+                    Workload::Open => self.open_loop(),
+                    Workload::Hello => self.hello_beside_load(),
+                    _ => self.closed_loop(),
+                }
             }
         }
     }
@@ -156,6 +195,7 @@ impl<D: Dialect> Load<D> {
             Workload::Fanout if number == 0 => (Target::Topic, false),
             Workload::Fanout => (Target::Nobody, true),
             Workload::Connect => (Target::Nobody, false),
+            _ if number >= FIRST_GUEST => (Target::Nobody, false),
             // To itself, until it is known where it lives.
             Workload::SameShard | Workload::CrossShard => (Target::Agent(number), false),
             _ if number.is_multiple_of(2) => (Target::Agent(number + 1), false),
@@ -163,7 +203,9 @@ impl<D: Dialect> Load<D> {
         };
         let first = self.plan.first_agent;
         let target = if let Target::Agent(to) = target { Target::Agent(to + first) } else { target };
-        Part { number: number + first, target, listens, body_bytes: self.plan.body_bytes, durable: self.plan.durable }
+        let key = self.plan.access.key(number);
+        let (body_bytes, durable) = (self.plan.body_bytes, self.plan.durable);
+        Part { number: number + first, target, listens, body_bytes, durable, key }
     }
 
     fn join(&mut self) -> Result<(), String> {
@@ -188,24 +230,42 @@ impl<D: Dialect> Load<D> {
     }
 
     fn connect(&mut self, number: u32) -> Result<(), String> {
-        let part = self.part(number);
-        let socket = open(&self.plan.address, self.pid()).map_err(|error| format!("{}: {error}", self.plan.address))?;
-        rustix::io::ioctl_fionbio(&socket, true).map_err(|error| error.to_string())?;
-        let mut dialect = D::new(part);
-        let mut out = Vec::new();
-        let waits = dialect.introduce(&mut out);
-        epoll::add(&self.poll, &socket, epoll::EventData::new_u64(u64::from(number)), epoll::EventFlags::IN)
-            .map_err(|error| error.to_string())?;
-        self.ready += u32::from(!waits);
-        let sender = match self.plan.workload {
+        let mut peer = self.dial(self.part(number))?;
+        peer.sender = match self.plan.workload {
             Workload::Fanout => 0,
             _ if self.plan.durable => number,
             _ => number ^ 1,
         };
+        self.ready += u32::from(peer.ready);
+        self.take_in(peer, number)
+    }
+
+    /// A connection on which its agent has introduced itself, as far as it can.
+    fn dial(&self, part: Part) -> Result<Peer<D>, String> {
+        let since = self.now();
+        let socket = open(&self.plan.address, self.pid()).map_err(|error| format!("{}: {error}", self.plan.address))?;
+        rustix::io::ioctl_fionbio(&socket, true).map_err(|error| error.to_string())?;
+        let (mut out, mut sealed) = (Vec::new(), Vec::new());
+        let mut secure = self.plan.access.link()?;
+        if let Some(link) = &mut secure {
+            link.feed(&[], &mut Vec::new(), &mut sealed).map_err(|error| error.to_string())?;
+        }
+        let mut dialect = D::new(part);
+        let ready = !dialect.introduce(&mut out);
         let (carry, written, awaits_room) = (Vec::new(), 0, false);
-        self.backlog_bytes += out.len();
-        self.peers.push(Peer { socket, dialect, ready: !waits, sender, carry, out, written, awaits_room });
-        self.flush(number)
+        Ok(Peer { socket, dialect, ready, sender: u32::MAX, carry, secure, sealed, out, written, awaits_room, since })
+    }
+
+    /// Gives it this place among the peers, and lets it speak.
+    fn take_in(&mut self, peer: Peer<D>, place: u32) -> Result<(), String> {
+        let data = epoll::EventData::new_u64(u64::from(place));
+        epoll::add(&self.poll, &peer.socket, data, epoll::EventFlags::IN).map_err(|error| error.to_string())?;
+        self.backlog_bytes += peer.backlog();
+        match self.peers.get_mut(place as usize) {
+            Some(old) => *old = peer,
+            None => self.peers.push(peer),
+        }
+        self.flush(place)
     }
 
     fn hear_something(&mut self, what: &str) -> Result<(), String> {
@@ -252,6 +312,14 @@ impl<D: Dialect> Load<D> {
     }
 
     fn closed_loop(&mut self) -> Result<Outcome, String> {
+        self.set_going()?;
+        let start = self.begin();
+        self.turns_until(start.at + self.plan.measured, start.received + self.plan.messages_min)?;
+        Ok(self.end(&start))
+    }
+
+    /// Senders speak, and the load runs until it is warm.
+    fn set_going(&mut self) -> Result<(), String> {
         // A fan-out's window counts messages; everything else's, messages per pair.
         let window = if self.plan.workload == Workload::PingPong { 1 } else { self.plan.window };
         let senders: Vec<u32> = match self.plan.workload {
@@ -262,10 +330,7 @@ impl<D: Dialect> Load<D> {
             let now = self.now();
             self.speak(sender, now, window)?;
         }
-        self.turns_until(Instant::now() + self.plan.warm_up, 0)?;
-        let start = self.begin();
-        self.turns_until(start.at + self.plan.measured, start.received + self.plan.messages_min)?;
-        Ok(self.end(&start))
+        self.turns_until(Instant::now() + self.plan.warm_up, 0)
     }
 
     fn turns_until(&mut self, end: Instant, received_min: u64) -> Result<(), String> {
@@ -316,69 +381,6 @@ impl<D: Dialect> Load<D> {
         let received_min = start.received + self.plan.messages_min;
         pace(self, base + (self.plan.warm_up + self.plan.measured).as_nanos() as u64, received_min)?;
         Ok(self.end(&start))
-    }
-
-    /// Finds out where agents live, as seen from outside: each talks to itself, and the thread whose CPU time grows is
-    /// its home. Then pairs them as the workload asks and keeps only those.
-    fn place(&mut self) -> Result<(), String> {
-        const PROBES: u32 = 512;
-        self.join()?;
-        let mut homes: Vec<(u32, u32)> = Vec::new();
-        // The writer works for each message too; a shard says in its thread's name that it is one.
-        let mut shards = measure::cpu_by_thread(self.pid());
-        shards.retain(|thread, _| measure::thread_name(self.pid(), *thread).contains("shard"));
-        if shards.len() != 2 {
-            return Err(format!("{} threads call themselves shard; this workload needs two", shards.len()));
-        }
-        for number in 0..self.peers.len() as u32 {
-            let before = measure::cpu_by_thread(self.pid());
-            self.peers[number as usize].sender = u32::MAX;
-            let expected = self.received + u64::from(PROBES);
-            let now = self.now();
-            for _ in 0..PROBES / 64 {
-                self.speak(number, now, 64)?;
-                let wave = self.received + 64;
-                while self.received < wave.min(expected) {
-                    self.hear_something("a probe")?;
-                }
-            }
-            let grown = |(thread, after): (u32, u64)| (after - before.get(&thread).copied().unwrap_or(0), thread);
-            let after = measure::cpu_by_thread(self.pid());
-            let busiest = after.into_iter().filter(|(thread, _)| shards.contains_key(thread)).map(grown).max();
-            homes.push((busiest.ok_or("the relay has no threads")?.1, number));
-        }
-        homes.sort_unstable();
-        let first_home = homes[0].0;
-        let split = homes.iter().position(|(home, _)| *home != first_home).ok_or("all agents live on one shard")?;
-        let (here, there) = homes.split_at(split);
-        let couples: Vec<(u32, u32)> = if self.plan.workload == Workload::SameShard {
-            let half = self.plan.pairs as usize / 2;
-            here.chunks_exact(2)
-                .take(half)
-                .chain(there.chunks_exact(2).take(half))
-                .map(|two| (two[0].1, two[1].1))
-                .collect()
-        } else {
-            here.iter().zip(there).take(self.plan.pairs as usize).map(|(one, other)| (one.1, other.1)).collect()
-        };
-        if couples.len() < self.plan.pairs as usize {
-            return Err(format!("only {} pairs could be placed", couples.len()));
-        }
-        // In the order of the closed loop: senders even, receivers odd. The rest stays connected and silent.
-        let mut old: Vec<Option<Peer<D>>> = self.peers.drain(..).map(Some).collect();
-        let order = couples.iter().flat_map(|(one, other)| [*one, *other]).collect::<Vec<_>>();
-        let spare = (0..old.len() as u32).filter(|number| !order.contains(number)).collect::<Vec<_>>();
-        for (place, number) in order.iter().chain(&spare).enumerate() {
-            let mut peer = old[*number as usize].take().ok_or("an agent was placed twice")?;
-            peer.sender = place as u32 ^ 1;
-            if place % 2 == 0 && place < order.len() {
-                peer.dialect.address(Target::Agent(order[place + 1]));
-            }
-            let data = epoll::EventData::new_u64(place as u64);
-            epoll::modify(&self.poll, &peer.socket, data, epoll::EventFlags::IN).map_err(|error| error.to_string())?;
-            self.peers.push(peer);
-        }
-        Ok(())
     }
 
     fn pid(&self) -> u32 {
@@ -453,6 +455,9 @@ impl<D: Dialect> Load<D> {
 
     fn settle(&mut self, number: u32, now: u64) -> Result<(), String> {
         let peer = &mut self.peers[number as usize];
+        if !peer.ready {
+            return Ok(());
+        }
         let before = peer.out.len();
         peer.dialect.settle(now, &mut peer.out);
         self.backlog_bytes += peer.out.len() - before;
@@ -461,14 +466,28 @@ impl<D: Dialect> Load<D> {
 
     fn read(&mut self, number: u32, counts: bool) -> Result<(), String> {
         let peer = &mut self.peers[number as usize];
+        let is_guest = number as usize >= self.first_guest;
         let count = match recv(&peer.socket, &mut self.buffer[..], RecvFlags::empty()) {
+            // It was welcomed, and has left.
+            Ok((0, _)) | Err(Errno::CONNRESET) if is_guest && peer.ready => return self.left(number),
             Ok((0, _)) => return Err(format!("the server closed the connection of agent {number}")),
             Ok((count, _)) => count,
             Err(Errno::AGAIN | Errno::INTR) => return Ok(()),
             Err(error) => return Err(format!("agent {number}: {error}")),
         };
-        let bytes = &self.buffer[..count];
-        let before = peer.out.len();
+        if is_guest && peer.ready {
+            return Ok(());
+        }
+        let before = peer.backlog();
+        let bytes = match &mut peer.secure {
+            Some(link) => {
+                self.plain.clear();
+                let fed = link.feed(&self.buffer[..count], &mut self.plain, &mut peer.sealed);
+                fed.map_err(|error| format!("agent {number}: {error}"))?;
+                &self.plain[..]
+            }
+            None => &self.buffer[..count],
+        };
         self.heard.stamps.clear();
         self.heard.ready = false;
         if peer.carry.is_empty() {
@@ -479,11 +498,17 @@ impl<D: Dialect> Load<D> {
             let used = peer.dialect.hear(&peer.carry, &mut peer.out, &mut self.heard)?;
             peer.carry.drain(..used);
         }
-        self.backlog_bytes += peer.out.len() - before;
         if self.heard.ready && !peer.ready {
             peer.ready = true;
             self.ready += 1;
+            if is_guest {
+                peer.dialect.farewell(&mut peer.out);
+                let took = self.epoch.elapsed().as_nanos() as u64 - peer.since;
+                self.accepts.saturating_record(took);
+            }
         }
+        let grown = peer.backlog() - before;
+        self.backlog_bytes += grown;
         if !self.heard.stamps.is_empty() {
             self.messages_arrived(number, counts)?;
         }
@@ -524,7 +549,7 @@ impl<D: Dialect> Load<D> {
                     }
                 }
                 Workload::Open | Workload::Connect => {}
-                Workload::Pairs | Workload::SameShard | Workload::CrossShard => {
+                Workload::Pairs | Workload::SameShard | Workload::CrossShard | Workload::Hello => {
                     let sender = self.peers[number as usize].sender;
                     self.speak(sender, now, arrived as u32)?;
                 }
@@ -552,9 +577,20 @@ impl<D: Dialect> Load<D> {
 
     fn flush(&mut self, number: u32) -> Result<(), String> {
         let peer = &mut self.peers[number as usize];
+        if let Some(link) = &mut peer.secure
+            && link.is_ready()
+            && !peer.out.is_empty()
+        {
+            let before = peer.sealed.len();
+            link.seal(&peer.out, &mut peer.sealed).map_err(|error| format!("agent {number}: {error}"))?;
+            self.backlog_bytes += peer.sealed.len() - before;
+            self.backlog_bytes -= peer.out.len();
+            peer.out.clear();
+        }
+        let waiting = if peer.secure.is_some() { &mut peer.sealed } else { &mut peer.out };
         let mut full = false;
-        while peer.written < peer.out.len() && !full {
-            match send(&peer.socket, &peer.out[peer.written..], SendFlags::NOSIGNAL) {
+        while peer.written < waiting.len() && !full {
+            match send(&peer.socket, &waiting[peer.written..], SendFlags::NOSIGNAL) {
                 Ok(count) => {
                     peer.written += count;
                     self.backlog_bytes -= count;
@@ -565,7 +601,7 @@ impl<D: Dialect> Load<D> {
             }
         }
         if !full {
-            peer.out.clear();
+            waiting.clear();
             peer.written = 0;
         }
         if full != peer.awaits_room {
@@ -584,8 +620,8 @@ struct Start {
     cpu: BTreeMap<u32, u64>,
 }
 
-/// Connects; a server that is still starting gets some time.
-fn open(address: &str, pid: u32) -> io::Result<OwnedFd> {
+/// Connects to a path or `host:port`; a server that is still starting gets some time.
+pub fn open(address: &str, pid: u32) -> io::Result<OwnedFd> {
     let start = Instant::now();
     loop {
         let socket = if address.contains('/') {

@@ -1,8 +1,11 @@
 //! `relay-perf`: the benchmarks. Servers pinned to core 0, one load generator for all of them pinned to core 1.
 //! `scripts/perf.sh` runs everything and writes `perf/RESULTS.md`.
 
+mod access;
 mod commit;
 mod floor;
+mod handshakes;
+mod licence;
 mod load;
 mod measure;
 mod outcome;
@@ -80,10 +83,10 @@ struct CommitArguments {
 #[derive(FromArgs)]
 #[argh(subcommand, name = "load")]
 struct LoadArguments {
-    /// pingpong, pair, pairs, open, fanout, connect, same or cross
+    /// pingpong, pair, pairs, open, fanout, connect, same, cross, hello, handshakes or resumed
     #[argh(positional)]
     workload: String,
-    /// floor, log, splice, relay, relay-json, redis, streams, nats, jetstream, mosquitto or agent-relay
+    /// floor, log, splice, relay, relay-tcp, relay-tls, relay-auth, relay-json, nats-tls, redis, streams, nats, jetstream, mosquitto or agent-relay
     #[argh(option)]
     protocol: String,
     /// unix socket path, or host:port
@@ -101,7 +104,7 @@ struct LoadArguments {
     /// pairs, listeners or agents (default 64)
     #[argh(option, default = "64")]
     pairs: u32,
-    /// messages per second of the open loop, all pairs together (default 50000)
+    /// messages per second of the open loop, all pairs together, or HELLOs per second beside a load (default 50000)
     #[argh(option, default = "50_000")]
     rate: u64,
     /// seconds measured (default 1.2)
@@ -113,6 +116,18 @@ struct LoadArguments {
     /// count a message when its sender hears that it is on disk, instead of when it arrives
     #[argh(switch)]
     durable: bool,
+    /// speak TLS and believe the authorities in this PEM file
+    #[argh(option)]
+    tls_ca: Option<PathBuf>,
+    /// the name in the server's certificate (default localhost)
+    #[argh(option, default = "String::from(\"localhost\")")]
+    server_name: String,
+    /// the API key that every agent shows
+    #[argh(option)]
+    key: Option<String>,
+    /// a file of API keys, one a line: the agents take turns
+    #[argh(option)]
+    keys_file: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -147,6 +162,18 @@ fn say(outcome: &outcome::Outcome) {
 fn put_load(arguments: &LoadArguments) -> Result<(), String> {
     measure::pin(&[arguments.core]).map_err(|error| format!("core {}: {error}", arguments.core))?;
     measure::raise_descriptor_limit().map_err(|error| format!("descriptor limit: {error}"))?;
+    if let resume @ ("handshakes" | "resumed") = &arguments.workload[..] {
+        let ca = arguments.tls_ca.as_deref().ok_or("handshakes need --tls-ca")?;
+        let asked = handshakes::Handshakes {
+            address: &arguments.address,
+            pid: arguments.pid,
+            ca,
+            resume: resume == "resumed",
+            greets: arguments.protocol.starts_with("nats"),
+            measured: Duration::from_secs_f64(arguments.seconds),
+        };
+        return handshakes::run(&asked).map(|outcome| say(&outcome));
+    }
     let (workload, pairs) = match &arguments.workload[..] {
         "pingpong" => (Workload::PingPong, 1),
         "pair" => (Workload::Pairs, 1),
@@ -156,6 +183,7 @@ fn put_load(arguments: &LoadArguments) -> Result<(), String> {
         "connect" => (Workload::Connect, arguments.pairs),
         "same" => (Workload::SameShard, arguments.pairs),
         "cross" => (Workload::CrossShard, arguments.pairs),
+        "hello" => (Workload::Hello, arguments.pairs),
         other => return Err(format!("there is no workload {other:?}")),
     };
     let plan = Plan {
@@ -171,6 +199,12 @@ fn put_load(arguments: &LoadArguments) -> Result<(), String> {
         warm_up: Duration::from_millis(300),
         durable: arguments.durable,
         first_agent: 0,
+        access: access::Access::read(
+            arguments.tls_ca.as_deref(),
+            &arguments.server_name,
+            arguments.key.as_deref(),
+            arguments.keys_file.as_deref(),
+        )?,
     };
     if plan.durable && !matches!(plan.workload, Workload::Pairs) {
         return Err("only pair and pairs can wait for disks".to_owned());
@@ -178,7 +212,7 @@ fn put_load(arguments: &LoadArguments) -> Result<(), String> {
     let outcome = match &arguments.protocol[..] {
         "floor" => load::run::<talk::native::Floor>(plan),
         "splice" => load::run::<talk::native::Splice>(plan),
-        "relay" => load::run::<talk::native::Relay>(plan),
+        "relay" | "relay-tcp" | "relay-tls" | "relay-auth" => load::run::<talk::native::Relay>(plan),
         "log" | "log-nosync" => load::run::<talk::native::Journal>(plan),
         "relay-memory" => load::run::<talk::native::Relay>(plan),
         "streams" | "redis-always" | "redis-everysec" => load::run::<talk::streams::Streams>(plan),
@@ -216,6 +250,7 @@ mod smoke {
             warm_up: Duration::from_millis(10),
             durable: false,
             first_agent: 0,
+            access: access::Access::default(),
         }
     }
 

@@ -32,6 +32,16 @@ pub struct Outcome {
     pub bytes_per_agent: f64,
     /// CPU of the server while all agents are silent, in percent of a core.
     pub idle_cpu_percent: f64,
+    /// Agents let in beside the load (hello), or handshakes.
+    pub accepts: u64,
+    /// From connecting to WELCOME, or to the end of the handshake.
+    pub accept_p50_us: f64,
+    /// 99 of 100 are faster.
+    pub accept_p99_us: f64,
+    /// The load's p99 before others came (hello).
+    pub p99_before_us: f64,
+    /// Which part of the handshakes resumed an earlier session.
+    pub resumed: f64,
     /// CPU of the server per message, by the name of the thread; those of one name together.
     pub cpu_us_by_thread: BTreeMap<String, f64>,
 }
@@ -58,6 +68,11 @@ impl Outcome {
             resident_bytes: middle(|one| one.resident_bytes as f64) as u64,
             bytes_per_agent: middle(|one| one.bytes_per_agent),
             idle_cpu_percent: middle(|one| one.idle_cpu_percent),
+            accepts: middle(|one| one.accepts as f64) as u64,
+            accept_p50_us: middle(|one| one.accept_p50_us),
+            accept_p99_us: middle(|one| one.accept_p99_us),
+            p99_before_us: middle(|one| one.p99_before_us),
+            resumed: middle(|one| one.resumed),
             cpu_us_by_thread: threads.into_iter().map(of_thread).collect(),
         }
     }

@@ -67,6 +67,10 @@ pub struct Job {
     seconds: Option<f64>,
     /// Whether a message counts when its sender hears that it is on disk.
     pub durable: bool,
+    /// Messages or HELLOs per second, where the usual is not right.
+    rate: Option<u64>,
+    /// Whom the others are compared with.
+    pub base: &'static str,
 }
 
 const PEERS: &[&str] = &["floor", "relay", "redis", "nats", "mosquitto"];
@@ -86,6 +90,8 @@ pub const JOBS: &[Job] = &[
         pairs: 1,
         seconds: None,
         durable: false,
+        rate: None,
+        base: "floor",
     },
     Job {
         key: "pair",
@@ -107,6 +113,8 @@ pub const JOBS: &[Job] = &[
         pairs: 1,
         seconds: None,
         durable: false,
+        rate: None,
+        base: "floor",
     },
     Job {
         key: "pairs",
@@ -118,6 +126,8 @@ pub const JOBS: &[Job] = &[
         pairs: 64,
         seconds: None,
         durable: false,
+        rate: None,
+        base: "floor",
     },
     Job {
         key: "open",
@@ -129,6 +139,8 @@ pub const JOBS: &[Job] = &[
         pairs: 64,
         seconds: None,
         durable: false,
+        rate: None,
+        base: "floor",
     },
     Job {
         key: "fan100",
@@ -140,6 +152,8 @@ pub const JOBS: &[Job] = &[
         pairs: 100,
         seconds: None,
         durable: false,
+        rate: None,
+        base: "floor",
     },
     Job {
         key: "fan10000",
@@ -151,6 +165,8 @@ pub const JOBS: &[Job] = &[
         pairs: 9_990,
         seconds: None,
         durable: false,
+        rate: None,
+        base: "floor",
     },
     Job {
         key: "same",
@@ -162,6 +178,8 @@ pub const JOBS: &[Job] = &[
         pairs: 64,
         seconds: None,
         durable: false,
+        rate: None,
+        base: "floor",
     },
     Job {
         key: "cross",
@@ -173,6 +191,8 @@ pub const JOBS: &[Job] = &[
         pairs: 64,
         seconds: None,
         durable: false,
+        rate: None,
+        base: "floor",
     },
     Job {
         key: "json",
@@ -184,6 +204,8 @@ pub const JOBS: &[Job] = &[
         pairs: 1,
         seconds: Some(3.0),
         durable: false,
+        rate: None,
+        base: "floor",
     },
     Job {
         key: "idle",
@@ -195,6 +217,8 @@ pub const JOBS: &[Job] = &[
         pairs: 1_000,
         seconds: Some(15.0),
         durable: false,
+        rate: None,
+        base: "floor",
     },
     Job {
         key: "connect",
@@ -207,6 +231,8 @@ pub const JOBS: &[Job] = &[
         // Long enough for each agent to be asked for two signs of life.
         seconds: Some(22.0),
         durable: false,
+        rate: None,
+        base: "floor",
     },
     Job {
         key: "durable-single",
@@ -218,6 +244,8 @@ pub const JOBS: &[Job] = &[
         pairs: 1,
         seconds: None,
         durable: true,
+        rate: None,
+        base: "log",
     },
     Job {
         key: "durable-pair",
@@ -229,6 +257,8 @@ pub const JOBS: &[Job] = &[
         pairs: 1,
         seconds: None,
         durable: true,
+        rate: None,
+        base: "log",
     },
     Job {
         key: "durable-pairs",
@@ -240,6 +270,99 @@ pub const JOBS: &[Job] = &[
         pairs: 64,
         seconds: None,
         durable: true,
+        rate: None,
+        base: "log",
+    },
+    Job {
+        key: "tls",
+        title: "TCP on loopback, one sender to one receiver, 256 in flight: plain and TLS 1.3",
+        workload: "pair",
+        protocols: &["relay-tcp", "relay-tls"],
+        bodies: BOTH,
+        window: 256,
+        pairs: 1,
+        seconds: None,
+        durable: false,
+        rate: None,
+        base: "relay-tcp",
+    },
+    Job {
+        key: "auth-pingpong",
+        title: "Ping-pong, without and with authentication by one of 1,000 live keys",
+        workload: "pingpong",
+        protocols: &["relay", "relay-auth"],
+        bodies: SMALL,
+        window: 1,
+        pairs: 1,
+        seconds: None,
+        durable: false,
+        rate: None,
+        base: "relay",
+    },
+    Job {
+        key: "auth-pair",
+        title: "One sender to one receiver, 256 in flight, without and with authentication by one of 1,000 live keys",
+        workload: "pair",
+        protocols: &["relay", "relay-auth"],
+        bodies: SMALL,
+        window: 256,
+        pairs: 1,
+        seconds: None,
+        durable: false,
+        rate: None,
+        base: "relay",
+    },
+    Job {
+        key: "hello",
+        title: "1,000 HELLOs per second with keys, beside 64 pairs with 16 in flight each",
+        workload: "hello",
+        protocols: &["relay", "relay-auth"],
+        bodies: SMALL,
+        window: 16,
+        pairs: 64,
+        seconds: Some(3.0),
+        durable: false,
+        rate: Some(1_000),
+        base: "relay",
+    },
+    Job {
+        key: "handshakes",
+        title: "Full TLS 1.3 handshakes, 16 at once, ECDSA P-256",
+        workload: "handshakes",
+        protocols: &["relay-tls", "nats-tls"],
+        bodies: SMALL,
+        window: 1,
+        pairs: 1,
+        seconds: Some(3.0),
+        durable: false,
+        rate: None,
+        base: "nats-tls",
+    },
+    Job {
+        key: "resumed",
+        title: "TLS 1.3 handshakes that resume a session, 16 at once",
+        workload: "resumed",
+        protocols: &["relay-tls", "nats-tls"],
+        bodies: SMALL,
+        window: 1,
+        pairs: 1,
+        seconds: Some(3.0),
+        durable: false,
+        rate: None,
+        base: "nats-tls",
+    },
+    Job {
+        key: "idle-tls",
+        title: "1,000 agents over TLS, all silent",
+        workload: "connect",
+        protocols: &["relay-tcp", "relay-tls"],
+        bodies: SMALL,
+        window: 1,
+        pairs: 1_000,
+        seconds: Some(5.0),
+        durable: false,
+        rate: None,
+        base: "relay-tcp",
     },
 ];
 
@@ -367,7 +490,7 @@ fn seconds(job: &Job, protocol: &str, arguments: &RunArguments) -> f64 {
     match job.seconds {
         _ if arguments.quick => 0.4,
         // Only the relay's own heartbeats are of interest.
-        Some(_) if job.workload == "connect" && protocol != "relay" => arguments.seconds,
+        Some(_) if job.workload == "connect" && !protocol.starts_with("relay") => arguments.seconds,
         Some(seconds) => seconds,
         None => arguments.seconds,
     }
@@ -392,6 +515,14 @@ fn measure_once(job: &Job, protocol: &str, body: usize, seconds: f64, places: &P
     }
     if job.durable {
         load.arg("--durable");
+    }
+    if let Some(rate) = job.rate {
+        load.args(["--rate", &rate.to_string()]);
+    }
+    for (option, file) in [("--tls-ca", &server.ca), ("--keys-file", &server.keys)] {
+        if let Some(file) = file {
+            load.arg(option).arg(file);
+        }
     }
     let output = load.output().map_err(|error| error.to_string())?;
     if !output.status.success() {

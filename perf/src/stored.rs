@@ -329,6 +329,7 @@ impl Measurement<'_> {
             warm_up: Duration::from_millis(300),
             durable,
             first_agent: FIRST_AGENT.fetch_add(2, Ordering::Relaxed),
+            access: crate::access::Access::default(),
         }
     }
 

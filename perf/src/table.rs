@@ -121,21 +121,21 @@ fn figures(stored: &[Figure]) -> String {
 }
 
 fn workload(job: &Job, medians: &Medians) -> String {
-    let silent = matches!(job.key, "idle" | "connect");
-    let ratios = match job.durable {
-        true => ["p50 : log", "p99 : log", "CPU : log"],
-        false => ["p50 : floor", "p99 : floor", "CPU : floor"],
-    };
+    if matches!(job.key, "hello" | "handshakes" | "resumed") {
+        return accepts(job, medians);
+    }
+    let silent = matches!(job.key, "idle" | "idle-tls" | "connect");
+    let ratios = ["p50", "p99", "CPU"].map(|number| format!("{number} : {}", job.base));
     let head: &[&str] = if silent {
         &["server", "HELLOs/s", "CPU us/HELLO", "bytes/agent", "idle CPU %"]
     } else {
-        &["server", "body", "p50 us", "p99 us", "p99.9 us", "CPU us/msg", "msg/s", ratios[0], ratios[1], ratios[2]]
+        &["server", "body", "p50 us", "p99 us", "p99.9 us", "CPU us/msg", "msg/s", &ratios[0], &ratios[1], &ratios[2]]
     };
     let mut rows = vec![head.iter().map(|one| (*one).to_owned()).collect::<Vec<_>>()];
     let mut of_job: Vec<_> = medians.iter().filter(|((key, _, _), _)| *key == job.key).collect();
     of_job.sort_by_key(|((_, protocol, body), _)| (*body, place(protocol)));
     for ((_, protocol, body), found) in of_job {
-        let floor = medians.get(&(job.key, if job.durable { "log" } else { "floor" }, *body));
+        let floor = medians.get(&(job.key, job.base, *body));
         let ratio = |number: fn(&Outcome) -> f64| match floor.map(number) {
             Some(base) if base > 0.0 => format!("{:.2}", number(found) / base),
             _ => "-".to_owned(),
@@ -166,9 +166,71 @@ fn workload(job: &Job, medians: &Medians) -> String {
     aligned(&rows)
 }
 
+/// What it costs to let agents in.
+fn accepts(job: &Job, medians: &Medians) -> String {
+    let beside = job.key == "hello";
+    let head: &[&str] = if beside {
+        &[
+            "server",
+            "HELLOs",
+            "WELCOME p50 us",
+            "p99 us",
+            "load p99 us before",
+            "during",
+            "during : before",
+            "CPU us/msg",
+        ]
+    } else {
+        &["server", "handshakes/s", "CPU us each", "p50 us", "p99 us", "resumed", "CPU : nats"]
+    };
+    let mut rows = vec![head.iter().map(|one| (*one).to_owned()).collect::<Vec<_>>()];
+    let mut of_job: Vec<_> = medians.iter().filter(|((key, _, _), _)| *key == job.key).collect();
+    of_job.sort_by_key(|((_, protocol, body), _)| (*body, place(protocol)));
+    for ((_, protocol, body), found) in of_job {
+        let ratio = |number: f64, base: f64| if base > 0.0 { format!("{:.2}", number / base) } else { "-".to_owned() };
+        let base = medians.get(&(job.key, job.base, *body)).map_or(0.0, |base| base.cpu_us_per_message);
+        let (p50, p99) = (format!("{:.1}", found.accept_p50_us), format!("{:.1}", found.accept_p99_us));
+        rows.push(if beside {
+            vec![
+                (*protocol).to_owned(),
+                found.accepts.to_string(),
+                p50,
+                p99,
+                format!("{:.1}", found.p99_before_us),
+                format!("{:.1}", found.p99_us),
+                ratio(found.p99_us, found.p99_before_us),
+                format!("{:.3}", found.cpu_us_per_message),
+            ]
+        } else {
+            vec![
+                (*protocol).to_owned(),
+                format!("{:.0}", found.per_second),
+                format!("{:.1}", found.cpu_us_per_message),
+                p50,
+                p99,
+                format!("{:.0} %", found.resumed * 100.0),
+                ratio(found.cpu_us_per_message, base),
+            ]
+        });
+    }
+    aligned(&rows)
+}
+
 /// The relay's place in a table is after the floor's.
 fn place(protocol: &str) -> usize {
-    let order = ["floor", "splice", "lmdb", "log", "log-nosync", "relay", "relay-memory", "relay-json"];
+    let order = [
+        "floor",
+        "splice",
+        "lmdb",
+        "log",
+        "log-nosync",
+        "relay",
+        "relay-tcp",
+        "relay-tls",
+        "relay-auth",
+        "relay-memory",
+        "relay-json",
+    ];
     order.iter().position(|one| *one == protocol).unwrap_or(order.len())
 }
 
@@ -321,6 +383,22 @@ fn targets(medians: &Medians, stored: &[Figure]) -> String {
     check("JSON wire: throughput, relay to agent-relay".into(), false, 50.0, faster);
     let slower = ratio(json("relay-json", p99), json("agent-relay", p99));
     check("JSON wire: p99, relay to agent-relay".into(), true, 1.0 / 3.0, slower);
+    let tls = |protocol, number| value("tls", protocol, 1024, number);
+    let found = ratio(tls("relay-tls", cpu), tls("relay-tcp", cpu));
+    check("TLS, one pair 1 KiB: CPU, TLS to plain TCP".into(), true, 2.0, found);
+    for job in ["auth-pair", "auth-pingpong"] {
+        let found = ratio(value(job, "relay-auth", 128, cpu), value(job, "relay", 128, cpu));
+        check(format!("{job}, 1,000 live keys: CPU, with authentication to without"), true, 1.02, found);
+    }
+    let hello = |number| value("hello", "relay-auth", 128, number);
+    let found = ratio(hello(p99), hello(|one| one.p99_before_us));
+    check("1,000 HELLOs/s with keys beside full load: p99, during to before".into(), true, 1.1, found);
+    for job in ["handshakes", "resumed"] {
+        let found = ratio(value(job, "relay-tls", 128, rate), value(job, "nats-tls", 128, rate));
+        check(format!("TLS 1.3 {job}: per second, relay to nats"), false, 1.0, found);
+    }
+    let found = value("idle-tls", "relay-tls", 128, |one| one.bytes_per_agent);
+    check("1,000 silent agents over TLS: bytes each".into(), true, 40.0 * 1024.0, found);
     let connect = |number| value("connect", "relay", 128, number);
     check("10,000 agents: bytes each".into(), true, 4096.0, connect(|one| one.bytes_per_agent));
     check("10,000 agents: HELLOs per second".into(), false, 30_000.0, connect(rate));

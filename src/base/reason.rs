@@ -46,11 +46,17 @@ pub enum CloseReason {
     KeyRevoked = 20,
     /// The credential it came in with has expired.
     KeyExpired = 21,
+    /// Where TLS is required, the peer speaks something else.
+    TlsRequired = 22,
+    /// The TLS handshake failed, or what came later was not correct TLS.
+    TlsHandshake = 23,
+    /// The peer speaks TLS where it is off.
+    TlsOff = 24,
 }
 
 impl CloseReason {
     /// Every reason, for metrics.
-    pub const ALL: [CloseReason; 21] = [
+    pub const ALL: [CloseReason; 24] = [
         CloseReason::Bye,
         CloseReason::Lost,
         CloseReason::Shutdown,
@@ -72,6 +78,9 @@ impl CloseReason {
         CloseReason::Throttled,
         CloseReason::KeyRevoked,
         CloseReason::KeyExpired,
+        CloseReason::TlsRequired,
+        CloseReason::TlsHandshake,
+        CloseReason::TlsOff,
     ];
 
     /// The reason's name in logs, metrics and `status`.
@@ -98,6 +107,9 @@ impl CloseReason {
             CloseReason::Throttled => "throttled",
             CloseReason::KeyRevoked => "key_revoked",
             CloseReason::KeyExpired => "key_expired",
+            CloseReason::TlsRequired => "tls_required",
+            CloseReason::TlsHandshake => "tls_handshake",
+            CloseReason::TlsOff => "tls_off",
         }
     }
 }

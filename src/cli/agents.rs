@@ -2,63 +2,49 @@
 
 use super::Failure;
 use super::print::{self, Style, ago, bytes, cell};
-use super::talk::{self, Reach};
+use super::reach::{Reach, reaching};
+use super::talk;
 use crate::base::name::is_internal;
 use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
 use serde_json::Value;
-use std::path::PathBuf;
 
 /// Seconds after which `who` counts an agent as gone quiet.
 const ACTIVE_WITHIN_S: i64 = 30;
 
-/// List the agents this relay knows, connected or away.
-#[derive(FromArgs, ArgsInfo)]
-#[argh(
-    subcommand,
-    name = "agents",
-    help_triggers("-h", "--help"),
-    example = "relay agents
+reaching! {
+    /// List the agents this relay knows, connected or away.
+    #[derive(FromArgs, ArgsInfo)]
+    #[argh(
+        subcommand,
+        name = "agents",
+        help_triggers("-h", "--help"),
+        example = "relay agents
 relay agents --all --json"
-)]
-pub(super) struct Agents {
-    /// the relay's own helpers as well (their names start with __)
-    #[argh(switch)]
-    all: bool,
-    /// print one JSON value
-    #[argh(switch)]
-    json: bool,
-    /// base directory of all data
-    #[argh(option, arg_name = "directory")]
-    data_dir: Option<PathBuf>,
-    /// the Unix socket
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-    /// the machine's relay instead of the project's
-    #[argh(switch)]
-    global: bool,
+    )]
+    pub(super) struct Agents {
+        /// the relay's own helpers as well (their names start with __)
+        #[argh(switch)]
+        all: bool,
+        /// print one JSON value
+        #[argh(switch)]
+        json: bool,
+    }
 }
 
-/// List the agents that are connected or were seen within the last 30 seconds.
-#[derive(FromArgs, ArgsInfo)]
-#[argh(subcommand, name = "who", help_triggers("-h", "--help"), example = "relay who")]
-pub(super) struct Who {
-    /// print one JSON value
-    #[argh(switch)]
-    json: bool,
-    /// base directory of all data
-    #[argh(option, arg_name = "directory")]
-    data_dir: Option<PathBuf>,
-    /// the Unix socket
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-    /// the machine's relay instead of the project's
-    #[argh(switch)]
-    global: bool,
+reaching! {
+    /// List the agents that are connected or were seen within the last 30 seconds.
+    #[derive(FromArgs, ArgsInfo)]
+    #[argh(subcommand, name = "who", help_triggers("-h", "--help"), example = "relay who")]
+    pub(super) struct Who {
+        /// print one JSON value
+        #[argh(switch)]
+        json: bool,
+    }
 }
 
 pub(super) fn run(command: &Agents) -> Result<(), Failure> {
-    let reach = Reach::of(command.data_dir.as_deref(), command.socket.as_deref(), command.global)?;
+    let reach = command.reach()?;
     let mut agents = known(&reach, command.all)?;
     if !command.all {
         agents.retain(|agent| !is_internal(agent["name"].as_str().unwrap_or_default()));
@@ -74,7 +60,7 @@ pub(super) fn run(command: &Agents) -> Result<(), Failure> {
 }
 
 pub(super) fn run_who(command: &Who) -> Result<(), Failure> {
-    let reach = Reach::of(command.data_dir.as_deref(), command.socket.as_deref(), command.global)?;
+    let reach = command.reach()?;
     let mut agents = known(&reach, false)?;
     let now = jiff::Timestamp::now();
     agents.retain(|agent| is_active(agent, now) && !is_internal(agent["name"].as_str().unwrap_or_default()));

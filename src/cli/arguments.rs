@@ -19,32 +19,80 @@ pub(super) fn normalise(arguments: &[String]) -> Result<Vec<String>, Failure> {
         return Err(Failure::Usage(format!("say what to do.\n\n{help}")));
     };
     if matches!(first.as_str(), "--help" | "-h" | "help") {
-        // `relay help send` is `relay send --help`.
-        return Ok(match arguments.get(1) {
-            Some(command) => vec![command_named(&known, command)?.name.to_owned(), "--help".to_owned()],
-            None => vec!["--help".to_owned()],
-        });
+        return help(&known, Vec::new(), &arguments[1..]);
     }
-    let (command, rest) = if first.starts_with('-') { ("up", arguments) } else { (first.as_str(), &arguments[1..]) };
-    let command = command_named(&known, command)?;
+    let (command, mut rest) =
+        if first.starts_with('-') { ("up", arguments) } else { (first.as_str(), &arguments[1..]) };
+    let mut command = command_named(&known, "relay", command)?;
     let mut normal = vec![command.name.to_owned()];
-    normal.extend(flags(command, rest)?);
+    // `relay keys list`: a command of commands has no flags of its own.
+    while !command.command.commands.is_empty() {
+        let title = format!("relay {}", normal.join(" "));
+        let Some((name, behind)) = rest.split_first() else {
+            return Err(Failure::Usage(format!("say what to do.\nRun `{title} --help` for the list.")));
+        };
+        if matches!(name.as_str(), "--help" | "-h" | "help") {
+            return help(&command.command, normal, behind);
+        }
+        if name.starts_with('-') {
+            return Err(Failure::Usage(format!("`{title}` needs a command before {name}.\nRun `{title} --help`.")));
+        }
+        command = command_named(&command.command, &title, name)?;
+        normal.push(command.name.to_owned());
+        rest = behind;
+    }
+    let title = format!("relay {}", normal.join(" "));
+    normal.extend(flags(command, &title, rest)?);
     Ok(normal)
 }
 
-fn command_named<'a>(known: &'a CommandInfoWithArgs, name: &str) -> Result<&'a argh::SubCommandInfo, Failure> {
+/// `relay help keys list` is `relay keys list --help`.
+fn help(known: &CommandInfoWithArgs, mut normal: Vec<String>, names: &[String]) -> Result<Vec<String>, Failure> {
+    let mut known = known;
+    for name in names {
+        // What follows a command without commands is no business of its help.
+        if known.commands.is_empty() {
+            break;
+        }
+        let title = ["relay"].into_iter().chain(normal.iter().map(String::as_str)).collect::<Vec<_>>().join(" ");
+        let command = command_named(known, &title, name)?;
+        normal.push(command.name.to_owned());
+        known = &command.command;
+    }
+    normal.push("--help".to_owned());
+    Ok(normal)
+}
+
+/// The command that normal arguments are for, in full: `relay keys list`.
+pub(super) fn title(arguments: &[String]) -> String {
+    let mut known = Relay::get_args_info();
+    let mut title = "relay".to_owned();
+    for name in arguments {
+        let Some(at) = known.commands.iter().position(|command| command.name == name) else { break };
+        title = format!("{title} {name}");
+        known = known.commands.swap_remove(at).command;
+    }
+    title
+}
+
+fn command_named<'a>(
+    known: &'a CommandInfoWithArgs,
+    title: &str,
+    name: &str,
+) -> Result<&'a argh::SubCommandInfo, Failure> {
     if let Some(command) = known.commands.iter().find(|command| command.name == name) {
         return Ok(command);
     }
     let nearest = known.commands.iter().min_by_key(|command| edit_distance(name, command.name));
     let hint = match nearest {
-        Some(nearest) if edit_distance(name, nearest.name) <= 2 => format!(" Did you mean `relay {}`?", nearest.name),
+        Some(nearest) if edit_distance(name, nearest.name) <= 2 => format!(" Did you mean `{title} {}`?", nearest.name),
         _ => String::new(),
     };
-    Err(Failure::Usage(format!("there is no command \"{name}\".{hint}\nRun `relay --help` for the list.")))
+    let place = if title == "relay" { String::new() } else { format!(" of `{title}`") };
+    Err(Failure::Usage(format!("there is no command \"{name}\"{place}.{hint}\nRun `{title} --help` for the list.")))
 }
 
-fn flags(command: &argh::SubCommandInfo, rest: &[String]) -> Result<Vec<String>, Failure> {
+fn flags(command: &argh::SubCommandInfo, title: &str, rest: &[String]) -> Result<Vec<String>, Failure> {
     let kind_of = |name: &str| {
         let flag = command.command.flags.iter().find(|flag| flag.long == name)?;
         Some(matches!(flag.kind, FlagInfoKind::Option { .. }))
@@ -73,23 +121,22 @@ fn flags(command: &argh::SubCommandInfo, rest: &[String]) -> Result<Vec<String>,
             }
             // argh would take a lone dash for a flag; no body at all means standard input as well.
             (None, None) if name == "-" && command.name == "send" => {}
-            (None, _) if name.starts_with("--") && argument != "--help" => return Err(unknown_flag(command, name)),
+            (None, _) if name.starts_with("--") && argument != "--help" => {
+                return Err(unknown_flag(command, title, name));
+            }
             _ => normal.push(argument.clone()),
         }
     }
     Ok(normal)
 }
 
-fn unknown_flag(command: &argh::SubCommandInfo, name: &str) -> Failure {
+fn unknown_flag(command: &argh::SubCommandInfo, title: &str, name: &str) -> Failure {
     let nearest = command.command.flags.iter().map(|flag| flag.long).min_by_key(|flag| edit_distance(name, flag));
     let hint = match nearest {
         Some(nearest) if edit_distance(name, nearest) <= 2 => format!(" Did you mean {nearest}?"),
         _ => String::new(),
     };
-    Failure::Usage(format!(
-        "`relay {}` has no flag {name}.{hint}\nRun `relay {} --help` for the list.",
-        command.name, command.name
-    ))
+    Failure::Usage(format!("`{title}` has no flag {name}.{hint}\nRun `{title} --help` for the list."))
 }
 
 #[cfg(test)]
@@ -129,6 +176,25 @@ mod tests {
         assert_eq!(normal(&["--help", "send"]), ["send", "--help"]);
         assert_eq!(normal(&["send", "--help"]), ["send", "--help"]);
         assert_eq!(normal(&["-h"]), ["--help"]);
+        for line in [["help", "keys", "list"], ["keys", "help", "list"], ["keys", "list", "--help"]] {
+            assert_eq!(normal(&line), ["keys", "list", "--help"]);
+        }
+        assert_eq!(normal(&["keys", "-h"]), ["keys", "--help"]);
+    }
+
+    #[test]
+    fn a_command_of_commands_is_read_like_any_other() {
+        assert_eq!(normal(&["keys", "create", "--name=a", "--json"]), ["keys", "create", "--name", "a", "--json"]);
+        assert_eq!(refusal(&["keys"]), "say what to do.\nRun `relay keys --help` for the list.");
+        assert!(
+            refusal(&["keys", "lst"]).contains("no command \"lst\" of `relay keys`. Did you mean `relay keys list`?")
+        );
+        assert!(
+            refusal(&["keys", "list", "--jsn"]).contains("`relay keys list` has no flag --jsn. Did you mean --json?")
+        );
+        assert_eq!(title(&normal(&["keys", "list", "--json"])), "relay keys list");
+        assert_eq!(title(&normal(&["send", "keys"])), "relay send");
+        assert!(refusal(&["keys", "--json", "list"]).contains("`relay keys` needs a command before --json"));
     }
 
     #[test]
@@ -142,7 +208,8 @@ mod tests {
     #[test]
     fn what_does_not_exist_is_named_with_what_might_be_meant() {
         assert!(refusal(&["stauts"]).contains("Did you mean `relay status`?"));
-        assert!(refusal(&["licence"]).starts_with("there is no command \"licence\".\n"));
+        assert!(refusal(&["licence"]).starts_with("there is no command \"licence\". Did you mean `relay license`?\n"));
+        assert!(refusal(&["frobnicate"]).starts_with("there is no command \"frobnicate\".\n"));
         assert!(refusal(&["status", "--verbos"]).contains("Did you mean --verbose?"));
         assert!(refusal(&["--http=127.0.0.1:1"]).contains("not in this version"));
     }

@@ -1,63 +1,58 @@
 //! `relay bench`: pairs of agents that talk as fast as they may, against a running daemon or a temporary one.
 
 use super::print::{self, Progress};
-use super::talk::Reach;
+use super::reach::reaching;
 use super::{Failure, launch};
-use crate::client::{Address, Client, Error, Incoming, Options, Outgoing};
-use crate::daemon::lock;
+use crate::client::{Address, Client, Error, Incoming, Options, Outgoing, ask};
+use crate::daemon::paths::{Environment, Place};
+use crate::daemon::settings::{Flags, Settings};
+use crate::daemon::{DaemonError, lock};
+use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
-use std::ffi::OsString;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, mpsc};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-/// Measure throughput and latency with a load of its own.
-#[derive(FromArgs, ArgsInfo)]
-#[argh(
-    subcommand,
-    name = "bench",
-    help_triggers("-h", "--help"),
-    example = "relay bench
+reaching! {
+    /// Measure throughput and latency with a load of its own.
+    #[derive(FromArgs, ArgsInfo)]
+    #[argh(
+        subcommand,
+        name = "bench",
+        help_triggers("-h", "--help"),
+        example = "relay bench
 relay bench --pairs 8 --window 256 --body 1024 --seconds 10
 relay bench --window 1 --json",
-    note = "Without a relay running here, or with --temporary, it starts one of its own in a temporary directory and
+        note = "Without a relay running here, or with --temporary, it starts one of its own in a temporary directory and
 stops it afterwards. Latency is from just before the send to just after the receive; --window 1 measures
 it without queueing."
-)]
-pub(super) struct Bench {
-    /// pairs of a sender and a receiver (default: 2)
-    #[argh(option, arg_name = "N", default = "2")]
-    pairs: usize,
-    /// messages of each pair on their way at once (default: 64)
-    #[argh(option, arg_name = "N", default = "64")]
-    window: u64,
-    /// bytes of each body (default: 256)
-    #[argh(option, arg_name = "bytes", default = "256")]
-    body: usize,
-    /// how long to measure (default: 5)
-    #[argh(option, arg_name = "seconds", default = "5")]
-    seconds: u64,
-    /// start a relay of its own even if one is running
-    #[argh(switch)]
-    temporary: bool,
-    /// shards of that relay
-    #[argh(option, arg_name = "N")]
-    cores: Option<u16>,
-    /// print one JSON value
-    #[argh(switch)]
-    json: bool,
-    /// base directory of all data
-    #[argh(option, arg_name = "directory")]
-    data_dir: Option<PathBuf>,
-    /// the Unix socket
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-    /// the machine's relay instead of the project's
-    #[argh(switch)]
-    global: bool,
+    )]
+    pub(super) struct Bench {
+        /// pairs of a sender and a receiver (default: 2)
+        #[argh(option, arg_name = "N", default = "2")]
+        pairs: usize,
+        /// messages of each pair on their way at once (default: 64)
+        #[argh(option, arg_name = "N", default = "64")]
+        window: u64,
+        /// bytes of each body (default: 256)
+        #[argh(option, arg_name = "bytes", default = "256")]
+        body: usize,
+        /// how long to measure (default: 5)
+        #[argh(option, arg_name = "seconds", default = "5")]
+        seconds: u64,
+        /// start a relay of its own even if one is running
+        #[argh(switch)]
+        temporary: bool,
+        /// shards of that relay
+        #[argh(option, arg_name = "N")]
+        cores: Option<u16>,
+        /// print one JSON value
+        #[argh(switch)]
+        json: bool,
+    }
 }
 
 pub(super) fn run(command: &Bench) -> Result<(), Failure> {
@@ -65,18 +60,20 @@ pub(super) fn run(command: &Bench) -> Result<(), Failure> {
     bounds("--window", command.window, 1, 65_536)?;
     bounds("--body", command.body as u64, STAMP_BYTES as u64, 1_000_000)?;
     bounds("--seconds", command.seconds, 1, 3600)?;
-    let reach = Reach::of(command.data_dir.as_deref(), command.socket.as_deref(), command.global)?;
-    let running = command.socket.is_some() || lock::live_holder(&reach.layout).is_some();
+    let reach = command.reach()?;
+    let running = command.connect.is_some() || command.socket.is_some() || lock::live_holder(&reach.layout).is_some();
     if running && !command.temporary {
         if command.cores.is_some() {
             return Err(Failure::Usage("--cores is for a relay of its own; add --temporary".to_owned()));
         }
-        let result = measure(&reach.address(), command).map_err(|error| reach.explain(error))?;
+        let options = reach.options("", "relay bench")?;
+        let result = measure(reach.address(), &options, command).map_err(|error| reach.explain(error))?;
         return report(command, &result, "running");
     }
     let relay = Temporary::start(command.cores)?;
-    let result = measure(&Address::Unix(relay.directory.join("relay.sock")), command).map_err(Failure::failed)?;
-    drop(relay);
+    let options = Options { program: "relay bench".to_owned(), ..Options::named("") };
+    let result = measure(&relay.address, &options, command).map_err(Failure::failed)?;
+    relay.stop()?;
     report(command, &result, "temporary")
 }
 
@@ -87,38 +84,73 @@ fn bounds(flag: &str, value: u64, min: u64, max: u64) -> Result<(), Failure> {
     Err(Failure::Usage(format!("{flag} {value}: it is a whole number from {min} to {max}")))
 }
 
-/// A relay in a directory of its own; both go when this does.
+/// A relay on a thread of this process, in a directory of its own; both go when this does. It has no limits because it has
+/// no way in but its socket there, which nobody else may open.
 struct Temporary {
-    relay: launch::Started,
-    directory: PathBuf,
+    thread: Option<JoinHandle<Result<(), DaemonError>>>,
+    address: Address,
+    _directory: Directory,
+}
+
+/// A directory that is removed with this.
+struct Directory(PathBuf);
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.0));
+    }
 }
 
 impl Temporary {
     fn start(cores: Option<u16>) -> Result<Temporary, Failure> {
-        let directory = std::env::temp_dir().join(format!("relay-bench-{:016x}", launch::random()));
+        let path = std::env::temp_dir().join(format!("relay-bench-{:016x}", launch::random()));
         std::fs::DirBuilder::new()
             .mode(0o700)
-            .create(&directory)
-            .map_err(|error| Failure::Failed(format!("cannot make {}: {error}", directory.display())))?;
-        let mut arguments: Vec<OsString> =
-            ["up", "--global", "--log", "warn", "--data-dir"].into_iter().map(OsString::from).collect();
-        arguments.push(directory.clone().into());
-        arguments.extend([OsString::from("--socket"), directory.join("relay.sock").into()]);
-        if let Some(cores) = cores {
-            arguments.extend([OsString::from("--cores"), cores.to_string().into()]);
+            .create(&path)
+            .map_err(|error| Failure::Failed(format!("cannot make {}: {error}", path.display())))?;
+        let directory = Directory(path);
+        let socket = directory.0.join("relay.sock");
+        let place = Place { data_dir: Some(directory.0.clone()), socket: Some(socket.clone()), global: true };
+        let mut values = vec![("log.level", "warn".to_owned())];
+        values.extend(cores.map(|cores| ("cores", cores.to_string())));
+        // Of the environment nothing: what is set there is meant for the relay that serves.
+        let settings = Settings::read(&Flags { place, config: None, values }, &Environment::default());
+        let settings = settings.map_err(Failure::usage)?;
+        let (tell, told) = mpsc::sync_channel(1);
+        let body = move || {
+            crate::daemon::run_temporary(settings, |_| {
+                let _ = tell.send(());
+            })
+        };
+        let thread = thread::Builder::new().name("relay-temporary".to_owned()).spawn(body);
+        let thread = thread.map_err(|error| Failure::Failed(format!("cannot start a thread: {error}")))?;
+        let relay = Temporary { thread: Some(thread), address: Address::Unix(socket), _directory: directory };
+        // It says so when it is ready, or ends and says nothing.
+        if told.recv().is_err() {
+            relay.stop()?;
+            return Err(Failure::Failed("the temporary relay ended before it was ready".to_owned()));
         }
-        let log = directory.join("bench.log");
-        let relay = launch::start(&arguments, Some(&log)).inspect_err(|_| drop(std::fs::remove_dir_all(&directory)))?;
-        let mut temporary = Temporary { relay, directory };
-        launch::wait_until_ready(&mut temporary.relay, Some(&log))?;
-        Ok(temporary)
+        Ok(relay)
+    }
+
+    /// Why it ended, if it was not asked to.
+    fn stop(mut self) -> Result<(), Failure> {
+        self.end().unwrap_or(Ok(())).map_err(Failure::failed)
+    }
+
+    fn end(&mut self) -> Option<Result<(), DaemonError>> {
+        let thread = self.thread.take()?;
+        if !thread.is_finished() {
+            // One that does not answer is ending already.
+            drop(ask(&self.address, QueryKind::Stop, "{}", DRAIN));
+        }
+        thread.join().ok()
     }
 }
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        self.relay.stop();
-        drop(std::fs::remove_dir_all(&self.directory));
+        drop(self.end());
     }
 }
 
@@ -143,7 +175,7 @@ struct Measured {
     latencies: Latencies,
 }
 
-fn measure(address: &Address, command: &Bench) -> Result<Measured, Error> {
+fn measure(address: &Address, options: &Options, command: &Bench) -> Result<Measured, Error> {
     let run = format!("{:08x}", launch::random() as u32);
     let begun = Instant::now();
     let deadline = Duration::from_secs(command.seconds);
@@ -155,8 +187,9 @@ fn measure(address: &Address, command: &Bench) -> Result<Measured, Error> {
         // All connections are made here, one after the other: a failure then ends the run instead of leaving a thread
         // at the barrier for ever. Names with __ hold no seat and are hidden from listings.
         let receiver_name = format!("__bench-{run}-r{number}");
-        let receiver = Client::connect(address, &Options::named(receiver_name.clone()))?;
-        let sender = Client::connect(address, &Options::named(format!("__bench-{run}-s{number}")))?;
+        let receiver = Client::connect(address, &Options { name: receiver_name.clone(), ..options.clone() })?;
+        let name = format!("__bench-{run}-s{number}");
+        let sender = Client::connect(address, &Options { name, ..options.clone() })?;
         threads.push((receiver, sender, receiver_name));
     }
     let mut receiving: Vec<JoinHandle<Result<Latencies, Error>>> = Vec::new();
@@ -273,6 +306,8 @@ impl Load<'_> {
                 }
                 Incoming::Error { message, .. } => return Err(Error::Question(message)),
                 Incoming::Bye => return Err(Error::Lost("the relay said BYE".to_owned())),
+                // The relay reads us later: sending waits for that by itself.
+                Incoming::Slowed { .. } => drop(self.pair.busy.fetch_add(1, Ordering::Relaxed)),
                 Incoming::Message(_) | Incoming::Receipt(_) => {}
             }
         }

@@ -1,48 +1,43 @@
 //! `relay down`: asks the daemon of this place to drain and stop, and waits until it has.
 
 use super::print::{self, Progress};
-use super::talk::Reach;
+use super::reach::{Reach, reaching};
 use super::{Failure, talk};
 use crate::daemon::lock;
 use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Stop the relay of this project: its listeners close, agents hear BYE, what is queued goes out.
-#[derive(FromArgs, ArgsInfo)]
-#[argh(
-    subcommand,
-    name = "down",
-    help_triggers("-h", "--help"),
-    example = "relay down
+reaching! {
+    /// Stop the relay of this project: its listeners close, agents hear BYE, what is queued goes out.
+    #[derive(FromArgs, ArgsInfo)]
+    #[argh(
+        subcommand,
+        name = "down",
+        help_triggers("-h", "--help"),
+        example = "relay down
 relay down --now"
-)]
-pub(super) struct Down {
-    /// do not drain: stop at once
-    #[argh(switch)]
-    now: bool,
-    /// seconds to wait for it (default: 60)
-    #[argh(option, arg_name = "seconds", default = "60")]
-    timeout: u64,
-    /// base directory of all data
-    #[argh(option, arg_name = "directory")]
-    data_dir: Option<PathBuf>,
-    /// the Unix socket
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-    /// the machine's relay instead of the project's
-    #[argh(switch)]
-    global: bool,
-    /// print one JSON value
-    #[argh(switch)]
-    json: bool,
+    )]
+    pub(super) struct Down {
+        /// do not drain: stop at once
+        #[argh(switch)]
+        now: bool,
+        /// seconds to wait for it (default: 60)
+        #[argh(option, arg_name = "seconds", default = "60")]
+        timeout: u64,
+        /// print one JSON value
+        #[argh(switch)]
+        json: bool,
+    }
 }
 
 pub(super) fn run(command: &Down) -> Result<(), Failure> {
-    let reach = Reach::of(command.data_dir.as_deref(), command.socket.as_deref(), command.global)?;
+    let reach = command.reach()?;
+    if reach.is_elsewhere() {
+        return stop_elsewhere(command, &reach);
+    }
     let pid = running(&reach)?;
     let process = rustix::process::pidfd_open(pid, PidfdFlags::empty())
         .map_err(|error| Failure::Failed(format!("cannot reach process {}: {error}", pid.as_raw_pid())))?;
@@ -89,6 +84,24 @@ pub(super) fn run(command: &Down) -> Result<(), Failure> {
         }));
     }
     print::out(&format!("stopped (process {}, {} ms)\n", pid.as_raw_pid(), begun.elapsed().as_millis()))
+}
+
+/// A relay whose process is out of reach is asked to stop, which an API key with the admin scope may do.
+fn stop_elsewhere(command: &Down, reach: &Reach) -> Result<(), Failure> {
+    if command.now {
+        return Err(Failure::Usage("--now needs the relay's process; run it on that machine".to_owned()));
+    }
+    let begun = Instant::now();
+    talk::ask(reach, QueryKind::Stop, &serde_json::json!({}))?;
+    let closed = reach.take_inquiry().is_none_or(|mut open| open.until_closed(Duration::from_secs(command.timeout)));
+    if !closed {
+        return Err(Failure::Failed(format!("{} is still draining after {} s", reach.address(), command.timeout)));
+    }
+    let took_ms = begun.elapsed().as_millis() as u64;
+    if command.json {
+        return print::json(&serde_json::json!({ "stopped": true, "took_ms": took_ms }));
+    }
+    print::out(&format!("stopped ({}, {took_ms} ms)\n", reach.address()))
 }
 
 /// The process to signal: from the lock; or, where only a socket was named, from the daemon itself.

@@ -3,64 +3,57 @@
 use super::Failure;
 use super::filter::Filter;
 use super::print::{self, Style, cell};
-use super::talk::{self, Reach};
+use super::reach::{Reach, reaching};
+use super::talk;
 use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde_json::Value;
-use std::path::PathBuf;
 
-/// Show stored messages, newest first, and with --follow those that come.
-#[derive(FromArgs, ArgsInfo)]
-#[argh(
-    subcommand,
-    name = "history",
-    help_triggers("-h", "--help"),
-    example = "relay history --agent bob --since 2h
+reaching! {
+    /// Show stored messages, newest first, and with --follow those that come.
+    #[derive(FromArgs, ArgsInfo)]
+    #[argh(
+        subcommand,
+        name = "history",
+        help_triggers("-h", "--help"),
+        example = "relay history --agent bob --since 2h
 relay history --topic builds --limit 200 --json | jq -r .text
 relay history --from alice --to bob --follow",
-    note = "Messages are kept as long as the retention time says: `relay status --verbose` shows it."
-)]
-pub(super) struct History {
-    /// only messages from this agent
-    #[argh(option, arg_name = "name")]
-    from: Option<String>,
-    /// only messages to this agent, to everybody (*) or to a #topic
-    #[argh(option, arg_name = "name")]
-    to: Option<String>,
-    /// only messages from or to this agent
-    #[argh(option, arg_name = "name")]
-    agent: Option<String>,
-    /// only messages of this thread
-    #[argh(option, arg_name = "thread")]
-    thread: Option<String>,
-    /// only messages to this topic
-    #[argh(option, arg_name = "topic")]
-    topic: Option<String>,
-    /// only messages since then: 90m, 2h, 7d ago, or a time such as 2026-11-21T10:00:00Z
-    #[argh(option, arg_name = "time")]
-    since: Option<String>,
-    /// only messages until then, said in the same way
-    #[argh(option, arg_name = "time")]
-    until: Option<String>,
-    /// at most this many of those that are there (default: 50)
-    #[argh(option, arg_name = "N", default = "50")]
-    limit: u32,
-    /// print new messages as they come, until interrupted; what is there comes first, oldest first
-    #[argh(switch)]
-    follow: bool,
-    /// print one JSON value a line
-    #[argh(switch)]
-    json: bool,
-    /// base directory of all data
-    #[argh(option, arg_name = "directory")]
-    data_dir: Option<PathBuf>,
-    /// the Unix socket
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-    /// the machine's relay instead of the project's
-    #[argh(switch)]
-    global: bool,
+        note = "Messages are kept as long as the retention time says: `relay status --verbose` shows it."
+    )]
+    pub(super) struct History {
+        /// only messages from this agent
+        #[argh(option, arg_name = "name")]
+        from: Option<String>,
+        /// only messages to this agent, to everybody (*) or to a #topic
+        #[argh(option, arg_name = "name")]
+        to: Option<String>,
+        /// only messages from or to this agent
+        #[argh(option, arg_name = "name")]
+        agent: Option<String>,
+        /// only messages of this thread
+        #[argh(option, arg_name = "thread")]
+        thread: Option<String>,
+        /// only messages to this topic
+        #[argh(option, arg_name = "topic")]
+        topic: Option<String>,
+        /// only messages since then: 90m, 2h, 7d ago, or a time such as 2026-11-21T10:00:00Z
+        #[argh(option, arg_name = "time")]
+        since: Option<String>,
+        /// only messages until then, said in the same way
+        #[argh(option, arg_name = "time")]
+        until: Option<String>,
+        /// at most this many of those that are there (default: 50)
+        #[argh(option, arg_name = "N", default = "50")]
+        limit: u32,
+        /// print new messages as they come, until interrupted; what is there comes first, oldest first
+        #[argh(switch)]
+        follow: bool,
+        /// print one JSON value a line
+        #[argh(switch)]
+        json: bool,
+    }
 }
 
 /// Messages asked for at once.
@@ -83,7 +76,7 @@ pub(super) fn run(command: &History) -> Result<(), Failure> {
         ("since", &command.since),
         ("until", &command.until),
     ])?;
-    let reach = Reach::of(command.data_dir.as_deref(), command.socket.as_deref(), command.global)?;
+    let reach = command.reach()?;
     if command.follow {
         return follow(command, &reach, &filter);
     }

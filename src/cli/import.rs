@@ -11,6 +11,7 @@ use crate::base::{AgentId, MessageId};
 use crate::relay::{Recipients, Record};
 use crate::store::index::GroupLimits;
 use crate::store::{Segment, Store};
+use crate::wire::json::{KIND_IN_DATA, KINDS};
 use crate::wire::{MessageFields, encode};
 use argh::{ArgsInfo, FromArgs};
 use parking_lot::RwLock;
@@ -53,9 +54,6 @@ const BATCH_MESSAGES: u32 = 4096;
 const BATCH_BYTES: usize = 1024 * 1024;
 /// What the fields beside body, data and metadata may take of a frame, and the frame's own parts.
 const OTHER_BYTES_MAX: usize = 8 * 1024;
-/// `kind` of a body, in its order; anything else stands in `data`.
-const KINDS: [&str; 4] = ["message", "action", "state", "thinking"];
-const KIND_IN_DATA: u8 = 255;
 
 /// What became of the rows of the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -2,48 +2,41 @@
 
 use super::Failure;
 use super::print;
-use super::talk::{Heard, Reach, Session};
+use super::reach::reaching;
+use super::talk::{Heard, Session};
 use crate::base::name::{check_agent, check_topic, topic_of};
 use argh::{ArgsInfo, FromArgs};
 use serde_json::json;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Receive messages as an agent and print them. A lost connection is taken up again where it broke.
-#[derive(FromArgs, ArgsInfo)]
-#[argh(
-    subcommand,
-    name = "listen",
-    help_triggers("-h", "--help"),
-    example = "relay listen --as bob
+reaching! {
+    /// Receive messages as an agent and print them. A lost connection is taken up again where it broke.
+    #[derive(FromArgs, ArgsInfo)]
+    #[argh(
+        subcommand,
+        name = "listen",
+        help_triggers("-h", "--help"),
+        example = "relay listen --as bob
 relay listen --as watcher --topic builds --json | jq -r .text
 relay listen --as bob --count 1 --timeout 60"
-)]
-pub(super) struct Listen {
-    /// the name to receive as
-    #[argh(option, long = "as", arg_name = "name")]
-    name: String,
-    /// a topic to subscribe to; may be repeated
-    #[argh(option, arg_name = "topic")]
-    topic: Vec<String>,
-    /// end after this many messages
-    #[argh(option, arg_name = "N")]
-    count: Option<u64>,
-    /// end after this many seconds; with --count, fewer messages than that are a failure
-    #[argh(option, arg_name = "seconds")]
-    timeout: Option<u64>,
-    /// print one JSON value a line
-    #[argh(switch)]
-    json: bool,
-    /// base directory of all data
-    #[argh(option, arg_name = "directory")]
-    data_dir: Option<PathBuf>,
-    /// the Unix socket
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-    /// the machine's relay instead of the project's
-    #[argh(switch)]
-    global: bool,
+    )]
+    pub(super) struct Listen {
+        /// the name to receive as
+        #[argh(option, long = "as", arg_name = "name")]
+        name: String,
+        /// a topic to subscribe to; may be repeated
+        #[argh(option, arg_name = "topic")]
+        topic: Vec<String>,
+        /// end after this many messages
+        #[argh(option, arg_name = "N")]
+        count: Option<u64>,
+        /// end after this many seconds; with --count, fewer messages than that are a failure
+        #[argh(option, arg_name = "seconds")]
+        timeout: Option<u64>,
+        /// print one JSON value a line
+        #[argh(switch)]
+        json: bool,
+    }
 }
 
 /// How long one wait may last, so that the end of --timeout is noticed.
@@ -57,7 +50,7 @@ pub(super) fn run(command: &Listen) -> Result<(), Failure> {
             check_topic(topic_of(topic.as_bytes())).map_err(|error| Failure::Usage(format!("--topic: {error}")))?;
         topics.push(topic.to_owned());
     }
-    let reach = Reach::of(command.data_dir.as_deref(), command.socket.as_deref(), command.global)?;
+    let reach = command.reach()?;
     let mut session = Session::open(&reach, &command.name, &topics)?;
     let begun = Instant::now();
     let left = || command.timeout.map(|timeout| Duration::from_secs(timeout).saturating_sub(begun.elapsed()));

@@ -14,9 +14,12 @@ mod filter;
 mod history;
 mod import;
 mod keygen;
+mod keys;
 mod launch;
+mod license;
 mod listen;
 mod print;
+mod reach;
 mod read;
 mod send;
 mod status;
@@ -40,7 +43,7 @@ relay send --from alice --to bob \"hello\"           send as alice
 relay status                                       what is going on",
     note = "`relay COMMAND --help` says more about each. Flags without a command mean `up`.
 Data lies in $AGENT_RELAY_DATA_DIR, else $XDG_DATA_HOME/agent-relay, else ~/.agent-relay,
-in a folder per project.",
+in a folder per project. The API key or token for a relay that wants one goes in $AGENT_RELAY_API_KEY.",
     error_code(0, "done"),
     error_code(1, "it failed, and says why"),
     error_code(2, "the command line was wrong")
@@ -65,7 +68,9 @@ enum Command {
     Doctor(doctor::Doctor),
     Bench(bench::Bench),
     Config(config::Config),
+    License(license::License),
     Keygen(keygen::Keygen),
+    Keys(keys::Keys),
     Rekey(copies::Rekey),
     Backup(copies::Backup),
     Restore(copies::Restore),
@@ -149,7 +154,9 @@ fn run(arguments: &[String]) -> Result<(), Failure> {
         Command::Doctor(command) => doctor::run(&command),
         Command::Bench(command) => bench::run(&command),
         Command::Config(command) => config::run(command),
+        Command::License(command) => license::run(&command),
         Command::Keygen(command) => keygen::run(&command),
+        Command::Keys(command) => keys::run(&command),
         Command::Rekey(command) => copies::rekey(&command),
         Command::Backup(command) => copies::backup(&command),
         Command::Restore(command) => copies::restore(&command),
@@ -170,9 +177,8 @@ fn parse(arguments: &[String]) -> Result<Parsed, Failure> {
         Ok(relay) => Ok(Parsed::Command(Box::new(relay.command))),
         Err(early) if early.status.is_ok() => Ok(Parsed::Help(format!("{}\n", early.output.trim_end()))),
         Err(early) => {
-            let command = arguments.first().filter(|first| !first.starts_with('-'));
-            let help = command.map_or("relay --help".to_owned(), |command| format!("relay {command} --help"));
-            Err(Failure::Usage(format!("{}\nRun `{help}` for more.", early.output.trim_end())))
+            let title = arguments::title(arguments);
+            Err(Failure::Usage(format!("{}\nRun `{title} --help` for more.", early.output.trim_end())))
         }
     }
 }

@@ -2,38 +2,31 @@
 
 use super::Failure;
 use super::print::{self, Style, cell};
-use super::talk::{self, Reach};
+use super::reach::reaching;
+use super::talk;
 use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
 use serde_json::Value;
-use std::path::PathBuf;
 
-/// Show one message in full and what became of it at each recipient.
-#[derive(FromArgs, ArgsInfo)]
-#[argh(
-    subcommand,
-    name = "read",
-    help_triggers("-h", "--help"),
-    example = "relay read 4f1c
+reaching! {
+    /// Show one message in full and what became of it at each recipient.
+    #[derive(FromArgs, ArgsInfo)]
+    #[argh(
+        subcommand,
+        name = "read",
+        help_triggers("-h", "--help"),
+        example = "relay read 4f1c
 relay read 4f1c2b9a --json",
-    note = "Messages are kept as long as the retention time says; `relay history` lists them."
-)]
-pub(super) struct Read {
-    /// the message's id, or the beginning of it as long as no other message has the same
-    #[argh(positional)]
-    id: String,
-    /// print one JSON value
-    #[argh(switch)]
-    json: bool,
-    /// base directory of all data
-    #[argh(option, arg_name = "directory")]
-    data_dir: Option<PathBuf>,
-    /// the Unix socket
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-    /// the machine's relay instead of the project's
-    #[argh(switch)]
-    global: bool,
+        note = "Messages are kept as long as the retention time says; `relay history` lists them."
+    )]
+    pub(super) struct Read {
+        /// the message's id, or the beginning of it as long as no other message has the same
+        #[argh(positional)]
+        id: String,
+        /// print one JSON value
+        #[argh(switch)]
+        json: bool,
+    }
 }
 
 pub(super) fn run(command: &Read) -> Result<(), Failure> {
@@ -43,7 +36,7 @@ pub(super) fn run(command: &Read) -> Result<(), Failure> {
             "an id is up to 32 hexadecimal digits, as `relay send` and `relay listen` show it".to_owned(),
         ));
     }
-    let reach = Reach::of(command.data_dir.as_deref(), command.socket.as_deref(), command.global)?;
+    let reach = command.reach()?;
     let question = serde_json::json!({ "id": id });
     let message = talk::ask(&reach, QueryKind::Message, &question)?;
     if command.json { print::json(&message) } else { print::out(&describe(&message, Style::of_output())) }

@@ -2,60 +2,53 @@
 
 use super::Failure;
 use super::print;
-use super::talk::{self, Letter, Reach, Stage};
+use super::reach::reaching;
+use super::talk::{self, Letter, Stage};
 use crate::base::limits::FRAME_BYTES_MAX;
 use crate::base::name::{check_agent, check_topic};
 use argh::{ArgsInfo, FromArgs};
 use std::io::{IsTerminal, Read};
-use std::path::PathBuf;
 use std::time::Duration;
 
-/// Send one message and wait until it has got as far as --wait says.
-#[derive(FromArgs, ArgsInfo)]
-#[argh(
-    subcommand,
-    name = "send",
-    help_triggers("-h", "--help"),
-    example = "relay send --from alice --to bob \"tests are green\"
+reaching! {
+    /// Send one message and wait until it has got as far as --wait says.
+    #[derive(FromArgs, ArgsInfo)]
+    #[argh(
+        subcommand,
+        name = "send",
+        help_triggers("-h", "--help"),
+        example = "relay send --from alice --to bob \"tests are green\"
 relay send --from ci --to '#builds' --wait acknowledged < report.txt
 relay send --from alice --to '*' -- --starts-with-a-dash",
-    note = "Without a body, or with -, the body is standard input (one line break at its end is dropped). The sender's
+        note = "Without a body, or with -, the body is standard input (one line break at its end is dropped). The sender's
 name need not be connected."
-)]
-pub(super) struct Send {
-    /// what to send
-    #[argh(positional)]
-    body: Option<String>,
-    /// who it is from
-    #[argh(option, arg_name = "name")]
-    from: String,
-    /// an agent's name, * for everybody, or #topic
-    #[argh(option, arg_name = "name")]
-    to: String,
-    /// the conversation it belongs to
-    #[argh(option, arg_name = "thread")]
-    thread: Option<String>,
-    /// how long it is worth delivering, such as 30s or 2h (default: as long as messages are kept)
-    #[argh(option, arg_name = "time")]
-    ttl: Option<String>,
-    /// return when it is accepted, durable, delivered or acknowledged (default: accepted)
-    #[argh(option, arg_name = "stage")]
-    wait: Option<String>,
-    /// seconds to wait for that (default: 30)
-    #[argh(option, arg_name = "seconds", default = "30")]
-    timeout: u64,
-    /// print one JSON value
-    #[argh(switch)]
-    json: bool,
-    /// base directory of all data
-    #[argh(option, arg_name = "directory")]
-    data_dir: Option<PathBuf>,
-    /// the Unix socket
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-    /// the machine's relay instead of the project's
-    #[argh(switch)]
-    global: bool,
+    )]
+    pub(super) struct Send {
+        /// what to send
+        #[argh(positional)]
+        body: Option<String>,
+        /// who it is from
+        #[argh(option, arg_name = "name")]
+        from: String,
+        /// an agent's name, * for everybody, or #topic
+        #[argh(option, arg_name = "name")]
+        to: String,
+        /// the conversation it belongs to
+        #[argh(option, arg_name = "thread")]
+        thread: Option<String>,
+        /// how long it is worth delivering, such as 30s or 2h (default: as long as messages are kept)
+        #[argh(option, arg_name = "time")]
+        ttl: Option<String>,
+        /// return when it is accepted, durable, delivered or acknowledged (default: accepted)
+        #[argh(option, arg_name = "stage")]
+        wait: Option<String>,
+        /// seconds to wait for that (default: 30)
+        #[argh(option, arg_name = "seconds", default = "30")]
+        timeout: u64,
+        /// print one JSON value
+        #[argh(switch)]
+        json: bool,
+    }
 }
 
 pub(super) fn run(command: &Send) -> Result<(), Failure> {
@@ -70,7 +63,7 @@ pub(super) fn run(command: &Send) -> Result<(), Failure> {
         Some(body) => body.clone(),
         None => standard_input()?,
     };
-    let reach = Reach::of(command.data_dir.as_deref(), command.socket.as_deref(), command.global)?;
+    let reach = command.reach()?;
     let thread = command.thread.as_deref().unwrap_or_default();
     let letter = Letter { from: &command.from, to, topic, thread, text: &text, ttl_ms };
     let fate = talk::submit(&reach, &letter, wait, Duration::from_secs(command.timeout))?;

@@ -2,43 +2,36 @@
 
 use super::Failure;
 use super::print::{self, Style, bytes, cell, span};
-use super::talk::{self, Reach};
+use super::reach::reaching;
+use super::talk;
 use crate::daemon::settings::{DAYS_MAX, Durability, UNLIMITED};
 use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
 use serde_json::Value;
 use std::fmt::Write as _;
-use std::path::PathBuf;
 
-/// Show what the relay is doing: version, listeners, agents, store, and with --verbose retention, shards, queues and refusals.
-#[derive(FromArgs, ArgsInfo)]
-#[argh(
-    subcommand,
-    name = "status",
-    help_triggers("-h", "--help"),
-    example = "relay status --verbose
+reaching! {
+    /// Show what the relay is doing: version, listeners, agents, store, and with --verbose retention, shards, queues and refusals.
+    #[derive(FromArgs, ArgsInfo)]
+    #[argh(
+        subcommand,
+        name = "status",
+        help_triggers("-h", "--help"),
+        example = "relay status --verbose
 relay status --json | jq .agents.connected"
-)]
-pub(super) struct Status {
-    /// retention, shards, queues, closes and refusals as well
-    #[argh(switch)]
-    verbose: bool,
-    /// print one JSON value
-    #[argh(switch)]
-    json: bool,
-    /// base directory of all data
-    #[argh(option, arg_name = "directory")]
-    data_dir: Option<PathBuf>,
-    /// the Unix socket
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-    /// the machine's relay instead of the project's
-    #[argh(switch)]
-    global: bool,
+    )]
+    pub(super) struct Status {
+        /// retention, shards, queues, closes and refusals as well
+        #[argh(switch)]
+        verbose: bool,
+        /// print one JSON value
+        #[argh(switch)]
+        json: bool,
+    }
 }
 
 pub(super) fn run(command: &Status) -> Result<(), Failure> {
-    let reach = Reach::of(command.data_dir.as_deref(), command.socket.as_deref(), command.global)?;
+    let reach = command.reach()?;
     let status = talk::ask(&reach, QueryKind::Status, &serde_json::json!({ "verbose": command.verbose }))?;
     if command.json {
         return print::json(&status);

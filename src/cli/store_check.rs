@@ -129,9 +129,11 @@ pub(super) fn run(data_dir: Option<&Path>, global: bool, db_key: Option<&Path>) 
     }
     let ((first, last), (file, used)) = (report.segments, report.file_bytes);
     print::out(&format!(
-        "sound: {} in segments {first} to {last}, {}, {} ({} used){}\n",
+        "sound: {} in segments {first} to {last}, {}, {}, {}, {} ({} used){}\n",
         print::count(report.messages, "message"),
         print::count(report.agents, "agent"),
+        print::count(report.keys, "API key"),
+        print::count(report.events, "audit event"),
         print::bytes(file),
         print::bytes(used),
         if report.encrypted { ", encrypted" } else { "" }

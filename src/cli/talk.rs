@@ -1,57 +1,19 @@
 //! Everything the commands say to a daemon, through `client`; turns its errors into sentences.
 
 use super::Failure;
+pub(super) use super::reach::Reach;
 use crate::base::{RefuseReason, Sequence};
-use crate::client::{self, Address, Incoming, Options, Outcome, Outgoing, Received};
-use crate::daemon::paths::{Environment, Layout, Place};
-use crate::daemon::settings;
-use crate::wire::{QueryKind, ReceiptState, Wants};
+use crate::client::{self, Incoming, Outcome, Outgoing, Received};
+use crate::wire::{ErrorCode, QueryKind, ReceiptState, Wants};
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How long a question may take.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The daemon that is meant.
-pub(super) struct Reach {
-    pub(super) layout: Layout,
-    pub(super) socket: PathBuf,
-}
-
-impl Reach {
-    pub(super) fn of(data_dir: Option<&Path>, socket: Option<&Path>, global: bool) -> Result<Reach, Failure> {
-        let place = Place { data_dir: data_dir.map(Into::into), socket: socket.map(Into::into), global };
-        let layout = Layout::of(&place, &Environment::of_process()).map_err(Failure::failed)?;
-        let socket = settings::socket_of_running(&layout);
-        Ok(Reach { layout, socket })
-    }
-
-    /// Said when nobody answers.
-    pub(super) fn not_running(&self) -> String {
-        let whose = match &self.layout.root {
-            Some(root) => format!("for {}", root.display()),
-            None => "for this machine (--global)".to_owned(),
-        };
-        format!("no relay is running {whose} (socket {}); start one with `relay up`", self.socket.display())
-    }
-
-    pub(super) fn address(&self) -> Address {
-        Address::Unix(self.socket.clone())
-    }
-
-    pub(super) fn explain(&self, error: client::Error) -> Failure {
-        match error {
-            client::Error::NoDaemon(_) => Failure::Failed(self.not_running()),
-            other => Failure::failed(other),
-        }
-    }
-}
-
 /// Asks the daemon; the answer is a JSON value.
 pub(super) fn ask(reach: &Reach, kind: QueryKind, arguments: &Value) -> Result<Value, Failure> {
-    let answer = client::ask(&reach.address(), kind, &arguments.to_string(), ASK_TIMEOUT)
-        .map_err(|error| reach.explain(error))?;
+    let answer = reach.ask(kind, &arguments.to_string(), ASK_TIMEOUT)?;
     serde_json::from_slice(&answer)
         .map_err(|error| Failure::Failed(format!("the relay's answer is not JSON ({error}); is it another version?")))
 }
@@ -165,9 +127,20 @@ pub(super) fn submit(reach: &Reach, letter: &Letter<'_>, wait: Stage, timeout: D
         ttl_ms: letter.ttl_ms,
         ..Outgoing::default()
     };
-    let outcome = client::submit(&reach.address(), &message, letter.from, wait.wants, timeout)
-        .map_err(|error| reach.explain(error))?;
-    Ok(Fate::of(&outcome, wait))
+    let outcome = if reach.needs_session() {
+        let options = reach.options(letter.from, "relay send")?;
+        client::submit_as(reach.address(), &options, &message, wait.wants, timeout)
+    } else {
+        client::submit(reach.address(), &message, letter.from, wait.wants, timeout)
+    };
+    match outcome {
+        Ok(outcome) => Ok(Fate::of(&outcome, wait)),
+        Err(client::Error::Refused { code: ErrorCode::DuplicateConnection, .. }) => Err(Failure::Failed(format!(
+            "{} is connected, and only the owner of the relay's own socket may send in its name meanwhile; use another name",
+            letter.from
+        ))),
+        Err(error) => Err(reach.explain(error)),
+    }
 }
 
 /// A message that came, as `relay listen` prints it.
@@ -214,8 +187,8 @@ pub(super) struct Session<'a> {
 
 impl<'a> Session<'a> {
     pub(super) fn open(reach: &'a Reach, name: &str, topics: &[String]) -> Result<Session<'a>, Failure> {
-        let options = Options { program: "relay listen".to_owned(), ..Options::named(name) };
-        let client = client::Reconnecting::connect(&reach.address(), &options).map_err(|error| reach.explain(error))?;
+        let options = reach.options(name, "relay listen")?;
+        let client = client::Reconnecting::connect(reach.address(), &options).map_err(|error| reach.explain(error))?;
         let mut session = Session { reach, client };
         for topic in topics {
             session.client.subscribe(topic).map_err(|error| reach.explain(error))?;

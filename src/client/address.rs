@@ -1,7 +1,7 @@
 //! Where a daemon listens, in the forms people write it.
 
 use std::fmt;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -10,8 +10,30 @@ use std::str::FromStr;
 pub enum Address {
     /// A Unix socket.
     Unix(PathBuf),
-    /// A TCP port.
-    Tcp(SocketAddr),
+    /// A TCP port. The name is looked up at each connection, and is what a certificate has to speak for.
+    Tcp {
+        /// A name or an address, without brackets.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+}
+
+impl Address {
+    /// Whether it is a port, here or elsewhere.
+    pub fn is_tcp(&self) -> bool {
+        matches!(self, Address::Tcp { .. })
+    }
+
+    /// Whether it is on this machine: only then may a connection go without TLS unless somebody said so.
+    pub fn is_here(&self) -> bool {
+        match self {
+            Address::Unix(_) => true,
+            Address::Tcp { host, .. } => {
+                host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+            }
+        }
+    }
 }
 
 impl FromStr for Address {
@@ -38,15 +60,25 @@ fn path_of(path: &str) -> Result<Address, String> {
 }
 
 fn host_of(text: &str) -> Result<Address, String> {
-    let mut found = text.to_socket_addrs().map_err(|problem| format!("{text} is not host:port: {problem}"))?;
-    found.next().map(Address::Tcp).ok_or_else(|| format!("{text} has no address"))
+    let wrong = || format!("{text} is not host:port");
+    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    let port: u16 = port.parse().map_err(|_| wrong())?;
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let host = match bare {
+        // Brackets are for addresses with colons, and those need them.
+        Some(bare) if bare.parse::<std::net::Ipv6Addr>().is_ok() => bare,
+        None if !host.is_empty() && !host.contains([':', '[', ']', '/', ' ']) => host,
+        _ => return Err(wrong()),
+    };
+    Ok(Address::Tcp { host: host.to_owned(), port })
 }
 
 impl fmt::Display for Address {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Address::Unix(path) => path.display().fmt(out),
-            Address::Tcp(address) => address.fmt(out),
+            Address::Tcp { host, port } if host.contains(':') => write!(out, "[{host}]:{port}"),
+            Address::Tcp { host, port } => write!(out, "{host}:{port}"),
         }
     }
 }
@@ -58,15 +90,33 @@ mod tests {
     #[test]
     fn addresses_read_as_people_write_them() {
         let unix = |path: &str| Ok(Address::Unix(PathBuf::from(path)));
-        let tcp = |text: &str| Ok(Address::Tcp(text.parse().unwrap()));
+        let tcp = |host: &str| Ok(Address::Tcp { host: host.to_owned(), port: 4000 });
         assert_eq!("/run/relay.sock".parse(), unix("/run/relay.sock"));
         assert_eq!("unix:relay.sock".parse(), unix("relay.sock"));
         assert_eq!("unix:///run/x:1".parse(), unix("/run/x:1"));
         assert_eq!("./a:7".parse(), unix("./a:7"));
-        assert_eq!("127.0.0.1:4000".parse(), tcp("127.0.0.1:4000"));
-        assert_eq!("tcp://[::1]:4000".parse(), tcp("[::1]:4000"));
-        assert!("".parse::<Address>().is_err());
-        assert!("tcp://nowhere".parse::<Address>().is_err());
-        assert_eq!("127.0.0.1:4000".parse::<Address>().unwrap().to_string(), "127.0.0.1:4000");
+        assert_eq!("127.0.0.1:4000".parse(), tcp("127.0.0.1"));
+        assert_eq!("relay.example:4000".parse(), tcp("relay.example"));
+        assert_eq!("tcp://[::1]:4000".parse(), tcp("::1"));
+        for wrong in ["", "tcp://nowhere", "tcp://:4000", "tcp://::1:4000", "tcp://[a]:4000", "tcp://a:70000"] {
+            assert!(wrong.parse::<Address>().is_err(), "{wrong}");
+        }
+        for text in ["127.0.0.1:4000", "[::1]:4000", "/run/relay.sock"] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn only_sockets_and_loopback_are_here() {
+        for (text, here) in [
+            ("/run/relay.sock", true),
+            ("localhost:1", true),
+            ("127.9.9.9:1", true),
+            ("[::1]:1", true),
+            ("10.0.0.1:1", false),
+            ("localhost.example:1", false),
+        ] {
+            assert_eq!(text.parse::<Address>().unwrap().is_here(), here, "{text}");
+        }
     }
 }

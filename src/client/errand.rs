@@ -1,7 +1,8 @@
-//! Errands without a session: hand in one message, or ask one question, and go.
+//! Errands: hand in one message, or ask questions, and go. Without a session where the relay takes the socket's owner at
+//! their word, in a session of their own elsewhere.
 
 use super::link::Link;
-use super::{Address, Error, Outgoing};
+use super::{Address, Client, Error, Options, Outgoing, Security};
 use crate::base::ids::{Token, number_of_label};
 use crate::base::{AgentId, MessageId, RefuseReason, Sequence, name};
 use crate::wire::{Answer, ErrorCode, Frame, Kind, Query, QueryKind, ReceiptState, Wants, encode};
@@ -58,13 +59,39 @@ pub fn submit(
     let message = Outgoing { label, wants, ..*message };
     let fields = message.fields(id, from)?;
     let deadline = Instant::now() + timeout;
-    let mut link = Link::connect(address, timeout)?;
+    let mut link = Link::connect(address, &Security::Plain, timeout)?;
     encode::send(&mut link.queued, Kind::Submit, &fields, Sequence::default());
     link.flush()?;
+    outcome_of(&mut link, id, wait_for, deadline)
+}
 
+/// As [`submit`], in a session under the name that `options` say: for a relay that wants to know who sends. Fails where
+/// that name is connected. What is owed to the name stays owed.
+pub fn submit_as(
+    address: &Address,
+    options: &Options,
+    message: &Outgoing<'_>,
+    wait_for: Wants,
+    timeout: Duration,
+) -> Result<Outcome, Error> {
+    let deadline = Instant::now() + timeout;
+    let random = random_label();
+    let label = if message.label.is_empty() { &random } else { message.label };
+    let mut client = Client::connect(address, &Options { in_flight_max: 1, ..options.clone() })?;
+    let wants = message.wants | wait_for | Wants::ACCEPTED;
+    let number = client.send(&Outgoing { label, wants, ..*message })?;
+    let id = MessageId { sender: client.session().agent, number };
+    let outcome = outcome_of(&mut client.link, id, wait_for, deadline)?;
+    // Its outcome is known; how the connection ends does not change that.
+    drop(client.close());
+    Ok(outcome)
+}
+
+/// Listens for what becomes of the message `id`. Deliveries are left unread: they stay owed.
+fn outcome_of(link: &mut Link, id: MessageId, wait_for: Wants, deadline: Instant) -> Result<Outcome, Error> {
     let mut outcome = Outcome { id, fate: Fate::Unknown, timed_out: false };
     loop {
-        let heard = hear(&mut link, deadline, |frame| match frame {
+        let heard = hear(link, deadline, |frame| match frame {
             Frame::Receipt(receipts) => {
                 let mine = receipts.iter().filter(|receipt| receipt.id.number == id.number);
                 mine.max_by_key(|receipt| rank(receipt.state)).map(|receipt| Fate::Reached(receipt.state)).map(Ok)
@@ -105,24 +132,81 @@ pub fn submit(
 /// Asks the daemon and gathers the answer, a JSON value.
 pub fn ask(address: &Address, kind: QueryKind, arguments: &str, timeout: Duration) -> Result<Vec<u8>, Error> {
     let deadline = Instant::now() + timeout;
-    let mut link = Link::connect(address, timeout)?;
-    let query = Query { number: 1, kind, arguments: arguments.into() };
+    let mut link = Link::connect(address, &Security::Plain, timeout)?;
+    match answer_of(&mut link, 1, kind, arguments, deadline)? {
+        Some(answer) => Ok(answer),
+        None => Err(Error::Timeout(address.clone())),
+    }
+}
+
+/// A session that only asks. Its name is of the relay's own kind, so it takes nobody's seat.
+pub struct Inquiry {
+    /// None only while it is dropped.
+    client: Option<Client>,
+    questions: u64,
+}
+
+impl Inquiry {
+    /// Connects with everything that `options` say but the name.
+    pub fn open(address: &Address, options: &Options) -> Result<Inquiry, Error> {
+        let name = format!("__cli-{}", &random_label()[..13]);
+        let client = Client::connect(address, &Options { name, in_flight_max: 1, ..options.clone() })?;
+        Ok(Inquiry { client: Some(client), questions: 0 })
+    }
+
+    /// Asks and gathers the answer, a JSON value.
+    pub fn ask(&mut self, kind: QueryKind, arguments: &str, timeout: Duration) -> Result<Vec<u8>, Error> {
+        self.questions += 1;
+        let deadline = Instant::now() + timeout;
+        let number = self.questions;
+        let client = self.session();
+        let answer = answer_of(&mut client.link, number, kind, arguments, deadline)?;
+        answer.ok_or_else(|| Error::Timeout(client.address().clone()))
+    }
+
+    /// Waits until the relay ends the session, at most so long; says whether it has.
+    pub fn until_closed(&mut self, timeout: Duration) -> bool {
+        let bye = |frame: Frame<'_>| matches!(frame, Frame::Bye).then_some(());
+        !matches!(hear(&mut self.session().link, Instant::now() + timeout, bye), Ok(None))
+    }
+
+    fn session(&mut self) -> &mut Client {
+        self.client.as_mut().expect("there until it is dropped")
+    }
+}
+
+impl Drop for Inquiry {
+    fn drop(&mut self) {
+        // Every answer is there: how the connection ends changes none of them.
+        drop(self.client.take().map(Client::close));
+    }
+}
+
+/// The answer to one question; `None` when the time is over.
+fn answer_of(
+    link: &mut Link,
+    number: u64,
+    kind: QueryKind,
+    arguments: &str,
+    deadline: Instant,
+) -> Result<Option<Vec<u8>>, Error> {
+    let query = Query { number, kind, arguments: arguments.into() };
     encode::frame(&mut link.queued, &Frame::Query(Box::new(query)), Sequence::default());
     link.flush()?;
     let mut gathered = Vec::new();
     loop {
-        let more = hear(&mut link, deadline, |frame| match frame {
-            Frame::Answer(answer) if answer.number == 1 => Some(gather(&mut gathered, &answer)),
+        let more = hear(link, deadline, |frame| match frame {
+            Frame::Answer(answer) if answer.number == number => Some(gather(&mut gathered, &answer)),
             Frame::Error(error) => Some(Err(Error::Refused { code: error.code, message: error.message.into_owned() })),
             _ => None,
         })?;
         match more {
             Some(more) => {
                 if !more? {
-                    return Ok(gathered);
+                    return Ok(Some(gathered));
                 }
             }
-            None => return Err(Error::Timeout(address.clone())),
+            None => return Ok(None),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What can go wrong for a client; each text says what to do.
 
-use super::Address;
+use super::{Address, Options};
 use crate::base::limits::FRAME_BYTES_MAX;
 use crate::wire::{Corrupt, ErrorCode};
 use std::io;
@@ -33,6 +33,9 @@ pub enum Error {
         /// The relay's words.
         message: String,
     },
+    /// TLS as it was asked for cannot be. Trying the same again gives the same.
+    #[error("{0}")]
+    Tls(String),
     /// The relay closed the connection, or it broke. What was not answered may or may not have happened.
     #[error("the connection to the relay is lost: {0}")]
     Lost(String),
@@ -70,6 +73,16 @@ impl Error {
             io::ErrorKind::PermissionDenied => Error::NotAllowed(address),
             io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Error::Timeout(address),
             _ => Error::Connect { address, problem },
+        }
+    }
+
+    /// The same failure, of a connection to `address` that has not been welcomed yet: in the wrong language, mostly.
+    pub(super) fn before_welcome(self, address: &Address, options: &Options) -> Error {
+        match self {
+            Error::Lost(_) | Error::Corrupt(_) if !options.security.is_tls(address) && address.is_tcp() => Error::Lost(
+                format!("the relay at {address} does not answer without TLS; say whom to believe (--ca FILE)"),
+            ),
+            other => other,
         }
     }
 

@@ -165,6 +165,13 @@ pub enum Incoming {
         /// Which recipient; empty: it was not about one.
         recipient: String,
     },
+    /// The relay reads this connection later: nothing is refused and nothing is lost, it only takes longer.
+    Slowed {
+        /// Why.
+        reason: RefuseReason,
+        /// For how long.
+        for_ms: u32,
+    },
     /// Something was wrong.
     Error {
         /// The kind of error.

@@ -195,7 +195,7 @@ impl Reconnecting {
             Incoming::Error { number, .. } if *number != 0 => {
                 self.forget(|pending| pending.number == *number);
             }
-            Incoming::Error { .. } => {}
+            Incoming::Error { .. } | Incoming::Slowed { .. } => {}
             Incoming::Bye => {
                 self.lost(Error::Lost("the relay said BYE".into()))?;
                 return Ok(None);

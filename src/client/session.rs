@@ -1,9 +1,9 @@
 //! One connection with a name: HELLO and WELCOME, messages out and in, acknowledgements that ride along.
 
 use super::link::Link;
-use super::{Address, Error, Incoming, Outgoing, Received};
+use super::{Address, Credential, Error, Incoming, Outgoing, Received, Security};
 use crate::base::ids::Token;
-use crate::base::limits::{ACK_DELAY, ACK_STRIDE, DEAD_AFTER, PING_AFTER};
+use crate::base::limits::{ACK_DELAY, ACK_STRIDE, DEAD_AFTER, HELLO_BYTES_MAX, PING_AFTER};
 use crate::base::{AgentId, MessageId, Sequence, name};
 use crate::wire::{Ack, CAPABILITIES, FLAG_REDELIVERED, Frame, Header, Hello, Kind, Receipt, Secret, Topic, encode};
 use std::collections::VecDeque;
@@ -36,10 +36,10 @@ pub struct Options {
     pub task: String,
     /// Where.
     pub working_directory: String,
-    /// `api_key` or `token`; empty without a credential.
-    pub auth_type: String,
-    /// The credential itself.
-    pub credential: Secret<'static>,
+    /// What is shown to a relay that wants to know who it is.
+    pub credential: Credential,
+    /// Whether and how TLS is spoken.
+    pub security: Security,
     /// From connecting to WELCOME.
     pub connect_timeout: Duration,
 }
@@ -56,14 +56,13 @@ impl Options {
             model: String::new(),
             task: String::new(),
             working_directory: String::new(),
-            auth_type: String::new(),
-            credential: Secret::default(),
+            credential: Credential::default(),
+            security: Security::default(),
             connect_timeout: Duration::from_secs(5),
         }
     }
 
     fn hello(&self) -> Hello<'_> {
-        let credential = Secret(self.credential.0.as_ref().into());
         Hello {
             claimed_name: self.name.as_bytes().into(),
             capabilities: CAPABILITIES,
@@ -76,8 +75,8 @@ impl Options {
             model: self.model.as_str().into(),
             task: self.task.as_str().into(),
             working_directory: self.working_directory.as_str().into(),
-            auth_type: self.auth_type.as_str().into(),
-            credential,
+            auth_type: self.credential.kind().into(),
+            credential: Secret(self.credential.reveal().into()),
         }
     }
 }
@@ -150,6 +149,10 @@ fn heard(header: &Header, frame: Frame<'_>, handed_out: Sequence) -> Heard {
         }
         Frame::Receipt(receipts) => return Heard::Receipts(receipts),
         Frame::Ping(payload) => return Heard::Ping(payload.into_owned()),
+        // About no message: the relay reads this connection later, and loses nothing of it.
+        Frame::Busy(busy) if busy.number == 0 && busy.label.is_empty() => {
+            Incoming::Slowed { reason: busy.reason, for_ms: busy.retry_after_ms }
+        }
         Frame::Busy(busy) => Incoming::Busy {
             number: busy.number,
             reason: busy.reason,
@@ -196,11 +199,16 @@ impl Client {
         name::check_agent(options.name.as_bytes())
             .map_err(|rule| Error::Rule(format!("the name {:?}: {rule}", options.name)))?;
         let deadline = Instant::now() + options.connect_timeout;
-        let mut link = Link::connect(address, options.connect_timeout)?;
+        let mut link = Link::connect(address, &options.security, options.connect_timeout)?;
+        // Room for all of it, so that no piece of the credential stays behind where a smaller buffer was.
+        link.queued.reserve(HELLO_BYTES_MAX);
         encode::frame(&mut link.queued, &Frame::Hello(Box::new(options.hello())), Sequence::default());
-        link.flush()?;
+        let said = link.flush();
+        link.wipe_queue();
+        said.map_err(|problem| last_word(&mut link, problem))?;
         let session = loop {
-            match link.take(|header, frame| heard(header, frame, Sequence::default()))? {
+            let taken = link.take(|header, frame| heard(header, frame, Sequence::default()));
+            match taken.map_err(|problem| problem.before_welcome(address, options))? {
                 Some(Heard::Welcome(session)) => break *session,
                 Some(Heard::Incoming(Incoming::Error { code, message, fatal: true, .. })) => {
                     return Err(Error::Refused { code, message });
@@ -209,7 +217,9 @@ impl Client {
                 Some(_) => {}
                 None => {
                     let wait = deadline.saturating_duration_since(Instant::now());
-                    if wait.is_zero() || !link.receive(wait)? && Instant::now() >= deadline {
+                    let came = if wait.is_zero() { Ok(false) } else { link.receive(wait) };
+                    if !came.map_err(|problem| problem.before_welcome(address, options))? && Instant::now() >= deadline
+                    {
                         return Err(Error::Timeout(address.clone()));
                     }
                 }
@@ -238,7 +248,7 @@ impl Client {
     /// Sends a message; its number is told back in receipts.
     pub fn send(&mut self, message: &Outgoing<'_>) -> Result<u64, Error> {
         let number = self.queue(message)?;
-        self.link.flush()?;
+        self.flush()?;
         Ok(number)
     }
 
@@ -255,7 +265,7 @@ impl Client {
             return Err(Error::Rule(format!("no message with the number {number} was sent")));
         }
         self.queue_as(number, message)?;
-        self.link.flush()
+        self.flush()
     }
 
     fn queue_as(&mut self, number: u64, message: &Outgoing<'_>) -> Result<(), Error> {
@@ -268,7 +278,7 @@ impl Client {
 
     /// Writes what `queue` gathered.
     pub fn flush(&mut self) -> Result<(), Error> {
-        self.link.flush()
+        self.link.flush().map_err(|problem| last_word(&mut self.link, problem))
     }
 
     /// Messages to `topic` are for this agent too.
@@ -440,6 +450,24 @@ impl Client {
                 self.say(&Frame::Ping(b"alive?"[..].into()))
             }
             _ => Ok(()),
+        }
+    }
+}
+
+/// Why the connection went: a relay that closes one says so first, and may have done so while this side was writing.
+fn last_word(link: &mut Link, problem: Error) -> Error {
+    if !matches!(problem, Error::Lost(_)) {
+        return problem;
+    }
+    // As much as came; the rest of a stream that is closed comes without waiting.
+    while let Ok(true) = link.receive(Duration::ZERO) {}
+    loop {
+        match link.take(|header, frame| heard(header, frame, Sequence::default())) {
+            Ok(Some(Heard::Incoming(Incoming::Error { code, message, fatal: true, .. }))) => {
+                return Error::Refused { code, message };
+            }
+            Ok(Some(_)) => {}
+            Ok(None) | Err(_) => return problem,
         }
     }
 }

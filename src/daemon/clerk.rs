@@ -1,13 +1,19 @@
 //! The clerk: answers questions about the daemon and its agents, and keeps the presence files. Runs on the main thread,
 //! between signals. It asks one shard at a time for one part of its list, so no shard's turn grows with the fleet.
 
+use super::audit::AuditEvent;
+use super::headroom;
+use super::licence::Licence;
 use super::presence::{Presence, time_of};
+use super::registrar::Registrar;
+use super::run::days_ms;
 use super::settings::{Durability, Settings};
 use super::storage::StorageGauges;
 use crate::base::name::is_internal;
 use crate::base::tier::Entitled;
 use crate::base::{CloseReason, RefuseReason, SessionId, ShardId};
 use crate::mesh::{Answered, ClerkPost, Mesh, Notice, ShardGauges};
+use crate::relay::counters::AuthFailure;
 use crate::relay::{AgentRow, CensusPart, CensusTicket, Gauges, Question};
 use crate::shard::Bells;
 use crate::store::{Follower, Store, StoreError};
@@ -15,13 +21,15 @@ use crate::wire::QueryKind;
 use serde_json::{Map, Value, json};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How often the presence files may be replaced when somebody came or went.
 const PRESENCE_INTERVAL: Duration = Duration::from_millis(500);
 /// How often they are replaced so that counters and last sight move on.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(10);
+/// How long messages are counted before their rate is worked out anew.
+const RATE_WINDOW: Duration = Duration::from_secs(2);
 /// How long a shard may take for one part of its list.
 const PART_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -36,6 +44,11 @@ pub(super) struct Facts {
     pub(super) follower: Arc<Follower>,
     pub(super) storage: StorageGauges,
     pub(super) entitlement: Entitled,
+    pub(super) registrar: Registrar,
+    /// None for a temporary daemon, which has no limits.
+    pub(super) licence: Option<Licence>,
+    /// How long messages are kept, for whoever deletes.
+    pub(super) retention_ms: Arc<AtomicU64>,
 }
 
 pub(super) struct Clerk {
@@ -50,12 +63,35 @@ pub(super) struct Clerk {
     census: Option<Census>,
     tickets: u64,
     finished: Vec<bool>,
+    /// Shards that do not have the newest keys yet.
+    untold: Vec<u16>,
+    /// Shards that do not know the newest entitlement yet.
+    unentitled: Vec<u16>,
+    rate: Rate,
     pub(super) stop_asked: bool,
+}
+
+/// Messages a second, measured over a while.
+struct Rate {
+    since: Instant,
+    /// As counted then.
+    messages: u64,
+    per_second: u64,
 }
 
 /// Something that needs the shards' lists.
 enum Errand {
-    Answer { shard: ShardId, question: Question },
+    Answer {
+        shard: ShardId,
+        question: Question,
+    },
+    /// An answer about keys, held back until every shard goes by what was changed.
+    Told {
+        shard: ShardId,
+        session: SessionId,
+        number: u64,
+        value: Value,
+    },
     Presence,
 }
 
@@ -86,6 +122,9 @@ impl Clerk {
             census: None,
             tickets: 0,
             finished,
+            untold: Vec::new(),
+            unentitled: Vec::new(),
+            rate: Rate { since: Instant::now(), messages: 0, per_second: 0 },
             stop_asked: false,
         }
     }
@@ -98,23 +137,47 @@ impl Clerk {
                     self.stop_asked = true;
                     self.answer(shard, question.session, question.number, Ok(json!({ "stopping": true })));
                 }
+                ClerkPost::Question(shard, question) if question.kind == QueryKind::Keys => self.keys(shard, question),
+                ClerkPost::Question(shard, question) if question.kind == QueryKind::License => {
+                    let answer = match &self.facts.licence {
+                        Some(licence) => licence.answer(&question.arguments),
+                        None => Err("a temporary relay has no licence".to_owned()),
+                    };
+                    self.answer(shard, question.session, question.number, answer);
+                }
                 ClerkPost::Question(shard, question) => self.errands.push_back(Errand::Answer { shard, question }),
                 ClerkPost::Census(part, gauges) => self.take_part(part, gauges),
-                ClerkPost::Finished(shard) => self.finished[usize::from(shard.0)] = true,
+                ClerkPost::Finished(shard, uses) => {
+                    self.facts.registrar.absorb(shard.0, &uses);
+                    self.finished[usize::from(shard.0)] = true;
+                }
             }
         }
         self.look_at_presence();
+        self.look_at_licence();
+        if self.facts.registrar.tick(Instant::now(), wall_ms()) {
+            self.publish_keys();
+        }
+        self.tell_changes();
         if let Some(census) = &self.census
             && census.asked.elapsed() > PART_DEADLINE
             && let Some(census) = self.census.take()
         {
             tracing::warn!(shard = census.shard, "a shard did not tell its list in time");
-            if let Errand::Answer { shard, question } = census.errand {
-                let text = format!("shard {} did not answer within 5 s", census.shard);
-                self.answer(shard, question.session, question.number, Err(text));
+            match census.errand {
+                Errand::Answer { shard, question } => {
+                    let text = format!("shard {} did not answer within 5 s", census.shard);
+                    self.answer(shard, question.session, question.number, Err(text));
+                }
+                // It is done, and that shard will hear of it before anything else.
+                Errand::Told { shard, session, number, value } => self.answer(shard, session, number, Ok(value)),
+                Errand::Presence => {}
             }
         }
+        // What is asked behind a change must find it: a shard takes its notices in order.
+        let waits = !self.untold.is_empty() && matches!(self.errands.front(), Some(Errand::Told { .. }));
         if self.census.is_none()
+            && !waits
             && let Some(errand) = self.errands.pop_front()
         {
             self.begin(errand);
@@ -138,6 +201,47 @@ impl Clerk {
         }
     }
 
+    /// Makes and takes back API keys. Whoever is given a key may present it to any shard at once, and whoever revokes one
+    /// may rely on it: the answer comes behind the news.
+    fn keys(&mut self, shard: ShardId, question: Question) {
+        let arguments: Value = serde_json::from_str(&question.arguments).unwrap_or_default();
+        if arguments["op"] == "list" {
+            // With what the shards have counted until now.
+            return self.errands.push_back(Errand::Answer { shard, question });
+        }
+        let (session, number) = (question.session, question.number);
+        match self.ask_registrar(&question) {
+            Ok((value, true)) => {
+                self.publish_keys();
+                self.errands.push_back(Errand::Told { shard, session, number, value });
+            }
+            other => self.answer(shard, session, number, other.map(|(value, _)| value)),
+        }
+    }
+
+    fn ask_registrar(&mut self, question: &Question) -> Result<(Value, bool), String> {
+        let arguments = serde_json::from_str(&question.arguments).unwrap_or_default();
+        let who = match question.by {
+            Some(key) => format!("key:{key}"),
+            None => format!("uid:{}", rustix::process::getuid().as_raw()),
+        };
+        self.facts.registrar.answer(&arguments, &who, &self.facts.entitlement, wall_ms())
+    }
+
+    /// Every shard gets the keys as they are now; connections under others end.
+    fn publish_keys(&mut self) {
+        self.untold = (0..self.mesh.shards()).collect();
+        self.tell_changes();
+    }
+
+    /// The last thing.
+    pub(super) fn stop(&mut self) {
+        self.facts.registrar.stop();
+        if let Some(licence) = self.facts.licence.take() {
+            licence.stop();
+        }
+    }
+
     fn look_at_presence(&mut self) {
         let generation = self.mesh.presence();
         let since = self.presence_written.map_or(Duration::MAX, |written| written.elapsed());
@@ -151,7 +255,11 @@ impl Clerk {
     }
 
     fn begin(&mut self, errand: Errand) {
-        let gauges_only = matches!(&errand, Errand::Answer { question, .. } if question.kind == QueryKind::Status);
+        let gauges_only = match &errand {
+            Errand::Answer { question, .. } => matches!(question.kind, QueryKind::Status | QueryKind::Keys),
+            Errand::Told { .. } => true,
+            Errand::Presence => false,
+        };
         self.tickets += 1;
         self.census = Some(Census {
             errand,
@@ -185,15 +293,74 @@ impl Clerk {
             let shard = census.shard;
             return self.ask_for(shard, next);
         }
-        census.gauges.push((part.gauges.map(|gauges| *gauges).unwrap_or_default(), shard_gauges));
+        let gauges = part.gauges.map(|gauges| *gauges).unwrap_or_default();
+        self.facts.registrar.absorb(part.shard.0, &gauges.keys);
+        census.gauges.push((gauges, shard_gauges));
         census.shard += 1;
         if census.shard < self.mesh.shards() {
             let (shard, cursor) = (census.shard, if census.gauges_only { u32::MAX } else { 0 });
             return self.ask_for(shard, cursor);
         }
         if let Some(census) = self.census.take() {
+            self.look_at_rate(&census.gauges);
+            if let Some(licence) = &self.facts.licence {
+                let sum = |of: fn(&Gauges) -> u64| census.gauges.iter().map(|(heart, _)| of(heart)).sum::<u64>();
+                // The peak of the day, not of the moments at which somebody looked.
+                let agents = sum(|heart| u64::from(heart.seats_today.1.max(heart.seats)));
+                licence.note_usage(agents, sum(|heart| heart.counters.messages_in));
+            }
             self.finish(census);
         }
+    }
+
+    /// How many messages a second came in of late.
+    fn look_at_rate(&mut self, gauges: &[(Gauges, ShardGauges)]) {
+        let messages = gauges.iter().map(|(heart, _)| heart.counters.messages_in).sum::<u64>();
+        let elapsed = self.rate.since.elapsed();
+        if elapsed >= RATE_WINDOW {
+            let more = messages.saturating_sub(self.rate.messages);
+            let per_second = (more as u128 * 1_000 / elapsed.as_millis().max(1)) as u64;
+            self.rate = Rate { since: Instant::now(), messages, per_second };
+        }
+    }
+
+    fn look_at_licence(&mut self) {
+        let Some(licence) = &self.facts.licence else { return };
+        let in_force = licence.in_force();
+        if in_force != self.facts.entitlement {
+            self.entitle(in_force);
+        }
+    }
+
+    /// What the licence grants from now on: every shard is told, and retention follows. Nobody is dropped.
+    fn entitle(&mut self, entitlement: Entitled) {
+        let days = entitlement.retention_days(self.settings.retention_days);
+        self.facts.retention_ms.store(days_ms(days), Ordering::Relaxed);
+        self.facts.registrar.keep_events_for(days_ms(days));
+        self.facts.entitlement = entitlement;
+        self.note_change("licence");
+        self.unentitled = (0..self.mesh.shards()).collect();
+        self.tell_changes();
+    }
+
+    /// Writes down that something is not as it was: `licence`, `tls`.
+    pub(super) fn note_change(&mut self, what: &'static str) {
+        let mut meta = Map::new();
+        meta.insert("changed".to_owned(), json!([what]));
+        if what == "licence" {
+            meta.insert("tier".to_owned(), json!(self.facts.entitlement.tier.name()));
+        }
+        self.facts.registrar.record(AuditEvent::new("settings.updated", "relay", ("settings", what), meta, wall_ms()));
+    }
+
+    /// What changed is told to the shards that have not heard of it. One whose queue is full is told at the next turn.
+    fn tell_changes(&mut self) {
+        if !self.untold.is_empty() {
+            let ring = self.facts.registrar.ring();
+            tell(&self.mesh, &self.bells, &mut self.untold, || Notice::Keys(ring.clone()));
+        }
+        let entitlement = &self.facts.entitlement;
+        tell(&self.mesh, &self.bells, &mut self.unentitled, || Notice::Entitled(entitlement.clone()));
     }
 
     fn finish(&mut self, census: Census) {
@@ -206,11 +373,13 @@ impl Clerk {
             }
             Errand::Answer { shard, question } => {
                 let value = match question.kind {
-                    QueryKind::Agents => agents(&census.rows, &question.arguments),
-                    _ => self.status(&census.gauges),
+                    QueryKind::Agents => Ok(agents(&census.rows, &question.arguments)),
+                    QueryKind::Keys => self.ask_registrar(&question).map(|(value, _)| value),
+                    _ => Ok(self.status(&census.gauges)),
                 };
-                self.answer(shard, question.session, question.number, Ok(value));
+                self.answer(shard, question.session, question.number, value);
             }
+            Errand::Told { shard, session, number, value } => self.answer(shard, session, number, Ok(value)),
         }
     }
 
@@ -245,7 +414,19 @@ impl Clerk {
                 refusals.insert(reason.name().into(), json!(count));
             }
         }
+        let mut failures = Map::new();
+        for failure in AuthFailure::ALL {
+            let count = gauges.iter().map(|(heart, _)| heart.counters.auth_failures[failure as usize]).sum::<u64>();
+            if count > 0 {
+                failures.insert(failure.name().into(), json!(count));
+            }
+        }
         let uptime = self.facts.started.elapsed();
+        let entitlement = &self.facts.entitlement;
+        let licence = self.facts.licence.as_ref().map(|licence| {
+            let (state, sentence) = licence.standing();
+            json!({ "state": state, "sentence": sentence, "warnings": licence.warnings() })
+        });
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
@@ -258,8 +439,15 @@ impl Clerk {
                 "mode": self.settings.durability.name(),
                 "survives": survives(self.settings.durability),
             },
-            "tier": self.facts.entitlement.tier.name(),
-            "agents": { "connected": sum(|heart| u64::from(heart.live)), "known": sum(|heart| u64::from(heart.known)), "max": self.facts.entitlement.agents_max },
+            "tier": entitlement.tier.name(),
+            "license": licence,
+            "agents": {
+                "connected": sum(|heart| u64::from(heart.live)),
+                "known": sum(|heart| u64::from(heart.known)),
+                "seats": sum(|heart| u64::from(heart.seats)),
+                "seats_peak": sum(|heart| u64::from(heart.seats_peak)),
+                "max": entitlement.agents_max,
+            },
             "messages": {
                 "in": sum(|heart| heart.counters.messages_in),
                 "accepted": sum(|heart| heart.counters.accepted),
@@ -282,6 +470,13 @@ impl Clerk {
                 "commits": self.facts.storage.writer.commits.load(Ordering::Relaxed),
                 "pending": self.facts.storage.writer.pending.load(Ordering::Relaxed),
             },
+            "authentication": {
+                "required": self.settings.require_auth,
+                "failures": failures,
+                "delayed": sum(|heart| heart.counters.auth_delayed),
+            },
+            "paused": { "now": sum(|heart| u64::from(heart.paused)), "ever": sum(|heart| heart.counters.pauses) },
+            "advice": headroom::advice(entitlement, sum(|heart| u64::from(heart.seats)), self.rate.per_second),
             "closes": closes,
             "refusals": refusals,
             "clock_warning": self.clock_warning(uptime),
@@ -329,7 +524,7 @@ impl Clerk {
             "pending_records": writer.pending.load(Ordering::Relaxed),
             "fetched_messages": keeper.fetched_messages.load(Ordering::Relaxed),
             "upkeep_failures": keeper.failures.load(Ordering::Relaxed),
-            "retention_days": self.settings.retention_days,
+            "retention_days": entitlement.retention_days(self.settings.retention_days),
             "retention_max_days": entitlement.retention_days_max,
             "tier": entitlement.tier.name(),
             "swept_messages": keeper.swept_messages.load(Ordering::Relaxed),
@@ -369,6 +564,17 @@ impl Clerk {
         let drift_s = (i128::from(wall_ms()) - expected) / 1_000;
         (drift_s.abs() > 60).then(|| format!("the wall clock has jumped by {drift_s} s since the start"))
     }
+}
+
+/// Tells `notice` to the shards of `untold`, and takes those out that have room for it.
+fn tell(mesh: &Mesh, bells: &Bells, untold: &mut Vec<u16>, notice: impl Fn() -> Notice) {
+    untold.retain(|shard| {
+        let full = mesh.notify(ShardId(*shard), notice()).is_err();
+        if mesh.shard_sleeper(ShardId(*shard)).rouse() {
+            bells.shards[usize::from(*shard)].wake();
+        }
+        full
+    });
 }
 
 /// Which failure what has a durable receipt survives, and what has none.

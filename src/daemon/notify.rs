@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 pub struct Inherited {
     /// Unix stream sockets. When there is one, the daemon binds none of its own and never unlinks it.
     pub unix: Vec<UnixListener>,
-    /// TCP sockets; off loopback they are refused as `--listen` would be.
+    /// TCP sockets.
     pub tcp: Vec<TcpListener>,
 }
 
@@ -29,11 +29,6 @@ pub enum InheritError {
         /// What it said.
         error: std::io::Error,
     },
-    /// Reachable from elsewhere.
-    #[error(
-        "the service manager listens on {0}: TCP off loopback requires TLS and authentication, which this version does not have"
-    )]
-    OffLoopback(std::net::SocketAddr),
 }
 
 /// Takes the sockets that systemd opened (LISTEN_FDS). Call it once, before any thread starts: it edits the environment.
@@ -46,13 +41,7 @@ pub fn inherited() -> Result<Inherited, InheritError> {
             continue;
         }
         match handed.take_tcp_listener(index) {
-            Ok(Some(listener)) => {
-                let address = listener.local_addr().map_err(|error| InheritError::Kind { index, error })?;
-                if !address.ip().is_loopback() {
-                    return Err(InheritError::OffLoopback(address));
-                }
-                inherited.tcp.push(listener);
-            }
+            Ok(Some(listener)) => inherited.tcp.push(listener),
             Ok(None) => {}
             Err(error) => return Err(InheritError::Kind { index, error }),
         }

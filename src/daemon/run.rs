@@ -1,25 +1,27 @@
 //! The daemon from start to stop: lock, sockets, threads, signals, drain.
 
 use super::clerk::{Clerk, Facts, wall_ms};
+use super::licence::{self, Licence};
 use super::logs::Logs;
-use super::settings::{Backend, Durability, Settings};
+use super::registrar::Registrar;
+use super::settings::{Backend, Durability, Settings, TlsFiles};
 use super::storage::{Storage, StorageBells, StorageError, StorageGauges, StorageThreads};
-use super::{cpus, lock, notify, paths};
-use crate::base::keys::{KeyRing, Ring};
+use super::{cpus, harden, lock, notify, paths};
+use crate::base::keys::Ring;
 use crate::base::limits::KNOWN_AGENTS_MAX;
-use crate::base::tier::{Entitled, Entitlement};
+use crate::base::tier::{Entitled, Entitlement, Refused, Tier};
 use crate::base::{Mono, ShardId};
-use crate::mesh::Mesh;
+use crate::mesh::{Mesh, Notice};
 use crate::relay::{self, Bounds};
-use crate::shard::{self, Bells, Shard};
+use crate::shard::{self, Bells, Listener, Reach, Shard};
+use crate::tls::{self, Acceptor, TlsError};
 use crate::uring::{self, Driver, Report, Waker};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
@@ -55,6 +57,12 @@ pub enum DaemonError {
         /// What the kernel said.
         error: io::Error,
     },
+    /// Something is asked for that the licence does not grant.
+    #[error("{0}")]
+    Tier(#[from] Refused),
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The store cannot be used.
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -87,33 +95,63 @@ pub struct Ready {
 }
 
 /// Runs the daemon on this thread until it is told to stop. `ready` is called once every listener is open.
-pub fn run(mut settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), DaemonError> {
-    let entitlement = Entitlement::unlimited();
-    let keys = KeyRing::empty();
-    settings.keep_within(&entitlement);
+pub fn run(settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), DaemonError> {
     // Before any thread starts: it edits the environment, and children of nobody should inherit the sockets.
     let inherited = notify::inherited()?;
+    serve_until_stopped(settings, inherited, None, ready)
+}
+
+/// The same for `relay bench`: a daemon in the caller's process, on a thread of the caller's, in a directory that the caller
+/// made for it, without a licence and without limits. There is no way from outside to make a process do this but that command.
+pub fn run_temporary(settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), DaemonError> {
+    serve_until_stopped(settings, notify::Inherited::default(), Some(Entitlement::unlimited()), ready)
+}
+
+fn serve_until_stopped(
+    settings: Settings,
+    inherited: notify::Inherited,
+    granted: Option<Entitled>,
+    ready: impl FnOnce(&Ready),
+) -> Result<(), DaemonError> {
     settings.layout.create()?;
     let lock = lock::Lock::take(&settings.layout, jiff::Timestamp::now())?;
     settings.layout.write_project_file(jiff::Timestamp::now()).map_err(cannot("write .project"))?;
     let colour = rustix::termios::isatty(io::stderr());
     let logs = Logs::start(&settings.log_level, settings.log_format, colour);
+    harden::keep_secrets_inside();
+    // A temporary daemon has none, and needs none.
+    let licence = if granted.is_some() { None } else { Some(Licence::start(&settings)) };
+    let entitlement = match (&granted, &licence) {
+        (Some(granted), _) => granted.clone(),
+        (None, Some(licence)) => licence.in_force(),
+        (None, None) => Arc::new(Entitlement::of_tier(Tier::Community)),
+    };
+    licence::gates(&settings, &entitlement)?;
+    let tls = settings.tls.as_ref().map(load_tls).transpose()?;
     let mut storage = Storage::open(&settings, (wall_ms() / 1_000) as u32)?;
+    let retention_ms = Arc::new(AtomicU64::new(days_ms(entitlement.retention_days(settings.retention_days))));
+    let registrar = Registrar::open(storage.store.clone(), retention_ms.load(Ordering::Relaxed), wall_ms())
+        .map_err(StorageError::from)?;
+    let keys = registrar.ring();
     let socket_file = if inherited.unix.is_empty() { Some(lock.bind(&settings.layout.socket)?) } else { None };
     let mut tcp = inherited.tcp;
     for address in &settings.listen {
         let listener = TcpListener::bind(address).map_err(|error| DaemonError::Listen { address: *address, error })?;
         tcp.push(listener);
     }
-    let mut listeners: Vec<OwnedFd> = inherited.unix.into_iter().map(OwnedFd::from).collect();
+    let unix = |descriptor| Listener { descriptor, reach: Reach::Unix };
+    let mut listeners: Vec<Listener> = inherited.unix.into_iter().map(|listener| unix(listener.into())).collect();
     if let Some(file) = &socket_file {
-        listeners.push(file.listener.try_clone().map_err(cannot("share the socket"))?.into());
+        listeners.push(unix(file.listener.try_clone().map_err(cannot("share the socket"))?.into()));
     }
     let mut listen = Vec::new();
     for listener in tcp {
         listener.set_nonblocking(true).map_err(cannot("set up a TCP listener"))?;
-        listen.extend(listener.local_addr().ok().map(|address| address.to_string()));
-        listeners.push(listener.into());
+        let address = listener.local_addr().ok();
+        let local = address.is_some_and(|address| address.ip().is_loopback());
+        let reach = if local { Reach::Loopback } else { Reach::Exposed };
+        listen.extend(address.map(|address| address.to_string()));
+        listeners.push(Listener { descriptor: listener.into(), reach });
     }
 
     let shards = settings.cores;
@@ -122,12 +160,12 @@ pub fn run(mut settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), Dae
     let lone = || Waker::lone().map_err(cannot("make an eventfd"));
     let clerk_bell = lone()?;
     let storage_bells = StorageBells::new().map_err(cannot("make an eventfd"))?;
-    let signals = Arc::new(AtomicU32::new(0));
+    let signals = Arc::new(Asked::default());
     watch_signals(signals.clone(), clerk_bell.clone())?;
 
     let started = Shards::start(
         &settings,
-        (&entitlement, &keys),
+        (&entitlement, &keys, &tls),
         &mut storage,
         &mesh,
         &choice.cpus,
@@ -138,8 +176,11 @@ pub fn run(mut settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), Dae
     drop(listeners);
     let gauges = StorageGauges::default();
     let shard_bells = started.bells.shards.clone();
-    let threads = StorageThreads::start(&storage, &settings, &mesh, storage_bells, shard_bells, &gauges)?;
+    let threads =
+        StorageThreads::start(&storage, &settings, &mesh, storage_bells, shard_bells, &gauges, &retention_ms)?;
     let mut notes = settings.warnings.clone();
+    notes.extend(settings.retention_note(&entitlement));
+    notes.extend(licence.iter().flat_map(Licence::warnings));
     notes.extend(choice.note);
     let facts = Facts {
         started_at_ms: wall_ms(),
@@ -151,12 +192,19 @@ pub fn run(mut settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), Dae
         follower: storage.follower.clone(),
         storage: gauges,
         entitlement,
+        registrar,
+        retention_ms,
+        licence,
     };
     let socket = settings.layout.socket.clone();
-    let clerk = Clerk::new(mesh.clone(), started.bells.clone(), settings, facts);
+    let files = settings.tls.clone();
+    let mut notes = notes;
+    notes.extend(tls.iter().flat_map(|tls| tls.warnings().to_vec()));
+    let mut clerk = Clerk::new(mesh.clone(), started.bells.clone(), settings, facts);
     ready(&Ready { socket, listen, cpus: choice.cpus, reports: started.reports, notes });
     notify::ready("relaying");
-    let drained = serve(clerk, &mesh, &clerk_bell, &signals);
+    let reload = || reload_tls(files.as_ref(), &mesh, &started.bells);
+    let drained = serve(&mut clerk, &mesh, &clerk_bell, &signals, reload);
     // From here on nobody can connect: the name goes first, so that the next daemon is not mistaken for this one.
     drop(socket_file);
     if drained {
@@ -166,6 +214,7 @@ pub fn run(mut settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), Dae
             }
         }
     }
+    clerk.stop();
     threads.stop();
     let dropped = logs.dropped();
     if dropped > 0 {
@@ -176,12 +225,17 @@ pub fn run(mut settings: Settings, ready: impl FnOnce(&Ready)) -> Result<(), Dae
 }
 
 /// The main thread's life. Says whether every shard has drained.
-fn serve(mut clerk: Clerk, mesh: &Mesh, bell: &Waker, signals: &AtomicU32) -> bool {
+fn serve(clerk: &mut Clerk, mesh: &Mesh, bell: &Waker, signals: &Asked, reload: impl Fn() -> bool) -> bool {
     let mut stopping = None::<Instant>;
     let mut watchdog = notify::Watchdog::of_environment();
     loop {
         let timeout = watchdog.shorten(clerk.turn());
-        let asked = signals.load(Ordering::Acquire);
+        let asked = signals.stop.load(Ordering::Acquire);
+        if signals.reload.swap(false, Ordering::AcqRel) {
+            if reload() {
+                clerk.note_change("tls");
+            }
+        }
         match stopping {
             None if asked > 0 || clerk.stop_asked => {
                 tracing::info!("stopping: saying BYE to everyone");
@@ -199,19 +253,75 @@ fn serve(mut clerk: Clerk, mesh: &Mesh, bell: &Waker, signals: &AtomicU32) -> bo
         }
         watchdog.alive();
         mesh.clerk_sleeper().doze();
-        if !mesh.anything_for_clerk() && signals.load(Ordering::Acquire) == asked {
+        let signalled = signals.stop.load(Ordering::Acquire) != asked || signals.reload.load(Ordering::Acquire);
+        if !mesh.anything_for_clerk() && !signalled {
             bell.wait(Some(timeout));
         }
         mesh.clerk_sleeper().awake();
     }
 }
 
-/// Counts SIGTERM and SIGINT, and wakes the main thread for each.
-fn watch_signals(count: Arc<AtomicU32>, bell: Waker) -> Result<(), DaemonError> {
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(cannot("watch for signals"))?;
+/// Reads the certificates.
+fn load_tls(files: &TlsFiles) -> Result<Arc<Acceptor>, TlsError> {
+    let TlsFiles { cert, key, ca, mutual, .. } = files.clone();
+    Acceptor::load(&tls::Files { cert, key, ca, mutual }).map(Arc::new)
+}
+
+/// Reads the certificates again. Connections that are there stay as they are; those that come are shown the new ones.
+/// Whether there are new ones.
+fn reload_tls(files: Option<&TlsFiles>, mesh: &Mesh, bells: &Bells) -> bool {
+    let Some(files) = files else {
+        tracing::info!("SIGHUP: TLS is off, so there is nothing to read again");
+        return false;
+    };
+    let acceptor = match load_tls(files) {
+        Ok(acceptor) => acceptor,
+        Err(error) => {
+            tracing::error!("SIGHUP: {error}. The certificates of before stay in use");
+            return false;
+        }
+    };
+    for warning in acceptor.warnings() {
+        tracing::warn!("{warning}");
+    }
+    for (index, bell) in bells.shards.iter().enumerate() {
+        let shard = ShardId(index as u16);
+        let mut notice = Notice::Tls(acceptor.clone());
+        // Its queue is full of answers, which it takes in its next turn.
+        while let Err(back) = mesh.notify(shard, notice) {
+            bell.wake();
+            std::thread::yield_now();
+            notice = back;
+        }
+        bell.wake();
+    }
+    tracing::info!(cert = %files.cert.display(), "SIGHUP: new connections are shown the certificates as they are now");
+    true
+}
+
+/// Days in milliseconds.
+pub(super) fn days_ms(days: u32) -> u64 {
+    u64::from(days) * 24 * 3_600_000
+}
+
+/// What signals have asked for.
+#[derive(Default)]
+struct Asked {
+    /// How often SIGTERM or SIGINT came.
+    stop: AtomicU32,
+    /// Whether SIGHUP came.
+    reload: AtomicBool,
+}
+
+/// Notes signals, and wakes the main thread for each.
+fn watch_signals(asked: Arc<Asked>, bell: Waker) -> Result<(), DaemonError> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(cannot("watch for signals"))?;
     let watch = move || {
-        for _ in signals.forever() {
-            count.fetch_add(1, Ordering::AcqRel);
+        for signal in signals.forever() {
+            match signal {
+                SIGHUP => asked.reload.store(true, Ordering::Release),
+                _ => drop(asked.stop.fetch_add(1, Ordering::AcqRel)),
+            }
             bell.wake();
         }
     };
@@ -230,11 +340,11 @@ impl Shards {
     /// Starts one thread a shard. Drivers are made on their own threads; nobody turns before all are there.
     fn start(
         settings: &Settings,
-        (entitlement, keys): (&Entitled, &Ring),
+        (entitlement, keys, tls): (&Entitled, &Ring, &Option<Arc<Acceptor>>),
         storage: &mut Storage,
         mesh: &Arc<Mesh>,
         cpus: &[usize],
-        listeners: &[OwnedFd],
+        listeners: &[Listener],
         storage_bells: &StorageBells,
         clerk_bell: &Waker,
     ) -> Result<Shards, DaemonError> {
@@ -243,9 +353,12 @@ impl Shards {
         let (mut threads, mut bells_out, mut wakers, mut reports) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for index in 0..settings.cores {
             let failed = |error| DaemonError::Shard { shard: index, error };
-            let own: Vec<OwnedFd> =
-                listeners.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>().map_err(failed)?;
-            let options = shard_options(settings, index, storage.epoch, &seeds, (entitlement, keys));
+            let copy = |listener: &Listener| {
+                let descriptor = listener.descriptor.try_clone()?;
+                Ok(Listener { descriptor, reach: listener.reach })
+            };
+            let own: Vec<Listener> = listeners.iter().map(copy).collect::<io::Result<_>>().map_err(failed)?;
+            let options = shard_options(settings, index, storage.epoch, &seeds, (entitlement, keys, tls));
             let remembered = (rows.next().unwrap_or_default(), storage.parted.clone());
             let driver_options = driver_options(settings);
             let (mesh, cpu) = (mesh.clone(), cpus.get(usize::from(index)).copied());
@@ -330,7 +443,7 @@ fn shard_options(
     index: u16,
     epoch: u32,
     seeds: &Seeds,
-    (entitlement, keys): (&Entitled, &Ring),
+    (entitlement, keys, tls): (&Entitled, &Ring, &Option<Arc<Acceptor>>),
 ) -> shard::Options {
     let limits = &settings.limits;
     let bounds = Bounds {
@@ -342,7 +455,7 @@ fn shard_options(
         waiting_bytes_max: limits.waiting_bytes,
         waiting_messages_max: limits.owed_messages,
         owed_bytes_max: limits.owed_bytes,
-        retention: Mono::ms(u64::from(settings.retention_days) * 24 * 3_600_000),
+        retention: Mono::ms(days_ms(settings.retention_days)),
         messages_per_second: limits.messages_per_second_per_connection,
         burst: limits.burst_per_connection,
         ..Bounds::default()
@@ -364,6 +477,7 @@ fn shard_options(
         owner_uid: rustix::process::getuid().as_raw(),
         flush_interval: Mono::ms(settings.flush_interval_ms),
         batch_trigger: settings.max_batch_size,
+        tls: tls.clone(),
     }
 }
 

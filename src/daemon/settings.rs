@@ -4,6 +4,8 @@
 use super::paths::{Environment, Layout, PathError, Place};
 use super::settings_file::{self, FileValue};
 use super::settings_key::KeyText;
+pub use super::settings_protection::{LicenceSettings, TlsFiles};
+use super::settings_protection::{is_server_url, tls_of};
 pub use super::settings_records::{CORES_MAX, DAYS_MAX, LISTEN_MAX, RECORDS, Record, Shape, UNLIMITED, days_of};
 use super::{cpus, paths};
 use crate::base::tier::Entitlement;
@@ -191,7 +193,7 @@ pub struct Settings {
     pub flush_interval_ms: u64,
     /// The writer's trigger.
     pub max_batch_size: usize,
-    /// How long messages are kept and owed; what was asked for, until [`Settings::keep_within`].
+    /// How long messages are to be kept and owed, if the tier allows as much.
     pub retention_days: u32,
     /// What encrypts the store; none: it is plain.
     pub db_key: Option<KeyText>,
@@ -273,38 +275,6 @@ pub enum LogFormat {
     Json,
 }
 
-/// What TLS is set up from.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct TlsFiles {
-    /// The certificate chain, PEM.
-    pub cert: PathBuf,
-    /// Its private key, PEM.
-    pub key: PathBuf,
-    /// Authorities whose client certificates are believed, PEM.
-    pub ca: Option<PathBuf>,
-    /// Whether every client must show one.
-    pub mutual: bool,
-    /// Whether it speaks for the agents it names alone.
-    pub bind_names: bool,
-}
-
-/// What the licence is found and kept with.
-#[derive(Clone, Default)]
-pub struct LicenceSettings {
-    /// A key or a document from the environment; none: the activated one, if there is one.
-    pub given: Option<KeyText>,
-    /// The server; empty: none is known.
-    pub server: String,
-    /// Whether usage is reported to it.
-    pub telemetry: bool,
-}
-
-impl fmt::Debug for LicenceSettings {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "LicenceSettings({:?}, telemetry {})", self.server, self.telemetry)
-    }
-}
-
 /// Bounds that an operator may lower.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(missing_docs)]
@@ -376,20 +346,20 @@ impl Settings {
         Ok(Settings { db_key, licence, warnings, ..settings })
     }
 
-    /// Lowers the retention to what `entitlement` allows, and says so among the warnings if more was asked for.
-    pub fn keep_within(&mut self, entitlement: &Entitlement) {
+    /// That `entitlement` allows less retention than was asked for, if it does.
+    pub fn retention_note(&self, entitlement: &Entitlement) -> Option<String> {
         let days = entitlement.retention_days(self.retention_days);
-        if days < self.retention_days {
-            let asked = find(&self.resolved, "retention.days");
-            let value = asked.values.first().map_or(UNLIMITED, String::as_str);
-            let unit = if value == UNLIMITED { "" } else { " days" };
-            self.warnings.push(format!(
-                "retention of {value}{unit} (from {}) is lowered to {days} days, the most that the {} tier allows",
-                asked.source,
-                entitlement.tier.title()
-            ));
-            self.retention_days = days;
+        if days == self.retention_days {
+            return None;
         }
+        let asked = find(&self.resolved, "retention.days");
+        let value = asked.values.first().map_or(UNLIMITED, String::as_str);
+        let unit = if value == UNLIMITED { "" } else { " days" };
+        Some(format!(
+            "retention of {value}{unit} (from {}) is lowered to {days} days, the most that the {} tier allows",
+            asked.source,
+            entitlement.tier.title()
+        ))
     }
 
     fn assemble(layout: Layout, resolved: Vec<Resolved>, file: Option<PathBuf>) -> Result<Settings, SettingsError> {
@@ -451,40 +421,7 @@ impl Settings {
     }
 }
 
-/// What TLS is set up from, if it is on. A file named in relay.toml is seen from that file's folder.
-fn tls_of(layout: &Layout, resolved: &[Resolved]) -> Result<Option<TlsFiles>, SettingsError> {
-    let path = |key| {
-        let entry = find(resolved, key);
-        let path = PathBuf::from(entry.values.first()?);
-        Some(if matches!(entry.source, Source::File { .. }) { layout.folder.join(path) } else { path })
-    };
-    let on = |key| find(resolved, key).values.first().is_some_and(|value| value == "true");
-    let needs = |key: &'static str, needed, how| {
-        let origin = find(resolved, key).source.clone();
-        SettingsError::Needs { key, origin, needed, how }
-    };
-    let (cert, key, ca) = (path("tls.cert"), path("tls.key"), path("tls.ca"));
-    let (mutual, bind_names) = (on("tls.mutual"), on("tls.bind_names"));
-    if mutual && ca.is_none() {
-        return Err(needs("tls.mutual", "tls.ca", "give --tls-ca with the authorities of your clients' certificates"));
-    }
-    if bind_names && ca.is_none() {
-        return Err(needs(
-            "tls.bind_names",
-            "tls.ca",
-            "give --tls-ca with the authorities of your clients' certificates",
-        ));
-    }
-    match (cert, key) {
-        (Some(cert), Some(key)) => Ok(on("tls.enabled").then_some(TlsFiles { cert, key, ca, mutual, bind_names })),
-        (Some(_), None) => Err(needs("tls.cert", "tls.key", "give --tls-key with the certificate's private key")),
-        (None, Some(_)) => Err(needs("tls.key", "tls.cert", "give --tls-cert with the certificate of that key")),
-        (None, None) if ca.is_some() => Err(needs("tls.ca", "tls.cert", "TLS is off without --tls-cert and --tls-key")),
-        (None, None) => Ok(None),
-    }
-}
-
-fn find<'a>(resolved: &'a [Resolved], key: &str) -> &'a Resolved {
+pub(super) fn find<'a>(resolved: &'a [Resolved], key: &str) -> &'a Resolved {
     resolved.iter().find(|entry| entry.record.key == key).expect("only keys of RECORDS are asked for")
 }
 
@@ -543,20 +480,6 @@ fn resolve(
     Ok(Resolved { record, values, source, default })
 }
 
-/// https anywhere; http on loopback alone, where nobody else listens.
-fn is_server_url(text: &str) -> bool {
-    let local = ["http://127.0.0.1", "http://[::1]", "http://localhost"];
-    let rest = match text.strip_prefix("https://") {
-        Some(rest) => Some(rest),
-        None => local
-            .iter()
-            .find_map(|host| text.strip_prefix(host))
-            .filter(|rest| rest.is_empty() || rest.starts_with([':', '/']))
-            .map(|_| "local"),
-    };
-    rest.is_some_and(|rest| !rest.is_empty() && !rest.contains(['@', ' ', '"'])) && text.is_ascii()
-}
-
 fn check(record: &'static Record, value: &str, source: &Source) -> Result<(), SettingsError> {
     let good = match record.shape {
         Shape::Number { min, max } => value.parse::<u64>().is_ok_and(|number| (min..=max).contains(&number)),
@@ -590,12 +513,16 @@ fn is_socket(path: &Path) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::base::limits;
     use crate::base::tier::Tier;
 
-    fn read(flags: &[(&'static str, &str)], environment: &Environment, file: &str) -> Result<Settings, SettingsError> {
+    pub(crate) fn read(
+        flags: &[(&'static str, &str)],
+        environment: &Environment,
+        file: &str,
+    ) -> Result<Settings, SettingsError> {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("relay.toml"), file).unwrap();
         let place = Place { data_dir: Some(directory.path().into()), global: true, ..Place::default() };
@@ -646,7 +573,7 @@ mod tests {
         let text = refusal(&[], "cores = 2\n\n[limits]\nin_flght = 3\n");
         assert!(text.contains("relay.toml:4:") && text.contains("\"limits.in_flght\""), "{text}");
         assert!(text.contains("limits.in_flight"), "{text}");
-        let text = refusal(&[], "[tls]\nenabled = true\n");
+        let text = refusal(&[], "[http]\naddress = \"127.0.0.1:1\"\n");
         assert!(text.contains("relay.toml:1:") && text.contains("not in this version"), "{text}");
         let text = refusal(&[], "data_dir = \"/x\"\n");
         assert!(text.contains("relay.toml:1:") && text.contains("found through it"), "{text}");
@@ -667,18 +594,9 @@ mod tests {
     #[test]
     fn tcp_off_loopback_is_refused_and_loopback_is_not() {
         let text = refusal(&[("listen", "0.0.0.0:7070")], "");
-        assert!(text.contains("requires TLS and authentication"), "{text}");
+        assert!(text.contains("TLS is required there"), "{text}");
         let file = "listen = [\"127.0.0.1:7070\", \"[::1]:7070\"]\n";
         assert_eq!(read(&[], &Environment::default(), file).unwrap().listen.len(), 2);
-    }
-
-    #[test]
-    fn protection_that_is_not_there_is_refused_rather_than_ignored() {
-        let environment = Environment::of([("AGENT_RELAY_REQUIRE_AUTH", "true")]);
-        let text = read(&[], &environment, "").unwrap_err().to_string();
-        assert!(text.contains("authentication is not in this version"), "{text}");
-        let off = Environment::of([("AGENT_RELAY_REQUIRE_AUTH", "false")]);
-        assert!(read(&[], &off, "").is_ok());
     }
 
     #[test]
@@ -691,18 +609,14 @@ mod tests {
             assert!(refused.contains("from 1 to 36500 days"), "{text}: {refused}");
         }
         let [community, pro, ..] = Tier::ALL.map(Entitlement::of_tier);
-        let mut settings = read(&[("retention.days", "120d")], &Environment::default(), "").unwrap();
-        settings.keep_within(&Entitlement::unlimited());
-        assert_eq!((settings.retention_days, settings.warnings.len()), (120, 0));
-        settings.keep_within(&pro);
-        assert_eq!(settings.retention_days, 90);
+        let settings = read(&[("retention.days", "120d")], &Environment::default(), "").unwrap();
+        assert_eq!(settings.retention_note(&Entitlement::unlimited()), None);
         assert_eq!(
-            settings.warnings,
-            ["retention of 120 days (from --retention) is lowered to 90 days, the most that the pro tier allows"]
+            settings.retention_note(&pro).unwrap(),
+            "retention of 120 days (from --retention) is lowered to 90 days, the most that the Pro tier allows"
         );
-        let mut settings = read(&[], &Environment::default(), "").unwrap();
-        settings.keep_within(&community);
-        assert_eq!((settings.retention_days, settings.warnings.len()), (7, 0));
+        let settings = read(&[], &Environment::default(), "").unwrap();
+        assert_eq!(settings.retention_note(&community), None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! relay.toml to keys, values and lines. Knows which keys exist; decides nothing about values.
 
-use super::settings::{RECORDS, SettingsError};
+use super::settings::{RECORDS, SettingsError, Shape};
 use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -15,7 +15,7 @@ pub(super) struct FileValue {
 }
 
 /// Keys of later versions: told apart from typing errors.
-const NOT_YET: &[&str] = &["tls", "licence", "http"];
+const NOT_YET: &[&str] = &["http"];
 
 /// Keys of earlier versions, and what became of them.
 const GONE: &[(&str, &str)] = &[
@@ -71,7 +71,11 @@ fn collect(
             return Err(SettingsError::Unknown { path: path(), line, key, hint });
         };
         if !record.in_file {
-            let reason = "this file is found through it; use the flag or the variable".to_owned();
+            let reason = match record.shape {
+                Shape::Licence => "it is the machine's and not the project's; `relay license activate KEY` keeps it",
+                _ => "this file is found through it; use the flag or the variable",
+            };
+            let reason = reason.to_owned();
             return Err(SettingsError::Misplaced { path: path(), line, key, reason });
         }
         found.push(FileValue { key, values: texts(value), path: file.path.to_path_buf(), line });

@@ -11,7 +11,7 @@ use crate::uring::Waker;
 use crate::writer::{self, Writer};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
@@ -116,6 +116,7 @@ impl StorageThreads {
         bells: StorageBells,
         shards: Vec<Waker>,
         gauges: &StorageGauges,
+        retention_ms: &Arc<AtomicU64>,
     ) -> Result<StorageThreads, StorageError> {
         let writer_stop = Arc::new(AtomicBool::new(false));
         let others_stop = Arc::new(AtomicBool::new(false));
@@ -136,7 +137,7 @@ impl StorageThreads {
             writer_stop.clone(),
         );
         let keeper = Keeper::new(
-            keeper::Options { retention_ms: u64::from(settings.retention_days) * 24 * 3_600_000 },
+            keeper::Options { retention_ms: retention_ms.clone() },
             mesh.clone(),
             storage.store.clone(),
             storage.follower.clone(),

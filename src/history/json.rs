@@ -5,6 +5,7 @@ use crate::relay::Memory;
 use crate::relay::memory::Progress;
 use crate::store::find::{FoundMessage, FoundRecipient, Outcome};
 use crate::wire::Message;
+use crate::wire::json::KINDS;
 use serde_json::{Value, json};
 
 /// JSON of one message on a page: a longer one is cut, so that a page is one ANSWER.
@@ -68,6 +69,11 @@ fn shape(found: &FoundMessage, memory: &Memory, recipients_max: usize, cut: bool
             (state, reason) = (Some(reached), failed);
         }
     }
+    let members = data(fields.data);
+    let kind = match KINDS.get(usize::from(fields.kind)) {
+        Some(kind) => Value::from(*kind),
+        None => members.get("kind").cloned().unwrap_or(Value::Null),
+    };
     let mut message = json!({
         "id": found.id.to_string(),
         "from": name(fields.from),
@@ -78,7 +84,9 @@ fn shape(found: &FoundMessage, memory: &Memory, recipients_max: usize, cut: bool
         "sent_at": time_of(fields.sent_at_ms),
         "accepted_at": time_of(found.accepted_at_ms),
         "text": clip(fields.text, CUT_TEXT_BYTES),
-        "data": data(fields.data),
+        "kind": kind,
+        "importance": (fields.importance > 0).then_some(fields.importance),
+        "data": members,
         "meta": data(fields.meta),
         "state": state.unwrap_or(State::Durable).name(),
         "recipients": recipients,

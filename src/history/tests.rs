@@ -120,7 +120,7 @@ fn a_message_is_found_by_prefix_and_by_the_senders_number_with_its_state() {
         found,
         json!({
             "id": text, "from": "ann", "to": "bob", "topic": null, "thread": "t", "label": null, "sent_at": "1970-01-01T00:00:00.000Z",
-            "accepted_at": "2025-12-29T00:09:30.002Z", "text": "two", "data": { "a": 1 }, "meta": null, "state": "delivered",
+            "accepted_at": "2025-12-29T00:09:30.002Z", "text": "two", "kind": "message", "importance": null, "data": { "a": 1 }, "meta": null, "state": "delivered",
             "recipients": [
                 { "name": "bob", "state": "delivered", "sequence": { "epoch": 1, "counter": 2 }, "reason": null }
             ],

@@ -35,8 +35,8 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// What the keeper is told once.
 pub struct Options {
-    /// How long messages are kept, milliseconds.
-    pub retention_ms: u64,
+    /// How long messages are kept, milliseconds. A change of licence changes it; each sweep looks.
+    pub retention_ms: Arc<AtomicU64>,
 }
 
 /// What `status` shows of the keeper; written by its thread alone.
@@ -291,7 +291,7 @@ impl Keeper {
             self.swept_at = Some(Instant::now());
         }
         let started = Instant::now();
-        let cutoff_ms = self.sweep_clock_ms().saturating_sub(self.options.retention_ms);
+        let cutoff_ms = self.sweep_clock_ms().saturating_sub(self.options.retention_ms.load(Ordering::Relaxed));
         let swept = self.store.sweep_step(cutoff_ms, SWEPT_AT_ONCE)?;
         self.gauges.swept_messages.fetch_add(swept.messages, Ordering::Relaxed);
         if swept.done {

@@ -15,11 +15,13 @@ use crate::base::keys::{Grant, Ring};
 use crate::base::limits::{FETCHES_MAX, LANE_MAILS_MAX, QUESTIONS_MAX, WRITER_BATCHES_MAX};
 use crate::base::tier::Entitled;
 use crate::base::{SessionId, ShardId};
-use crate::relay::{CensusPart, CensusTicket, Fetch, Fetched, Mail, Peer, Question, Record};
+use crate::relay::{CensusPart, CensusTicket, Fetch, Fetched, KeyUse, Mail, Peer, Question, Record};
+use crate::tls::{Acceptor, ServerLink};
 use crate::wire::{Dialect, Hello};
 use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 /// Mail of all lanes together: with many shards each pair gets a smaller lane.
@@ -45,7 +47,11 @@ pub struct Moved {
     pub hello: Box<Hello<'static>>,
     /// What its credential grants, if it presented one.
     pub grant: Option<Box<Grant>>,
-    /// Bytes received behind its HELLO.
+    /// The TLS that it speaks, if it does, with what of it is half-read.
+    pub link: Option<Box<ServerLink>>,
+    /// Bytes of TLS that are to be sent before everything else.
+    pub sealed: Vec<u8>,
+    /// Bytes received behind its HELLO, decrypted.
     pub unread: Vec<u8>,
     /// What it was told before its HELLO and has not been sent yet.
     pub unsent: Vec<u8>,
@@ -75,6 +81,8 @@ pub enum Notice {
     Entitled(Entitled),
     /// There are other keys.
     Keys(Ring),
+    /// There are other certificates, for connections that come from now on.
+    Tls(Arc<Acceptor>),
     /// The daemon stops.
     Stop,
 }
@@ -93,8 +101,8 @@ pub enum ClerkPost {
     Question(ShardId, Question),
     /// A part of the list of agents, and how the shard that tells it is doing.
     Census(CensusPart, ShardGauges),
-    /// A shard has returned.
-    Finished(ShardId),
+    /// A shard has returned, and this is what it has counted of keys in the end.
+    Finished(ShardId, Vec<KeyUse>),
 }
 
 /// How a shard's thread is doing, beside what its heart knows.

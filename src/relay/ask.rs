@@ -37,6 +37,7 @@ impl Relay {
 
     pub(super) fn on_query(&mut self, now: Now, id: SessionId, query: &Query<'_>, outbox: &mut Outbox) {
         let Some(session) = self.sessions.find(id) else { return };
+        let by = session.grant.as_ref().map(|grant| grant.key);
         if !session.may_administer() {
             let text = "Questions are answered on the Unix socket, for the daemon's own user, or to a key with the admin scope";
             return self.fatal(id, ErrorCode::Forbidden, text, CloseReason::Forbidden, outbox);
@@ -50,6 +51,7 @@ impl Relay {
             number: query.number,
             kind: query.kind,
             arguments: query.arguments.as_ref().into(),
+            by,
         });
     }
 

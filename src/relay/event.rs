@@ -29,6 +29,13 @@ pub enum Event<'a> {
         /// What its credential grants, if it presented one.
         grant: Option<Box<Grant>>,
     },
+    /// The TLS handshake is complete, and the peer has shown a client certificate. Comes before its HELLO.
+    Certified {
+        /// The connection.
+        session: SessionId,
+        /// What it has shown, verified.
+        certificate: Certificate,
+    },
     /// A whole, checked frame arrived.
     Frame {
         /// On this connection.

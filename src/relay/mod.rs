@@ -43,6 +43,7 @@ pub use outbox::{
 
 use crate::base::ids::TokenSource;
 use crate::base::limits;
+use crate::base::tier::Entitlement;
 use crate::base::{
     AgentId, Bytes, Chunks, CloseReason, MessageId, Mono, NameHasher, Now, RefuseReason, Sequence, SessionId, ShardId,
 };
@@ -64,6 +65,8 @@ use timers::{Timer, Timers};
 /// One shard's heart.
 pub struct Relay {
     options: Options,
+    /// How long messages are to be kept, as far as the licence allows.
+    retention_asked: u64,
     hasher: NameHasher,
     tokens: TokenSource,
     chunks: Chunks,
@@ -127,8 +130,11 @@ pub struct Relay {
 
 impl Relay {
     /// A heart that knows nobody.
-    pub fn new(options: Options) -> Relay {
+    pub fn new(mut options: Options) -> Relay {
+        let retention_asked = options.bounds.retention;
+        options.bounds.retention = entitled_retention(retention_asked, &options.entitlement);
         Relay {
+            retention_asked,
             hasher: NameHasher::new(options.name_seed),
             tokens: TokenSource::new(options.token_seed),
             chunks: Chunks::default(),
@@ -176,11 +182,19 @@ impl Relay {
             Event::Frame { session, dialect, ack, frame } => self.on_frame(now, session, dialect, ack, frame, outbox),
             Event::Written { session, through } => self.on_written(now, session, through, outbox),
             Event::Opened { session, peer } => self.on_opened(now, session, peer, outbox),
-            Event::Entitled(entitlement) => self.on_entitled(now, entitlement, outbox),
+            Event::Entitled(entitlement) => {
+                self.options.bounds.retention = entitled_retention(self.retention_asked, &entitlement);
+                self.on_entitled(now, entitlement, outbox);
+            }
             Event::Keys(keys) => self.on_keys(now, keys, outbox),
             Event::Adopted { session, peer, dialect, hello, grant } => {
                 let adopted = Session { dialect, grant, ..Session::fresh(now.mono, peer) };
                 self.on_adopted(now, session, adopted, *hello, outbox);
+            }
+            Event::Certified { session, certificate } => {
+                if let Some(session) = self.sessions.find_mut(session) {
+                    session.peer.certificate = Some(certificate);
+                }
             }
             Event::Corrupt { session, dialect, corrupt } => self.on_corrupt(session, dialect, &corrupt, outbox),
             Event::Closed { session, reason } => self.on_closed(now, session, reason, outbox),
@@ -627,6 +641,12 @@ impl Relay {
 
 /// How often agents that have outlived the retention time are looked for.
 const FORGET_EVERY: u64 = Mono::ms(3_600_000);
+
+/// What is kept of the retention that was asked for.
+fn entitled_retention(asked: u64, entitlement: &Entitlement) -> u64 {
+    let day = Mono::ms(24 * 3_600_000);
+    entitlement.retention_days_max.map_or(asked, |days| asked.min(u64::from(days) * day))
+}
 
 fn error(code: ErrorCode, message: &str, fatal: bool) -> Frame<'static> {
     let message = Cow::Owned(message.to_owned());

@@ -2,7 +2,7 @@
 
 use super::event::Mail;
 use super::memory::{ProgressRecord, SessionRecord};
-use crate::base::keys::Grant;
+use crate::base::keys::{Grant, KeyId};
 use crate::base::{AgentId, Bytes, CloseReason, MessageId, Name, RefuseReason, Sequence, SessionId, ShardId};
 use crate::wire::{Frame, Hello, QueryKind, Receipt};
 
@@ -360,6 +360,8 @@ pub struct Question {
     pub kind: QueryKind,
     /// With which arguments (JSON, or empty).
     pub arguments: Box<str>,
+    /// Under which key; none: the daemon's own user.
+    pub by: Option<KeyId>,
 }
 
 /// A request for a part of the list of agents.

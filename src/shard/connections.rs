@@ -4,6 +4,7 @@ use crate::base::ids::Token;
 use crate::base::keys::Grant;
 use crate::base::{AgentId, CloseReason, Name, Sequence, SessionId, ShardId};
 use crate::relay::Peer;
+use crate::tls::ServerLink;
 use crate::uring::SendBuffer;
 use crate::wire::{Dialect, Hello};
 
@@ -20,9 +21,19 @@ pub(super) struct Connection {
     pub(super) sends: u64,
     /// Control frames written (JSON: makes their ids differ).
     pub(super) frames_out: u64,
-    /// The beginning of a frame whose end has not arrived, or whatever came behind a HELLO. Never more than a frame and
-    /// what one turn received.
+    /// The beginning of a frame whose end has not arrived, or whatever came behind a HELLO, or before a pause ended. Never
+    /// more than a frame and what one turn received.
     pub(super) stash: Vec<u8>,
+    /// The TLS it speaks, if it does.
+    pub(super) tls: Option<Box<Secured>>,
+    /// Whether it may speak nothing else.
+    pub(super) needs_tls: bool,
+    /// Nothing is read from it until the heart says so; what was received already is in the stash.
+    pub(super) paused: bool,
+    /// Its peer closed while it was paused: it is lost when the stash has been read.
+    pub(super) ended: bool,
+    /// Its peer does not hear us any more, as was seen while it was paused: nothing is sent, and what it has sent is read.
+    pub(super) muted: bool,
     /// Written in this turn, or while `sending`.
     pub(super) pending: SendBuffer,
     pub(super) pending_through: Sequence,
@@ -37,6 +48,21 @@ pub(super) struct Connection {
     pub(super) closing: Option<CloseReason>,
     /// Moves home when no send is in flight.
     pub(super) moving: Option<(ShardId, Box<Hello<'static>>, Option<Box<Grant>>)>,
+}
+
+/// The TLS of one connection.
+pub(super) struct Secured {
+    pub(super) link: ServerLink,
+    /// To be sent before anything else.
+    pub(super) sealed: Vec<u8>,
+    /// Received and not looked at: the handshake waits for its turn.
+    pub(super) waiting: Vec<u8>,
+}
+
+impl Secured {
+    pub(super) fn new(link: ServerLink) -> Secured {
+        Secured { link, sealed: Vec::new(), waiting: Vec::new() }
+    }
 }
 
 /// Where a connection stands, as far as receiving is concerned.
@@ -62,6 +88,11 @@ impl Connection {
             sends: 0,
             frames_out: 0,
             stash: Vec::new(),
+            tls: None,
+            needs_tls: false,
+            paused: false,
+            ended: false,
+            muted: false,
             pending: SendBuffer::default(),
             pending_through: Sequence::default(),
             pending_awaited: false,
@@ -71,6 +102,25 @@ impl Connection {
             closing: None,
             moving: None,
         }
+    }
+
+    /// Whether nothing has been read that says what it speaks.
+    pub(super) fn is_undecided(&self) -> bool {
+        self.dialect.is_none() && self.tls.is_none()
+    }
+
+    /// Forgets what was to be sent.
+    pub(super) fn silence(&mut self) {
+        self.pending.clear();
+        if let Some(tls) = &mut self.tls {
+            tls.sealed.clear();
+        }
+    }
+
+    /// Whether there is anything to do when no send is in flight.
+    pub(super) fn has_more(&self) -> bool {
+        let sealed = self.tls.as_ref().is_some_and(|tls| !tls.sealed.is_empty());
+        sealed || !self.pending.is_empty() || self.closing.is_some() || self.moving.is_some()
     }
 }
 

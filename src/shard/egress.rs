@@ -42,8 +42,20 @@ impl Inner {
                         self.unread.push(session);
                     }
                 }
-                // Until the driver can pause one connection.
-                Output::Pause { .. } | Output::Resume { .. } => {}
+                Output::Pause { session } => {
+                    let Some(connection) = self.connections.find_mut(session) else { continue };
+                    connection.paused = true;
+                    driver.pause_receiving(session, true);
+                }
+                Output::Resume { session } => {
+                    let Some(connection) = self.connections.find_mut(session) else { continue };
+                    connection.paused = false;
+                    // The stash is read before the driver hands out anything more.
+                    if !connection.stash.is_empty() || connection.ended {
+                        self.unread.push(session);
+                    }
+                    driver.pause_receiving(session, false);
+                }
                 Output::Move { session, to, hello, grant } => {
                     let Some(connection) = self.connections.find_mut(session) else { continue };
                     connection.moving = Some((to, hello, grant));
@@ -98,9 +110,21 @@ impl Inner {
                 self.move_home(id, driver);
                 continue;
             }
-            if !connection.pending.is_empty() {
+            if connection.muted {
+                connection.silence();
+            }
+            let buffer = if connection.muted {
+                None
+            } else if connection.tls.is_some() {
+                self.encrypt(id)
+            } else if !connection.pending.is_empty() {
                 let spare = self.spares.buffers.pop().unwrap_or_default();
-                let buffer = std::mem::replace(&mut connection.pending, spare);
+                Some(std::mem::replace(&mut connection.pending, spare))
+            } else {
+                None
+            };
+            let Some(connection) = self.connections.find_mut(id) else { continue };
+            if let Some(buffer) = buffer {
                 connection.sending = true;
                 connection.sending_through = std::mem::take(&mut connection.pending_through);
                 self.bytes_out += buffer.len() as u64;
@@ -128,8 +152,15 @@ impl Inner {
 
     /// Hands a connection on which nothing is in flight to the shard where its agent lives.
     fn move_home(&mut self, id: SessionId, driver: &mut Driver) {
-        let Some(Connection { dialect: Some(dialect), peer, stash, pending, moving: Some((to, hello, grant)), .. }) =
-            self.connections.remove(id)
+        let Some(Connection {
+            dialect: Some(dialect),
+            peer,
+            stash,
+            tls,
+            pending,
+            moving: Some((to, hello, grant)),
+            ..
+        }) = self.connections.remove(id)
         else {
             return driver.close(id);
         };
@@ -137,7 +168,11 @@ impl Inner {
             Some(descriptor) => {
                 // Replies alone: nothing is delivered before HELLO, so there are no big frames among them.
                 let unsent = pending.bytes;
-                let moved = Moved { descriptor, dialect, peer, hello, grant, unread: stash, unsent };
+                let (link, sealed) = match tls {
+                    Some(tls) => (Some(Box::new(tls.link)), tls.sealed),
+                    None => (None, Vec::new()),
+                };
+                let moved = Moved { descriptor, dialect, peer, hello, grant, link, sealed, unread: stash, unsent };
                 self.hold_post(to, Post::Connection(Box::new(moved)));
                 self.push_holds();
             }
@@ -205,7 +240,7 @@ impl Inner {
         }
     }
 
-    fn reply(&mut self, id: SessionId, frame: &Frame<'_>) {
+    pub(super) fn reply(&mut self, id: SessionId, frame: &Frame<'_>) {
         let Some(connection) = self.connections.find_mut(id) else { return };
         if connection.closing.is_some() {
             return;

@@ -6,6 +6,7 @@ use super::{Inner, Spares};
 use crate::base::limits::{FRAME_BYTES_MAX, HELLO_BYTES_MAX};
 use crate::base::{CloseReason, Sequence, SessionId};
 use crate::relay::Event;
+use crate::tls::FIRST_BYTE;
 use crate::uring::Completion;
 use crate::wire::{self, Corrupt, Dialect, Frame};
 
@@ -28,11 +29,11 @@ impl Inner {
                 let Some(connection) = self.connections.find_mut(id) else { return };
                 connection.sending = false;
                 let through = std::mem::take(&mut connection.sending_through);
-                let more =
-                    !connection.pending.is_empty() || connection.closing.is_some() || connection.moving.is_some();
-                if result.is_err() {
+                let more = connection.has_more();
+                if result.is_err() && !connection.paused {
                     return self.lose(id);
                 }
+                connection.muted |= result.is_err();
                 if more {
                     self.mark_due(id);
                 }
@@ -40,7 +41,7 @@ impl Inner {
                     self.relay.handle(self.now, Event::Written { session: id, through }, &mut self.outbox);
                 }
             }
-            Completion::Ended { id, .. } => self.lose(id),
+            Completion::Ended { id, .. } => self.end(id),
             Completion::Accepted { fd, listener } => self.accepted.push((listener, fd)),
             Completion::AcceptFailed { listener, error } => {
                 tracing::warn!(%error, "accepting is paused for a moment; `relay doctor` shows the descriptor limit");
@@ -58,13 +59,39 @@ impl Inner {
         }
     }
 
+    /// The peer has closed. What it sent before it did is read first, even if that takes a while.
+    pub(super) fn end(&mut self, id: SessionId) {
+        match self.connections.find_mut(id) {
+            Some(connection) if connection.paused && !connection.stash.is_empty() => connection.ended = true,
+            _ => self.lose(id),
+        }
+    }
+
+    /// Takes what the driver received.
     pub(super) fn receive(&mut self, id: SessionId, bytes: &[u8]) {
         self.bytes_in += bytes.len() as u64;
         let Some(connection) = self.connections.find_mut(id) else { return };
         if connection.closing.is_some() {
             return;
         }
+        if connection.is_undecided() && bytes.first() == Some(&FIRST_BYTE) && !self.begin_tls(id) {
+            return;
+        }
+        match self.connections.find_mut(id).map(|connection| connection.tls.is_some()) {
+            Some(true) => self.decrypt(id, bytes),
+            Some(false) => self.read(id, bytes),
+            None => {}
+        }
+    }
+
+    /// Takes bytes in a dialect of ours.
+    pub(super) fn read(&mut self, id: SessionId, bytes: &[u8]) {
+        let Some(connection) = self.connections.find_mut(id) else { return };
+        if connection.closing.is_some() {
+            return;
+        }
         match connection.stage {
+            Stage::Live if connection.paused => return connection.stash.extend_from_slice(bytes),
             Stage::Live => {}
             Stage::Fresh => self.rearm.push(id),
             Stage::Greeting => return connection.stash.extend_from_slice(bytes),
@@ -72,7 +99,12 @@ impl Inner {
         if connection.dialect.is_none() {
             let Some(first) = connection.stash.first().or(bytes.first()) else { return };
             match Dialect::of(*first) {
-                Some(dialect) => connection.dialect = Some(dialect),
+                Some(dialect) => {
+                    connection.dialect = Some(dialect);
+                    if connection.needs_tls && connection.tls.is_none() {
+                        return self.refuse_plain(id);
+                    }
+                }
                 None => {
                     let corrupt = Corrupt::Magic(*first);
                     let event = Event::Corrupt { session: id, dialect: None, corrupt };
@@ -152,9 +184,10 @@ impl Inner {
                 Ok(wire::decode::Decoded::Whole { header, frame, length }) => {
                     consumed += length;
                     let stop = self.is_last(session, &frame, fresh);
+                    let sent = matches!(frame, Frame::Send(_));
                     let event = Event::Frame { session, dialect: Dialect::Native, ack: header.ack, frame };
                     self.relay.handle(self.now, event, &mut self.outbox);
-                    if stop {
+                    if stop || (sent && self.has_paused(session)) {
                         return Outcome::Stop { consumed };
                     }
                 }
@@ -187,12 +220,13 @@ impl Inner {
             match wire::json::decode(&bytes[consumed..], speaker.as_ref(), &mut scratch) {
                 Ok(wire::json::Decoded::Whole { frame, length }) => {
                     consumed += length;
-                    ordinal += u64::from(matches!(frame, Frame::Send(_)));
+                    let sent = matches!(frame, Frame::Send(_));
+                    ordinal += u64::from(sent);
                     let stop = self.is_last(session, &frame, fresh);
                     let ack = Sequence::default();
                     let event = Event::Frame { session, dialect: Dialect::Json, ack, frame };
                     self.relay.handle(self.now, event, &mut self.outbox);
-                    if stop {
+                    if stop || (sent && self.has_paused(session)) {
                         break Outcome::Stop { consumed };
                     }
                 }
@@ -209,6 +243,15 @@ impl Inner {
             connection.sends = ordinal;
         }
         outcome
+    }
+
+    /// Whether the SEND that was just handed to the heart made it pause this connection: nothing behind it is read now.
+    fn has_paused(&mut self, id: SessionId) -> bool {
+        let paused = self.relay.is_paused(id);
+        if paused && let Some(connection) = self.connections.find_mut(id) {
+            connection.paused = true;
+        }
+        paused
     }
 
     /// Behind a HELLO nothing is read until the connection is at home; behind a BYE nothing at all.
@@ -231,7 +274,7 @@ impl Spares {
         self.stashes.pop().unwrap_or_default()
     }
 
-    fn keep_stash(&mut self, mut stash: Vec<u8>) {
+    pub(super) fn keep_stash(&mut self, mut stash: Vec<u8>) {
         if stash.capacity() <= super::SPARE_BYTES_MAX && self.stashes.len() < super::SPARES_MAX {
             stash.clear();
             self.stashes.push(stash);

@@ -5,16 +5,20 @@
 mod connections;
 mod egress;
 mod ingress;
+mod secure;
 
+use crate::base::keys::Source;
 use crate::base::{AgentId, MessageId, Mono, Name, Now, SessionId, ShardId};
-use crate::mesh::{ClerkPost, Mesh, Notice, Post, ShardGauges, WriterPost};
+use crate::mesh::{ClerkPost, Mesh, Moved, Notice, Post, ShardGauges, WriterPost};
 use crate::relay::{self, Event, Fetch, Mail, Outbox, Peer, Record, Relay, Remembered};
+use crate::tls::{Acceptor, Workspace};
 use crate::uring::{Driver, ListenerId, ReceiveMode, SendBuffer, Waker};
 use crate::wire::json::Scratch;
-use connections::{Connection, Connections, Stage};
+use connections::{Connection, Connections, Secured, Stage};
 use rustix::net::sockopt;
 use rustix::time::{ClockId, clock_gettime};
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +51,27 @@ pub struct Options {
     pub flush_interval: u64,
     /// … or when this many wait.
     pub batch_trigger: usize,
+    /// What peers are shown and asked for when they speak TLS; none: TLS is off.
+    pub tls: Option<Arc<Acceptor>>,
+}
+
+/// A listening socket of a shard.
+pub struct Listener {
+    /// Its descriptor.
+    pub descriptor: OwnedFd,
+    /// Who can reach it.
+    pub reach: Reach,
+}
+
+/// Who can reach a listening socket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reach {
+    /// Users of this machine whom the Unix socket's permissions let in; the kernel says who they are.
+    Unix,
+    /// Whoever is on this machine.
+    Loopback,
+    /// Others, too.
+    Exposed,
 }
 
 /// How to end the other threads' sleep.
@@ -65,7 +90,7 @@ pub struct Bells {
 /// A shard, on its own thread.
 pub struct Shard {
     driver: Driver,
-    listeners: Vec<ListenerId>,
+    listeners: Vec<(ListenerId, Reach)>,
     inner: Inner,
 }
 
@@ -89,6 +114,11 @@ struct Inner {
     doomed: Vec<SessionId>,
     /// Connections at home whose bytes behind the HELLO have not been read.
     unread: Vec<SessionId>,
+    /// Connections whose TLS handshake has something to read.
+    shaking: VecDeque<SessionId>,
+    workspace: Workspace,
+    /// Where received bytes are decrypted to; empty between completions.
+    plaintext: Vec<u8>,
     accepted: Vec<(ListenerId, OwnedFd)>,
     paused: Vec<(Mono, ListenerId)>,
     lingering: VecDeque<(Mono, SessionId)>,
@@ -144,14 +174,15 @@ impl Shard {
         mut driver: Driver,
         mesh: Arc<Mesh>,
         bells: Bells,
-        listeners: Vec<OwnedFd>,
+        listeners: Vec<Listener>,
     ) -> Shard {
         let now = clock();
         let mut relay = Relay::new(options.relay.clone());
         let (rows, parted) = remembered;
         relay.restore(now, rows);
         relay.restore_parted(parted);
-        let listeners = listeners.into_iter().map(|listener| driver.listen(listener)).collect();
+        let listen = |listener: Listener| (driver.listen(listener.descriptor), listener.reach);
+        let listeners: Vec<_> = listeners.into_iter().map(listen).collect();
         let count = usize::from(options.relay.shards);
         let inner = Inner {
             shard: options.relay.shard,
@@ -167,6 +198,9 @@ impl Shard {
             due: Vec::new(),
             doomed: Vec::new(),
             unread: Vec::new(),
+            shaking: VecDeque::new(),
+            workspace: Workspace::default(),
+            plaintext: Vec::new(),
             accepted: Vec::new(),
             paused: Vec::new(),
             lingering: VecDeque::new(),
@@ -202,7 +236,8 @@ impl Shard {
         while !self.inner.is_done() {
             self.turn()?;
         }
-        let _ = self.inner.mesh.push_clerk(ClerkPost::Finished(self.inner.shard));
+        let uses = self.inner.relay.gauges().keys;
+        let _ = self.inner.mesh.push_clerk(ClerkPost::Finished(self.inner.shard, uses));
         self.inner.bells.clerk.wake();
         Ok(())
     }
@@ -215,7 +250,8 @@ impl Shard {
         driver.turn(timeout, |completion| inner.take(completion))?;
         inner.mesh.shard_sleeper(inner.shard).awake();
         inner.tick();
-        inner.admit(driver);
+        inner.admit(driver, listeners);
+        inner.shake_hands();
         inner.drain_mesh(driver);
         inner.perform(driver);
         while inner.read_unread() {
@@ -231,7 +267,7 @@ impl Shard {
         inner.rouse(driver);
         let receiving = inner.holds.iter().all(|hold| hold.posts.is_empty() && hold.outcomes.is_empty());
         if inner.stopping {
-            for listener in listeners.drain(..) {
+            for (listener, _) in listeners.drain(..) {
                 driver.close_listener(listener);
             }
         }
@@ -280,15 +316,18 @@ impl Inner {
         let awaits = self.relay.awaits_commit() || self.behind;
         self.mesh.await_commit(self.shard, awaits);
         self.mesh.shard_sleeper(self.shard).doze();
-        let busy = !self.due.is_empty() || !self.doomed.is_empty();
+        let busy =
+            !self.due.is_empty() || !self.doomed.is_empty() || !self.shaking.is_empty() || !self.outbox.is_empty();
         let waiting = self.mesh.anything_for(self.shard, awaits.then_some(self.committed));
         if busy || waiting { Some(Duration::ZERO) } else { timeout }
     }
 
     /// New connections, and listeners whose pause is over.
-    fn admit(&mut self, driver: &mut Driver) {
-        for (_, descriptor) in std::mem::take(&mut self.accepted) {
-            let peer = match self.peer_of(&descriptor) {
+    fn admit(&mut self, driver: &mut Driver, listeners: &[(ListenerId, Reach)]) {
+        for (listener, descriptor) in std::mem::take(&mut self.accepted) {
+            let reach =
+                listeners.iter().find(|(known, _)| *known == listener).map_or(Reach::Exposed, |(_, reach)| *reach);
+            let peer = match self.peer_of(&descriptor, reach) {
                 Some(peer) => peer,
                 None => {
                     tracing::warn!(
@@ -300,7 +339,9 @@ impl Inner {
             };
             match driver.attach(descriptor) {
                 Ok(session) => {
-                    self.connections.insert(session, Connection::new(peer.clone(), &self.nameless));
+                    let mut connection = Connection::new(peer.clone(), &self.nameless);
+                    connection.needs_tls = self.options.tls.is_some() && !peer.owner;
+                    self.connections.insert(session, connection);
                     self.rearm.push(session);
                     self.relay.handle(self.now, Event::Opened { session, peer }, &mut self.outbox);
                 }
@@ -317,19 +358,20 @@ impl Inner {
         });
     }
 
-    /// Who is at the other end; none for another user on the Unix socket.
-    fn peer_of(&self, descriptor: &OwnedFd) -> Option<Peer> {
-        match sockopt::socket_peercred(descriptor) {
-            Ok(credentials) if credentials.uid.as_raw() != u32::MAX => {
-                let uid = credentials.uid.as_raw();
-                (uid == self.options.owner_uid || uid == 0).then_some(Peer { owner: true, ..Peer::default() })
-            }
-            _ => {
-                // TCP: small frames must not wait for each other.
-                let _ = sockopt::set_tcp_nodelay(descriptor, true);
-                Some(Peer::default())
-            }
+    /// Who is at the other end; none for another user on the Unix socket, unless everyone has to show a credential.
+    fn peer_of(&self, descriptor: &OwnedFd, reach: Reach) -> Option<Peer> {
+        if reach == Reach::Unix {
+            let uid = sockopt::socket_peercred(descriptor).ok()?.uid.as_raw();
+            let owner = uid == self.options.owner_uid || uid == 0;
+            let peer = Peer { owner, source: Source::of_user(uid), ..Peer::default() };
+            return (owner || self.options.relay.require_auth).then_some(peer);
         }
+        // Small frames must not wait for each other.
+        let _ = sockopt::set_tcp_nodelay(descriptor, true);
+        let address = rustix::net::getpeername(descriptor).ok().flatten();
+        let address = address.and_then(|address| SocketAddr::try_from(address).ok());
+        let source = address.map_or(Source::default(), |address| Source::of_address(address.ip()));
+        Some(Peer { exposed: reach == Reach::Exposed, source, ..Peer::default() })
     }
 
     /// Commits first, since they free room; then outcomes, then mail, then the rest.
@@ -353,20 +395,7 @@ impl Inner {
                     Some(Post::Mail(mail)) => {
                         self.relay.handle(self.now, Event::Mail { from: from_shard, mail }, &mut self.outbox);
                     }
-                    Some(Post::Connection(moved)) => match driver.attach(moved.descriptor) {
-                        Ok(session) => {
-                            let mut connection = Connection::new(moved.peer.clone(), &self.nameless);
-                            connection.dialect = Some(moved.dialect);
-                            connection.stage = Stage::Greeting;
-                            connection.stash = moved.unread;
-                            connection.pending.bytes = moved.unsent;
-                            self.connections.insert(session, connection);
-                            let (peer, dialect, hello) = (moved.peer, moved.dialect, moved.hello);
-                            let event = Event::Adopted { session, peer, dialect, hello, grant: moved.grant };
-                            self.relay.handle(self.now, event, &mut self.outbox);
-                        }
-                        Err(_) => tracing::warn!(reason = "connections_full", "a connection found its home full"),
-                    },
+                    Some(Post::Connection(moved)) => self.adopt(*moved, driver),
                     None => break,
                 }
             }
@@ -383,6 +412,10 @@ impl Inner {
                 Notice::Census(ticket) => Event::Census(ticket),
                 Notice::Entitled(entitlement) => Event::Entitled(entitlement),
                 Notice::Keys(keys) => Event::Keys(keys),
+                Notice::Tls(acceptor) => {
+                    self.options.tls = Some(acceptor);
+                    continue;
+                }
                 Notice::Stop => {
                     self.stopping = true;
                     Event::Stop
@@ -392,13 +425,37 @@ impl Inner {
         }
     }
 
+    /// Takes in a connection that was accepted elsewhere.
+    fn adopt(&mut self, moved: Moved, driver: &mut Driver) {
+        let Moved { descriptor, dialect, peer, hello, grant, link, sealed, unread, unsent } = moved;
+        let Ok(session) = driver.attach(descriptor) else {
+            return tracing::warn!(reason = "connections_full", "a connection found its home full");
+        };
+        let mut connection = Connection::new(peer.clone(), &self.nameless);
+        connection.dialect = Some(dialect);
+        connection.stage = Stage::Greeting;
+        connection.stash = unread;
+        connection.pending.bytes = unsent;
+        connection.tls = link.map(|link| Box::new(Secured { sealed, ..Secured::new(*link) }));
+        self.connections.insert(session, connection);
+        let event = Event::Adopted { session, peer, dialect, hello, grant };
+        self.relay.handle(self.now, event, &mut self.outbox);
+    }
+
     /// Connections that have just come home: what lay behind their HELLO is read now. Says whether there was any.
     fn read_unread(&mut self) -> bool {
         let unread = std::mem::take(&mut self.unread);
         for id in &unread {
             if let Some(connection) = self.connections.find_mut(*id) {
                 let stash = std::mem::take(&mut connection.stash);
-                self.receive(*id, &stash);
+                if !stash.is_empty() {
+                    self.read(*id, &stash);
+                    self.spares.keep_stash(stash);
+                }
+                // Its peer closed during a pause, and everything has been read that came before.
+                if self.connections.find_mut(*id).is_some_and(|connection| connection.ended && !connection.paused) {
+                    self.lose(*id);
+                }
             }
         }
         !unread.is_empty()

@@ -34,6 +34,10 @@ pub struct Report {
     pub agents: u64,
     /// Groups of the index.
     pub groups: u64,
+    /// API keys, revoked ones too.
+    pub keys: u64,
+    /// Events of the audit trail.
+    pub events: u64,
     /// Length of the file, and bytes of it that are in use.
     pub file_bytes: (u64, u64),
     /// What is damaged: the first hundred.
@@ -77,6 +81,7 @@ impl Store {
         report.applied = snapshot.applied()?;
         check_rows(&snapshot, &mut report)?;
         check_groups(&snapshot, &mut report)?;
+        check_control(&snapshot, &mut report)?;
         report.segments = (snapshot.first_segment()?, snapshot.last_segment()?);
         drop(snapshot);
         let (first, last) = report.segments;
@@ -206,6 +211,30 @@ fn check_rows(snapshot: &Snapshot<'_>, report: &mut Report) -> Result<(), StoreE
         let (key, _) = item.map_err(failed)?;
         if key.len() != 9 || !known.contains(&seal::number_of(key)) {
             report.damaged(Part::Labels, seal::number_of(key), "it belongs to no row");
+        }
+    }
+    Ok(())
+}
+
+/// Keys, secrets and events: that each is what was written.
+fn check_control(snapshot: &Snapshot<'_>, report: &mut Report) -> Result<(), StoreError> {
+    let Some(control) = snapshot.databases().control else { return Ok(()) };
+    let failed = |error| snapshot.store().failed(error);
+    let mut buffer = Vec::new();
+    for item in control.keys.iter(snapshot.transaction()).map_err(failed)? {
+        let (key, value) = item.map_err(failed)?;
+        if report.note(snapshot.key_of(key, value, &mut buffer))?.is_some() {
+            report.keys += 1;
+        }
+    }
+    for item in control.secrets.iter(snapshot.transaction()).map_err(failed)? {
+        let (key, value) = item.map_err(failed)?;
+        report.note(snapshot.check_secret(key, value))?;
+    }
+    for item in control.events.iter(snapshot.transaction()).map_err(failed)? {
+        let (key, value) = item.map_err(failed)?;
+        if report.note(snapshot.event_of(key, value, &mut buffer))?.is_some() {
+            report.events += 1;
         }
     }
     Ok(())

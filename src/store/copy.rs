@@ -106,6 +106,7 @@ impl Store {
             let applied = self.snapshot()?.applied()?;
             copying.rows()?;
             copying.index()?;
+            copying.control()?;
             // What was swept before it was copied must be in rows that say so.
             if copying.log()? <= applied + 1 {
                 copying.meta(applied)?;
@@ -206,7 +207,7 @@ impl Copying<'_> {
             }
             self.to.write(|transaction, databases| {
                 for (part, key, value) in &values {
-                    databases.of(*part).put(transaction, key, value)?;
+                    put(databases, transaction, *part, key, value)?;
                 }
                 Ok(())
             })?;
@@ -245,6 +246,44 @@ impl Copying<'_> {
             })?;
             self.tell(bytes, 0, 0);
         }
+    }
+
+    /// Control data: keys, secrets and events, each as it is when it is read.
+    fn control(&mut self) -> Result<(), CopyError> {
+        let parts = [Part::Keys, Part::Secrets, Part::Events];
+        self.clear(&parts)?;
+        for part in parts {
+            let mut behind: Option<Vec<u8>> = None;
+            loop {
+                let snapshot = self.from.snapshot()?;
+                // A store of format 1 has none.
+                let Some(database) = snapshot.databases().of(part) else { return Ok(()) };
+                let mut values: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+                let mut bytes = 0;
+                let failed = |error| self.from.failed(error);
+                let start = behind.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+                for item in database.range(snapshot.transaction(), &(start, Bound::Unbounded)).map_err(failed)? {
+                    let (key, value) = item.map_err(failed)?;
+                    let out = self.value(&snapshot, part, key, value)?;
+                    bytes += out.len();
+                    values.push((key.to_vec(), out));
+                    if bytes >= CHUNK_BYTES {
+                        break;
+                    }
+                }
+                drop(snapshot);
+                let Some((last, _)) = values.last() else { break };
+                behind = Some(last.clone());
+                self.to.write(|transaction, databases| {
+                    for (key, value) in &values {
+                        put(databases, transaction, part, key, value)?;
+                    }
+                    Ok(())
+                })?;
+                self.tell(bytes, 0, 0);
+            }
+        }
+        Ok(())
     }
 
     /// The log, up to its end as it is after everything else was copied. Returns the number of the copy's first segment.
@@ -322,7 +361,7 @@ impl Copying<'_> {
     fn clear(&self, parts: &[Part]) -> Result<(), StoreError> {
         self.to.write(|transaction, databases| {
             for part in parts {
-                databases.of(*part).clear(transaction)?;
+                databases.of(*part).ok_or(Failed::Store(StoreError::Gone))?.clear(transaction)?;
             }
             Ok(())
         })
@@ -334,6 +373,12 @@ impl Copying<'_> {
         self.done.last_segment = last_segment;
         (self.progress)(self.done);
     }
+}
+
+/// A copy has all databases: it was made by this program.
+fn put(databases: &Databases, transaction: &mut RwTxn<'_>, part: Part, key: &[u8], value: &[u8]) -> Result<(), Failed> {
+    let database = databases.of(part).ok_or(Failed::Store(StoreError::Gone))?;
+    Ok(database.put(transaction, key, value)?)
 }
 
 /// Puts the backup in `from` where the store is to be. It is checked first. A store that is there is refused, or moved

@@ -13,11 +13,15 @@ pub enum Part {
     Agents = 2,
     Labels = 3,
     Index = 4,
+    Keys = 5,
+    Secrets = 6,
+    Events = 7,
 }
 
 impl Part {
     /// Every database.
-    pub const ALL: [Part; 5] = [Part::Meta, Part::Log, Part::Agents, Part::Labels, Part::Index];
+    pub const ALL: [Part; 8] =
+        [Part::Meta, Part::Log, Part::Agents, Part::Labels, Part::Index, Part::Keys, Part::Secrets, Part::Events];
 
     /// Its name in the file.
     pub const fn name(self) -> &'static str {
@@ -27,6 +31,9 @@ impl Part {
             Part::Agents => "agents",
             Part::Labels => "labels",
             Part::Index => "index",
+            Part::Keys => "keys",
+            Part::Secrets => "secrets",
+            Part::Events => "events",
         }
     }
 }

@@ -6,6 +6,7 @@
 //! writer  ── Segment::push, append ──► log        one value a commit
 //! keeper  ── snapshot, replay::apply ──► Memory ── keep_rows ──► agents, labels ── mark_applied ──► meta
 //! keeper  ── index groups, sweep_step ──► index, log
+//! clerk   ── change_control, secret, sweep_events ──► keys, secrets, events
 //! anybody ── snapshot ──► SegmentView, records    short read transactions
 //! ```
 //! `docs/STORE.md` draws each database byte by byte. Transactions hold the environment's lock for reading; growing the
@@ -13,6 +14,7 @@
 
 mod append;
 pub mod check;
+pub mod control;
 pub mod copy;
 mod error;
 pub mod find;
@@ -32,6 +34,7 @@ pub use copy::{Copied, CopyError};
 pub use error::{Damage, OpenError, Part, StoreError};
 pub use follow::Follower;
 pub use key::{Key, KeyError};
+pub use open::open_environment;
 pub use record::{MessageRef, RecipientsRef, RecordRef};
 pub use rows::RowChange;
 pub use segment::{Segment, SegmentHeader, SegmentView};
@@ -50,7 +53,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// The format this program writes, and the newest it reads.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
+/// The first format with control data.
+const CONTROL_SCHEMA: u32 = 2;
 /// Address space of the map when nothing else is said: it costs nothing until it is used.
 pub const MAP_BYTES: usize = 64 << 30;
 /// Address space that a process has for certain.
@@ -120,17 +125,31 @@ struct Databases {
     agents: Raw,
     labels: Raw,
     index: Raw,
+    /// None: a store of format 1 that is opened for reading.
+    control: Option<ControlDatabases>,
+}
+
+/// The databases that format 1 did not have.
+#[derive(Clone, Copy)]
+struct ControlDatabases {
+    keys: Raw,
+    secrets: Raw,
+    events: Raw,
 }
 
 impl Databases {
-    fn of(&self, part: Part) -> Raw {
-        match part {
+    fn of(&self, part: Part) -> Option<Raw> {
+        let control = self.control;
+        Some(match part {
             Part::Meta => self.meta,
             Part::Log => self.log,
             Part::Agents => self.agents,
             Part::Labels => self.labels,
             Part::Index => self.index,
-        }
+            Part::Keys => control?.keys,
+            Part::Secrets => control?.secrets,
+            Part::Events => control?.events,
+        })
     }
 }
 
@@ -208,6 +227,7 @@ type MetaValues = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// What stands in `meta`, checked.
 struct Meta {
+    schema: u32,
     store_id: [u8; 16],
     index_key: [u8; 16],
     applied: u64,
@@ -254,7 +274,7 @@ impl Store {
         open: Open,
     ) -> Result<Store, OpenError> {
         let meta = read_meta(&folder, &open, key.as_ref())?;
-        Ok(Store(Arc::new(Inner {
+        let store = Store(Arc::new(Inner {
             folder,
             access,
             open: RwLock::new(Some(open)),
@@ -263,7 +283,11 @@ impl Store {
             index_key: meta.index_key,
             applied: AtomicU64::new(meta.applied),
             buffers: Buffers::default(),
-        })))
+        }));
+        if meta.schema < SCHEMA && access == Access::Write {
+            store.upgrade()?;
+        }
+        Ok(store)
     }
 
     /// Begins an epoch: later than any before it, not before `floor`, and `seconds_now` if the clock allows. It is on the
@@ -508,7 +532,10 @@ fn read_meta(folder: &Path, open: &Open, key: Option<&Key>) -> Result<Meta, Open
         _ => return Err(corrupt("`cipher` names none that is known")),
     };
     let index_key = index_key.try_into().map_err(|_| corrupt("`index_key` has not 16 bytes"))?;
-    Ok(Meta { store_id, index_key, applied })
+    if schema >= CONTROL_SCHEMA && open.databases.control.is_none() {
+        return Err(corrupt("it lacks one of its databases"));
+    }
+    Ok(Meta { schema, store_id, index_key, applied })
 }
 
 fn random() -> Result<[u8; 16], StoreError> {

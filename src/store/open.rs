@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "mapping a file and resizing the map are the operating system's word against ours")]
 
 use super::error::{OpenError, Part, StoreError, of_heed, of_io};
-use super::{Access, Databases, Open};
+use super::{Access, ControlDatabases, Databases, Open, Raw};
 use heed::types::Bytes;
 use heed::{CommitOrAbort, Env, EnvFlags, EnvOpenOptions, WithoutTls};
 use std::fs;
@@ -158,22 +158,35 @@ pub(super) fn map(folder: &Path, map_bytes: usize, access: Access) -> Result<Env
     })
 }
 
+/// Opens a plain LMDB environment, whatever databases it holds, in a folder for its owner alone: for the vendor's licence
+/// server, whose file has nothing to do with messages but is opened with the same care.
+pub fn open_environment(folder: &Path, map_bytes: usize) -> Result<Env<WithoutTls>, OpenError> {
+    make_folder(folder)?;
+    look(folder)?;
+    map(folder, map_bytes, Access::Write)
+}
+
 /// Changes the size of the map; 0 takes the size another process gave it. The caller holds the store's lock for writing.
 pub(super) fn resize(open: &mut Open, bytes: usize) -> Result<(), heed::Error> {
     // SAFETY: no transaction of this process is going on: each holds the lock for reading as long as it lives.
     unsafe { open.env.resize(bytes) }
 }
 
-/// The databases of an existing store; none when one is missing.
+/// The databases of an existing store; none when one is missing. Those of control data came with format 2.
 pub(super) fn databases(env: &Env<WithoutTls>) -> Result<Option<Databases>, heed::Error> {
     let opened = env.open_databases_and_commit(env.read_txn()?, |opener, transaction| {
         let open = |part: Part| opener.open_database::<Bytes, Bytes>(transaction, Some(part.name()));
         let all = [open(Part::Meta)?, open(Part::Log)?, open(Part::Agents)?, open(Part::Labels)?, open(Part::Index)?];
-        Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit(all))
+        let control = [open(Part::Keys)?, open(Part::Secrets)?, open(Part::Events)?];
+        Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit((all, control)))
     })?;
     Ok(match opened.commit() {
-        Some([Some(meta), Some(log), Some(agents), Some(labels), Some(index)]) => {
-            Some(Databases { meta, log, agents, labels, index })
+        Some(([Some(meta), Some(log), Some(agents), Some(labels), Some(index)], control)) => {
+            let control = match control {
+                [Some(keys), Some(secrets), Some(events)] => Some(ControlDatabases { keys, secrets, events }),
+                _ => None,
+            };
+            Some(Databases { meta, log, agents, labels, index, control })
         }
         _ => None,
     })
@@ -189,14 +202,34 @@ pub(super) fn create(env: &Env<WithoutTls>, meta: &[(Vec<u8>, Vec<u8>)]) -> Resu
             create(Part::Agents)?,
             create(Part::Labels)?,
             create(Part::Index)?,
+            create(Part::Keys)?,
+            create(Part::Secrets)?,
+            create(Part::Events)?,
         ];
         for (key, value) in meta {
             all[0].put(transaction, key, value)?;
         }
         Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit(all))
     })?;
-    let [meta, log, agents, labels, index] = created.unwrap_commit();
-    Ok(Databases { meta, log, agents, labels, index })
+    let [meta, log, agents, labels, index, keys, secrets, events] = created.unwrap_commit();
+    Ok(Databases { meta, log, agents, labels, index, control: Some(ControlDatabases { keys, secrets, events }) })
+}
+
+/// Makes the databases that an older format lacks and gives the store its new number, in one transaction.
+pub(super) fn upgrade(
+    env: &Env<WithoutTls>,
+    meta: Raw,
+    schema_key: &[u8],
+    schema: &[u8],
+) -> Result<ControlDatabases, heed::Error> {
+    let created = env.create_databases_and_commit(env.write_txn()?, |opener, transaction| {
+        let mut create = |part: Part| opener.create_database::<Bytes, Bytes>(transaction, Some(part.name()));
+        let (keys, secrets, events) = (create(Part::Keys)?, create(Part::Secrets)?, create(Part::Events)?);
+        meta.put(transaction, schema_key, schema)?;
+        Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit((keys, secrets, events)))
+    })?;
+    let (keys, secrets, events) = created.unwrap_commit();
+    Ok(ControlDatabases { keys, secrets, events })
 }
 
 /// Whether the file has no database at all: the first commit never happened.

@@ -95,7 +95,8 @@ impl Snapshot<'_> {
         let mut pages = 2;
         let mut page_bytes = 4096;
         for part in Part::ALL {
-            let stat = self.databases.of(part).stat(&self.transaction).map_err(|error| self.store.failed(error))?;
+            let Some(database) = self.databases.of(part) else { continue };
+            let stat = database.stat(&self.transaction).map_err(|error| self.store.failed(error))?;
             page_bytes = u64::from(stat.page_size);
             pages += (stat.branch_pages + stat.leaf_pages + stat.overflow_pages) as u64;
         }
@@ -115,7 +116,8 @@ impl Snapshot<'_> {
 
     /// A value as it lies there.
     pub(super) fn get(&self, part: Part, key: &[u8]) -> Result<Option<&[u8]>, StoreError> {
-        self.databases.of(part).get(&self.transaction, key).map_err(|error| self.store.failed(error))
+        let Some(database) = self.databases.of(part) else { return Ok(None) };
+        database.get(&self.transaction, key).map_err(|error| self.store.failed(error))
     }
 
     pub(super) fn salt(&self, epoch: u32) -> Result<Option<[u8; SALT_BYTES]>, StoreError> {

@@ -48,6 +48,8 @@ struct Connection {
     ready: bool,
     /// The peer has shut its side: read on until the end is read.
     hung_up: bool,
+    /// The caller wants nothing of it for a while.
+    paused: bool,
     /// It is in `readable`.
     queued: bool,
     ended: bool,
@@ -150,6 +152,7 @@ impl Epoll {
             wants: None,
             ready: false,
             hung_up: false,
+            paused: false,
             queued: false,
             ended: false,
             draining: false,
@@ -212,6 +215,7 @@ impl Epoll {
     pub(super) fn close_after_send(&mut self, id: SessionId) {
         let Some(connection) = self.connections.find_mut(id) else { return };
         connection.draining = true;
+        connection.paused = false;
         if connection.sending.is_none() {
             connection.shut();
         }
@@ -227,6 +231,12 @@ impl Epoll {
         if connection.draining && connection.ended && connection.sending.is_none() {
             self.close(id);
         }
+    }
+
+    pub(super) fn pause_receiving(&mut self, id: SessionId, pause: bool) {
+        let Some(connection) = self.connections.find_mut(id) else { return };
+        connection.paused = pause && !connection.draining;
+        connection.queue(id, &mut self.readable);
     }
 
     pub(super) fn set_receiving(&mut self, receiving: bool) {
@@ -333,7 +343,7 @@ impl Epoll {
         for id in readable.drain(..) {
             let Some(connection) = self.connections.find_mut(id) else { continue };
             connection.queued = false;
-            if connection.wants.is_none() || !connection.ready {
+            if connection.wants.is_none() || !connection.ready || connection.paused {
                 continue;
             }
             match rustix::net::recv(&connection.fd, &mut self.scratch[..], RecvFlags::empty()) {
@@ -366,7 +376,7 @@ impl Epoll {
 
 impl Connection {
     fn queue(&mut self, id: SessionId, readable: &mut Vec<SessionId>) {
-        if self.ready && self.wants.is_some() && !self.queued {
+        if self.ready && self.wants.is_some() && !self.queued && !self.paused {
             self.queued = true;
             readable.push(id);
         }

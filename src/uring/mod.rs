@@ -282,6 +282,13 @@ impl Driver {
         on!(self, inner => inner.set_receiving(receiving));
     }
 
+    /// Back-pressure for one connection: while paused, nothing more is asked of its socket. What the kernel has handed over
+    /// already is still handed out, in order, and so is an end that came with it; no later one is. Costs a cancellation
+    /// on io_uring. Closing a connection ends its pause.
+    pub fn pause_receiving(&mut self, id: SessionId, pause: bool) {
+        on!(self, inner => inner.pause_receiving(id, pause));
+    }
+
     /// One turn: submits what was queued, waits for something to happen or for `timeout` (none: for ever; zero: not at
     /// all), hands out everything that has happened. May return early with nothing, after a signal.
     pub fn turn(&mut self, timeout: Option<Duration>, mut each: impl FnMut(Completion<'_>)) -> io::Result<()> {

@@ -265,6 +265,7 @@ impl Ring {
     pub(super) fn close_after_send(&mut self, id: SessionId) {
         let Some(slot) = self.slots.find(id) else { return };
         slot.draining = true;
+        slot.paused = false;
         if slot.sending.is_none() {
             shut(slot);
         }

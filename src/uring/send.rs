@@ -38,8 +38,8 @@ impl SendBuffer {
             && self.frames.last().is_none_or(|(offset, _)| *offset <= self.bytes.len())
     }
 
-    /// The pieces of the stream in order, without its first `skip` bytes.
-    pub(super) fn pieces(&self, skip: usize) -> impl Iterator<Item = &[u8]> {
+    /// The pieces of the stream in order, without its first `skip` bytes. None is empty.
+    pub fn pieces(&self, skip: usize) -> impl Iterator<Item = &[u8]> {
         let mut skip = skip;
         let starts = std::iter::once(0).chain(self.frames.iter().map(|(offset, _)| *offset));
         let ends = self.frames.iter().map(|(offset, _)| *offset).chain(std::iter::once(self.bytes.len()));

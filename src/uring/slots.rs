@@ -24,8 +24,10 @@ pub(super) struct Slot {
     pub(super) wants: Option<ReceiveMode>,
     /// The receive in flight.
     pub(super) armed: Option<ReceiveMode>,
-    /// It is being cancelled, because too many of its completions wait.
+    /// It is being cancelled, because too many of its completions wait or it is paused.
     pub(super) throttled: bool,
+    /// The caller wants nothing of it for a while.
+    pub(super) paused: bool,
     /// It waits in `starved` for buffers.
     pub(super) starved: bool,
     /// `Ended` was said.

@@ -1,6 +1,8 @@
 //! The daemon as a process: started, killed, listened to.
 
+use crate::evaluation;
 use crate::swarm::PATIENCE;
+use agent_relay::base::tier::Tier;
 use serde_json::Value;
 use std::io::Read;
 use std::os::unix::net::UnixDatagram;
@@ -37,6 +39,8 @@ impl Place {
     fn command(&self, line: &[&str]) -> Command {
         let mut command = Command::new(program());
         command.env_clear().env("AGENT_RELAY_DATA_DIR", &self.data).env("HOME", &self.outside).current_dir("/");
+        // More agents and messages than the free tier allows.
+        command.env(evaluation::VARIABLE, evaluation::licence(Tier::Enterprise));
         if let Some(path) = std::env::var_os("PATH") {
             command.env("PATH", path);
         }

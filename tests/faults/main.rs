@@ -11,6 +11,8 @@ mod crash;
 mod daemon;
 mod dice;
 mod disk;
+#[path = "../evaluation/mod.rs"]
+mod evaluation;
 mod ledger;
 mod ledger_tests;
 mod mount;

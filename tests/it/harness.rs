@@ -1,6 +1,9 @@
 //! Starts the real program in a data directory of its own, waits until it says that it is ready, and ends it with the test.
 
+use crate::certificates::Pair;
+use crate::evaluation;
 use crate::peers::{JsonPeer, NativePeer};
+use agent_relay::base::tier::Tier;
 use agent_relay::client::{self, Address, Client, Options};
 use agent_relay::wire::QueryKind;
 use rustix::process::{Pid, Signal};
@@ -63,6 +66,8 @@ pub(crate) struct Setup {
     /// Becomes descriptor 0 of the shell.
     pub stdin: Option<OwnedFd>,
     pub directory: Option<TempDir>,
+    /// What the daemon is licensed for; none: nothing, the free tier.
+    pub tier: Option<Tier>,
 }
 
 impl Setup {
@@ -74,6 +79,7 @@ impl Setup {
             shell: String::new(),
             stdin: None,
             directory: None,
+            tier: Some(Tier::Enterprise),
         }
     }
 
@@ -87,13 +93,34 @@ impl Setup {
         self
     }
 
+    pub(crate) fn tier(mut self, tier: Tier) -> Setup {
+        self.tier = (tier != Tier::Community).then_some(tier);
+        self
+    }
+
     pub(crate) fn argument(mut self, argument: &str) -> Setup {
         self.arguments.push(argument.to_owned());
         self
     }
 
+    /// TLS with this certificate, also on a TCP port of loopback.
+    pub(crate) fn tls(self, pair: &Pair) -> Setup {
+        let path = |path: &Path| path.to_str().unwrap().to_owned();
+        self.argument("--listen")
+            .argument("127.0.0.1:0")
+            .argument("--tls-cert")
+            .argument(&path(&pair.cert))
+            .argument("--tls-key")
+            .argument(&path(&pair.key))
+    }
+
     /// Starts it from the calling thread (whose CPU mask and filters it inherits) and waits for READY.
     pub(crate) fn start(self) -> Daemon {
+        self.try_start().unwrap_or_else(|(said, _)| panic!("the daemon did not start:\n{said}"))
+    }
+
+    /// The same; when it ends instead of becoming READY, what it said, and where.
+    pub(crate) fn try_start(self) -> Result<Daemon, (String, TempDir)> {
         let directory =
             self.directory.unwrap_or_else(|| tempfile::Builder::new().prefix("relay-it").tempdir().unwrap());
         std::fs::write(directory.path().join("relay.toml"), &self.settings).unwrap();
@@ -108,6 +135,9 @@ impl Setup {
             command
         };
         environment(&mut command, directory.path());
+        if let Some(tier) = self.tier {
+            command.env(evaluation::VARIABLE, evaluation::licence(tier));
+        }
         command
             .args(["up", "--global", "--backend", self.way.backend, "--cores", &self.way.cores.to_string()])
             .args(&self.arguments)
@@ -119,8 +149,10 @@ impl Setup {
         let said = Arc::new(Mutex::new(String::new()));
         let reader = read_all(child.stderr.take().unwrap(), said.clone());
         let mut daemon = Daemon { child, way: self.way, directory, said, reader: Some(reader), notices };
-        daemon.notice("READY=1");
-        daemon
+        match daemon.noticed("READY=1") {
+            true => Ok(daemon),
+            false => Err(daemon.ended()),
+        }
     }
 }
 
@@ -166,6 +198,11 @@ impl Daemon {
         self.directory.path().join("relay.sock")
     }
 
+    /// Its first TCP address.
+    pub(crate) fn tcp(&self) -> String {
+        self.status()["listen"][0].as_str().unwrap().to_owned()
+    }
+
     pub(crate) fn address(&self) -> Address {
         Address::Unix(self.socket())
     }
@@ -177,6 +214,20 @@ impl Daemon {
 
     /// Waits until the service manager is told `line`.
     pub(crate) fn notice(&mut self, line: &str) {
+        assert!(self.noticed(line), "the daemon ended before it said {line}:\n{}", self.said());
+    }
+
+    /// What an ended daemon said, all of it, and its directory.
+    fn ended(mut self) -> (String, TempDir) {
+        if let Some(reader) = self.reader.take() {
+            reader.join().unwrap();
+        }
+        let directory = std::mem::replace(&mut self.directory, tempfile::tempdir().unwrap());
+        (self.said(), directory)
+    }
+
+    /// Waits for `line`; says whether it came before the daemon ended.
+    fn noticed(&mut self, line: &str) -> bool {
         let deadline = Instant::now() + PATIENCE;
         self.notices.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let mut notice = [0; 4096];
@@ -184,10 +235,10 @@ impl Daemon {
             if let Ok(length) = self.notices.recv(&mut notice)
                 && String::from_utf8_lossy(&notice[..length]).lines().any(|said| said == line)
             {
-                return;
+                return true;
             }
-            if let Some(status) = self.child.try_wait().unwrap() {
-                panic!("the daemon ended ({status}) before it said {line}:\n{}", self.said());
+            if self.child.try_wait().unwrap().is_some() {
+                return false;
             }
         }
         panic!("the daemon did not say {line} in time:\n{}", self.said());

@@ -74,6 +74,25 @@ impl NativePeer {
         }
     }
 
+    /// Has said nothing yet.
+    pub(crate) fn bare(stream: UnixStream, name: &str) -> NativePeer {
+        let none = Welcome { session: Token::default(), resume: Token::default(), resumed: false, number: 0 };
+        NativePeer { stream, buffer: Vec::new(), name: name.to_owned(), welcome: none, number: 0 }
+    }
+
+    /// Hears the answer to HELLO: WELCOME, or else a fatal ERROR.
+    pub(crate) fn welcomed(&mut self) -> bool {
+        match self.hear().map(|heard| heard.frame) {
+            Some(Owned::Welcome(welcome)) => {
+                self.welcome = welcome;
+                self.number = welcome.number;
+                true
+            }
+            Some(Owned::Error { fatal: true, .. }) => false,
+            other => panic!("{}: neither WELCOME nor a fatal ERROR: {other:?}", self.name),
+        }
+    }
+
     /// Says HELLO; gives the first frame that comes back.
     pub(crate) fn hello(
         stream: UnixStream,
@@ -81,8 +100,7 @@ impl NativePeer {
         resume: Option<Token>,
         handled: Sequence,
     ) -> (NativePeer, Heard) {
-        let none = Welcome { session: Token::default(), resume: Token::default(), resumed: false, number: 0 };
-        let mut peer = NativePeer { stream, buffer: Vec::new(), name: name.to_owned(), welcome: none, number: 0 };
+        let mut peer = NativePeer::bare(stream, name);
         let hello = Hello {
             claimed_name: name.as_bytes().into(),
             capabilities: CAPABILITIES,

@@ -2,7 +2,7 @@
 
 use crate::harness::{Daemon, PATIENCE, Setup, every_way};
 use crate::peers::{NativePeer, Owned};
-use agent_relay::wire::Wants;
+use agent_relay::wire::{FLAG_REDELIVERED, Wants};
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::time::Instant;
@@ -87,15 +87,22 @@ fn one_stopped_reader_does_not_slow_five_hundred_others_down_or_fill_the_memory(
         for (name, numbers) in accepted {
             names.insert(agent_relay::base::AgentId::of(name.as_bytes()).0, numbers);
         }
-        for index in 0..accepted_count {
+        let mut first_times = 0;
+        while first_times < accepted_count {
             let heard = stopped.hear().unwrap();
             let Owned::Deliver { id, .. } = heard.frame else { panic!("{heard:?}") };
+            // On a loaded machine what it has not acknowledged for 5 s comes again, and says so.
+            let again = heard.header.flags & FLAG_REDELIVERED != 0;
+            if again && last.get(&id.sender.0).is_some_and(|last| id.number <= *last) {
+                continue;
+            }
             assert!(last.insert(id.sender.0, id.number).is_none_or(|last| last < id.number), "in order");
             assert!(
                 names.get_mut(&id.sender.0).is_some_and(|numbers| numbers.remove(&id.number)),
                 "accepted, and once"
             );
-            if index % 64 == 63 || index + 1 == accepted_count {
+            first_times += 1;
+            if first_times % 64 == 0 || first_times == accepted_count {
                 stopped.acknowledge(heard.header.sequence);
             }
         }

@@ -7,6 +7,7 @@ mod agent;
 mod dice;
 mod disk;
 mod ledger;
+mod licence;
 mod limits;
 mod link;
 mod marks;
@@ -51,6 +52,15 @@ fn run(seed: u64, mutation: Option<Mutation>, verbose: bool) -> Result<(Marks, u
         world.run();
         (world.marks, world.hash, world.mutated)
     }));
+    let story = STORY.take().unwrap_or_default();
+    end.map_err(|_| story)
+}
+
+/// The end of anything that panics when a promise is broken: what it gives, or the panic's story.
+fn verdict<T>(body: impl FnOnce() -> T) -> Result<T, String> {
+    keep_panics_quiet();
+    STORY.set(Some(String::new()));
+    let end = catch_unwind(AssertUnwindSafe(body));
     let story = STORY.take().unwrap_or_default();
     end.map_err(|_| story)
 }

@@ -27,6 +27,7 @@ fn write_fixture(folder: &Path, key: Option<Key>) {
     store.mark_applied(1).unwrap();
     fill(&store, 2, 10, 200);
     store.append(&mut segment(&[message(40, 1, 70_000)])).unwrap();
+    crate::control::fill_control(&store);
 }
 
 /// Run by hand when a format is released: `cargo test --test store write_the_fixtures -- --ignored`.
@@ -44,13 +45,21 @@ fn write_the_fixtures() {
 
 #[test]
 fn stores_of_every_released_format_open_and_hold_everything() {
-    for (name, key) in [("v1-plain", None), ("v1-sealed", key())] {
+    for (name, key, has_control) in
+        [("v1-plain", None, false), ("v1-sealed", key(), false), ("v2-plain", None, true), ("v2-sealed", key(), true)]
+    {
         let folder = tempfile::tempdir().unwrap();
         fs::copy(fixture(name).join("data.mdb"), folder.path().join("data.mdb")).unwrap();
         let store = Store::open(options(folder.path(), key)).unwrap();
         let report = store.check(|_| {}).unwrap();
         assert_eq!(report.damages, []);
         assert_eq!((report.segments, report.applied, report.messages, report.agents), ((1, 4), 1, 24, 2));
+        assert_eq!((report.keys, report.events), if has_control { (3, 3) } else { (0, 0) });
+        if has_control {
+            let made = [1, 2, 3].map(crate::control::api_key);
+            assert_eq!(crate::control::keys(&store), made);
+            assert_eq!(&*crate::control::events(&store, 2)[0].text, crate::control::event_text(3));
+        }
         let memory = store.recover(|_| {}).unwrap();
         let first = memory.row(agent(1)).unwrap();
         assert_eq!(first.name.as_deref(), Some(name_of(1).as_str()));
@@ -78,7 +87,7 @@ fn a_newer_format_is_refused_and_nothing_is_changed() {
     let before = fs::read(folder.path().join("data.mdb")).unwrap();
     for options in [options(folder.path(), None), options(folder.path(), key())] {
         let error = Store::open(options).err().unwrap();
-        assert!(matches!(error, OpenError::Newer { found: 2, known: 1, .. }), "{error}");
+        assert!(matches!(error, OpenError::Newer { found: 3, known: 2, .. }), "{error}");
         assert!(error.to_string().contains("newer relay"));
     }
     assert_eq!(before, fs::read(folder.path().join("data.mdb")).unwrap());

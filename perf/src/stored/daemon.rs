@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::address_of;
-use crate::measure;
+use crate::{licence, measure};
 use agent_relay::client::Address;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
@@ -33,6 +33,7 @@ impl Daemon {
         let mut command = Command::new(relay);
         command.args(["up", "--no-dashboard", "--retention", retention, "--cores", &cores.len().to_string()]);
         command.arg("--data-dir").arg(folder.join("data")).arg("--socket").arg(&socket).current_dir(team);
+        command.env(licence::VARIABLE, licence::evaluation()?);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         let began = Instant::now();
         let child = measure::on_cores(cores, || command.spawn());

@@ -39,6 +39,8 @@ pub struct Part {
     pub body_bytes: usize,
     /// Whether its messages count when the server says to their sender that they are on disk, instead of when they arrive.
     pub durable: bool,
+    /// The API key that it shows, where one is wanted. Keys live as long as the program.
+    pub key: Option<&'static str>,
 }
 
 /// What a stretch of incoming bytes said.
@@ -67,6 +69,8 @@ pub trait Dialect: Sized {
     fn hear(&mut self, bytes: &[u8], out: &mut Vec<u8>, heard: &mut Heard) -> Result<usize, String>;
     /// Appends an acknowledgement if one is due at `now` (nanoseconds).
     fn settle(&mut self, _now: u64, _out: &mut Vec<u8>) {}
+    /// Says that it leaves, where that is said.
+    fn farewell(&mut self, _out: &mut Vec<u8>) {}
 }
 
 /// The name of agent `number`.

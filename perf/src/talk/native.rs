@@ -8,7 +8,10 @@ use super::{Dialect, Heard, Part, Target, blank_body, name, read_stamp, write_st
 use crate::floor::Destination;
 use agent_relay::base::limits::{ACK_DELAY, ACK_STRIDE};
 use agent_relay::base::{AgentId, MessageId, Sequence};
-use agent_relay::wire::{CAPABILITIES, Frame, HEADER_BYTES, Header, Hello, Kind, MessageFields, Topic, Wants, encode};
+use agent_relay::wire::decode::{self, Decoded};
+use agent_relay::wire::{
+    CAPABILITIES, Frame, HEADER_BYTES, Header, Hello, Kind, MessageFields, Secret, Topic, Wants, encode,
+};
 use std::borrow::Cow;
 use std::collections::VecDeque;
 
@@ -37,8 +40,21 @@ struct Native {
     /// Stamps of messages that are not known to be on disk, the oldest first: it has the number `in_doubt_from`.
     in_doubt: VecDeque<u64>,
     in_doubt_from: u64,
+    /// Number and stamp of the last messages, by number: one that is refused goes out again as it was.
+    recent: Vec<(u64, u64)>,
+    /// Numbers of refused messages and when they are worth trying again: so long after it was heard, or (known at the
+    /// next settling) at that moment.
+    refused: VecDeque<(u64, Due)>,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Due {
+    After(u64),
+    At(u64),
+}
+
+/// Messages of a sender that are remembered: more than any window.
+const RECENT: usize = 1024;
 /// Bytes of a WELCOME's root; the number of the last message that the relay has is its second word.
 const WELCOME_ROOT_BYTES: usize = 84;
 /// Bytes of a RECEIPT's root, which begins with place and length of its records.
@@ -66,6 +82,8 @@ impl Native {
             waiting_since: 0,
             in_doubt: VecDeque::new(),
             in_doubt_from: 1,
+            recent: Vec::new(),
+            refused: VecDeque::new(),
         };
         native.address(part.target);
         native
@@ -108,6 +126,7 @@ impl Native {
             wants: if self.part.durable && self.far == Far::Relay { Wants::DURABLE } else { Wants::default() },
             ..MessageFields::default()
         };
+        self.recent = vec![(0, 0); RECENT];
         self.template.clear();
         encode::send(&mut self.template, Kind::Send, &fields, Sequence::default());
         self.number_at = self.template.len() - ROOT_BYTES + 8;
@@ -121,7 +140,13 @@ impl Native {
         if self.part.durable {
             self.in_doubt.push_back(stamp);
         }
-        let number = self.number.to_le_bytes();
+        let number = self.number;
+        self.recent[number as usize % RECENT] = (number, stamp);
+        self.say(number, stamp, out);
+    }
+
+    fn say(&mut self, number: u64, stamp: u64, out: &mut Vec<u8>) {
+        let number = number.to_le_bytes();
         let frame = &mut self.template[..];
         write_stamp(stamp, &mut frame[self.stamp_at..]);
         frame[self.number_at..self.number_at + 8].copy_from_slice(&number);
@@ -178,11 +203,39 @@ impl Native {
                     self.on_disk(through, heard)?;
                 }
                 Kind::Receipt => self.receipts(body, heard)?,
+                Kind::Busy if self.far == Far::Relay => self.refusal(&bytes[used..start + body.len()])?,
                 other => return Err(format!("the relay said {other:?}: {}", String::from_utf8_lossy(body))),
             }
             used = start + body.len();
         }
         Ok(used)
+    }
+
+    /// BUSY: about no message, the relay only reads us later; about one, that one goes out again in due time.
+    fn refusal(&mut self, frame: &[u8]) -> Result<(), String> {
+        let decoded = decode::frame(frame).map_err(|error| error.to_string())?;
+        let Decoded::Whole { frame: Frame::Busy(busy), .. } = decoded else {
+            return Err("a broken BUSY arrived".to_owned());
+        };
+        if busy.number != 0 {
+            self.refused.push_back((busy.number, Due::After(u64::from(busy.retry_after_ms) * 1_000_000)));
+        }
+        Ok(())
+    }
+
+    /// Sends again what was refused, once it is worth it.
+    fn try_again(&mut self, now: u64, out: &mut Vec<u8>) {
+        for _ in 0..self.refused.len() {
+            let Some((number, due)) = self.refused.pop_front() else { return };
+            match due {
+                Due::At(at) if at <= now => {
+                    let (known, stamp) = self.recent[number as usize % RECENT];
+                    self.say(number, if known == number { stamp } else { now }, out);
+                }
+                Due::At(_) => self.refused.push_back((number, due)),
+                Due::After(wait) => self.refused.push_back((number, Due::At(now + wait))),
+            }
+        }
     }
 
     /// The numbers of an earlier run under this name are taken.
@@ -222,6 +275,9 @@ impl Native {
 
     /// The policy the table states: an ACK frame of its own after 64 messages or 10 ms, unless one could ride along.
     fn settle(&mut self, now: u64, out: &mut Vec<u8>) {
+        if !self.refused.is_empty() {
+            self.try_again(now, out);
+        }
         if self.seen == self.acknowledged {
             return;
         }
@@ -266,6 +322,8 @@ fn greet(part: &Part, out: &mut Vec<u8>) {
         claimed_name: Cow::Borrowed(name.as_bytes()),
         capabilities: CAPABILITIES,
         cli: Cow::Borrowed("other"),
+        auth_type: Cow::Borrowed(if part.key.is_some() { "api_key" } else { "" }),
+        credential: Secret(Cow::Borrowed(part.key.unwrap_or_default())),
         ..Hello::default()
     };
     encode::frame(out, &Frame::Hello(Box::new(hello)), none);
@@ -301,6 +359,9 @@ macro_rules! end {
             fn settle(&mut self, now: u64, out: &mut Vec<u8>) {
                 self.0.settle(now, out);
             }
+            fn farewell(&mut self, out: &mut Vec<u8>) {
+                out.extend_from_slice(&Header::of(Kind::Bye).encode());
+            }
         }
     };
 }
@@ -333,11 +394,45 @@ end!(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use agent_relay::wire::Message;
+    use agent_relay::base::RefuseReason;
+    use agent_relay::wire::{Busy, Message};
+
+    #[test]
+    fn what_is_refused_goes_out_again_as_it_was_and_a_slow_relay_is_waited_for() {
+        let part =
+            Part { number: 1, target: Target::Agent(2), listens: false, body_bytes: 128, durable: false, key: None };
+        let mut native = Native::new(part, Far::Relay);
+        let (mut out, mut heard) = (Vec::new(), Heard::default());
+        native.speak(5, &mut out);
+        let busy = |number| {
+            let mut frame = Vec::new();
+            let busy = Busy {
+                number,
+                label: "".into(),
+                reason: RefuseReason::RateLimited,
+                retry_after_ms: 10,
+                queue_depth: 0,
+                recipient: "".into(),
+            };
+            encode::frame(&mut frame, &Frame::Busy(Box::new(busy)), Sequence::default());
+            frame
+        };
+        let said = [busy(0), busy(1)].concat();
+        let mut again = Vec::new();
+        assert_eq!(native.hear(&said, &mut again, &mut heard), Ok(said.len()));
+        native.settle(1_000_000, &mut again);
+        native.settle(10_999_999, &mut again);
+        assert!(again.is_empty());
+        native.settle(11_000_000, &mut again);
+        assert_eq!(again, out, "the same number, the same stamp");
+        native.settle(99_000_000, &mut again);
+        assert_eq!(again.len(), out.len());
+    }
 
     #[test]
     fn the_patched_template_is_a_message_the_relay_accepts() {
-        let part = Part { number: 1, target: Target::Agent(2), listens: false, body_bytes: 128, durable: false };
+        let part =
+            Part { number: 1, target: Target::Agent(2), listens: false, body_bytes: 128, durable: false, key: None };
         let mut native = Native::new(part, Far::Relay);
         let mut out = Vec::new();
         native.speak(5, &mut out);

@@ -23,10 +23,23 @@ impl Ring {
         self.arm_receive(id);
     }
 
+    pub(in crate::uring) fn pause_receiving(&mut self, id: SessionId, pause: bool) {
+        let Some(slot) = self.slots.find(id) else { return };
+        slot.paused = pause && !slot.draining;
+        if !slot.paused {
+            // If its cancellation is under way, the last completion of that arms it.
+            return self.arm_receive(id);
+        }
+        if slot.armed.is_some() && !slot.throttled {
+            slot.throttled = true;
+            self.cancel(pack(Operation::Receive, id.slot, id.generation));
+        }
+    }
+
     pub(super) fn arm_receive(&mut self, id: SessionId) {
         let Some(slot) = self.slots.find(id) else { return };
         let Some(mode) = slot.wants else { return };
-        if slot.armed.is_some() || slot.starved || slot.ended {
+        if slot.armed.is_some() || slot.starved || slot.ended || slot.paused {
             return;
         }
         slot.armed = Some(mode);
@@ -125,9 +138,14 @@ impl Ring {
         let receiving = self.receiving;
         let slot = self.slots.at(id.slot);
         slot.armed = None;
+        let throttled = std::mem::take(&mut slot.throttled);
         self.in_flight -= 1;
         if slot.generation != id.generation {
             return self.release_if_done(id.slot);
+        }
+        if slot.paused || (throttled && result == -Errno::CANCELED.raw_os_error()) {
+            // What it has to say, it says again when it is armed again.
+            return self.arm_receive(id);
         }
         if result < 0 {
             return self.end(id, Some(io::Error::from_raw_os_error(-result)), each);

@@ -30,9 +30,9 @@ fn topic_of_channel(channel: &str) -> std::borrow::Cow<'_, str> {
 /// What channels between two agents start with.
 const DIRECT_CHANNEL: &str = "dm:";
 
-/// `kind` codes of a body, in order; 255 is anything else, kept in `data`.
-const KINDS: [&str; 4] = ["message", "action", "state", "thinking"];
-/// The kind is a member of `data`, or absent.
-const KIND_IN_DATA: u8 = 255;
+/// `kind` codes of a body, in order; anything else is kept in `data`.
+pub const KINDS: [&str; 4] = ["message", "action", "state", "thinking"];
+/// The code of a kind that is a member of `data`, or absent.
+pub const KIND_IN_DATA: u8 = 255;
 /// Body flag: there is no text (JSON null or absent).
 const FLAG_NO_TEXT: u8 = 1;

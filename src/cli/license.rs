@@ -1,0 +1,284 @@
+//! `relay license`: what this machine's licence is, and how it is activated. Works without a daemon; one that runs is told.
+
+use super::Failure;
+use super::print::{self, Style, cell};
+use super::talk::Reach;
+use crate::client;
+use crate::daemon::licence_desk::{self, Desk, DeskPlace};
+use crate::daemon::paths::{Environment, Place};
+use crate::daemon::settings::{Flags, Settings, UNLIMITED};
+use crate::licence::{DOCUMENT_BYTES_MAX, LicenceKey};
+use crate::wire::QueryKind;
+use argh::{ArgsInfo, FromArgs};
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use zeroize::Zeroizing;
+
+/// How long a daemon may take to answer.
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the licence server may take to confirm what is activated.
+const CONFIRM_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Show the licence and what it allows, activate one, or forget it.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "license",
+    help_triggers("-h", "--help"),
+    example = "relay license show
+relay license activate ar_pro_a1b2c3d4e5f6g7h8_1ht9
+relay license activate ./offline.licence
+relay license deactivate",
+    note = "A licence is this machine's, not a project's. A running relay takes it over at once, and nobody is disconnected
+whatever it says. docs/TIERS.md tells what each tier has."
+)]
+pub(super) struct License {
+    /// show (also when nothing is said), activate with a licence key or the file of an offline licence, deactivate
+    #[argh(positional, arg_name = "action")]
+    action: Vec<String>,
+    /// print one JSON value
+    #[argh(switch)]
+    json: bool,
+    /// base directory of all data
+    #[argh(option, arg_name = "directory")]
+    data_dir: Option<PathBuf>,
+    /// the Unix socket
+    #[argh(option, arg_name = "path")]
+    socket: Option<PathBuf>,
+    /// the machine's relay instead of the project's
+    #[argh(switch)]
+    global: bool,
+}
+
+pub(super) fn run(command: &License) -> Result<(), Failure> {
+    let words: Vec<&str> = command.action.iter().map(String::as_str).collect();
+    match words[..] {
+        [] | ["show"] => show(command),
+        ["activate", licence] => activate(command, licence),
+        ["activate"] => {
+            Err(Failure::usage("`relay license activate` needs a licence key, or the file of an offline licence"))
+        }
+        ["deactivate"] => deactivate(command),
+        [known @ ("show" | "activate" | "deactivate"), ..] => {
+            Err(Failure::usage(format!("`relay license {known}` takes no more than that")))
+        }
+        [other, ..] => {
+            Err(Failure::usage(format!("`relay license` knows show, activate and deactivate, not \"{other}\"")))
+        }
+    }
+}
+
+fn show(command: &License) -> Result<(), Failure> {
+    let reach = reach(command)?;
+    let shown = match ask(&reach, QueryKind::License, &json!({ "op": "show" }))? {
+        Some(mut shown) => {
+            // Only the daemon knows who is there and what it keeps.
+            if let Some(status) = ask(&reach, QueryKind::Status, &json!({}))? {
+                shown["agents"] = status["agents"]["connected"].clone();
+                shown["retention_days"] = status["store"]["retention_days"].clone();
+            }
+            shown
+        }
+        None => desk(command)?.show(licence_desk::reading()),
+    };
+    tell(command, &shown)
+}
+
+fn activate(command: &License, licence: &str) -> Result<(), Failure> {
+    let text = text_of(licence)?;
+    let now = licence_desk::reading();
+    let mut desk = desk(command)?;
+    desk.activate(&text, now).map_err(Failure::Failed)?;
+    desk.ask_now();
+    desk.check(now, CONFIRM_PATIENCE);
+    let now = licence_desk::reading();
+    desk.save_machine(now).map_err(|error| {
+        Failure::Failed(format!("the licence is activated, but what is known of it could not be written: {error}"))
+    })?;
+    let told = tell_daemon(command)?;
+    tell(command, &told.unwrap_or_else(|| desk.show(now)))
+}
+
+fn deactivate(command: &License) -> Result<(), Failure> {
+    let mut desk = desk(command)?;
+    let now = licence_desk::reading();
+    let was_there = desk.deactivate(now).map_err(Failure::Failed)?;
+    let told = tell_daemon(command)?;
+    if !was_there && !command.json {
+        print::out("no licence was activated\n")?;
+    }
+    tell(command, &told.unwrap_or_else(|| desk.show(now)))
+}
+
+fn reach(command: &License) -> Result<Reach, Failure> {
+    Reach::of(command.data_dir.as_deref(), command.socket.as_deref(), command.global)
+}
+
+/// The licence as the files have it. Settings are read as the daemon reads them: they name the server.
+fn desk(command: &License) -> Result<Desk, Failure> {
+    let place = Place { data_dir: command.data_dir.clone(), socket: command.socket.clone(), global: command.global };
+    let flags = Flags { place, ..Flags::default() };
+    let settings = Settings::read(&flags, &Environment::of_process()).map_err(Failure::failed)?;
+    Ok(Desk::open(DeskPlace::of(&settings), licence_desk::reading()))
+}
+
+/// Asks the daemon, if one is running.
+fn ask(reach: &Reach, kind: QueryKind, arguments: &Value) -> Result<Option<Value>, Failure> {
+    match client::ask(&reach.address(), kind, &arguments.to_string(), ASK_TIMEOUT) {
+        Ok(answer) => serde_json::from_slice(&answer).map(Some).map_err(Failure::failed),
+        Err(client::Error::NoDaemon(_)) => Ok(None),
+        Err(other) => Err(reach.explain(other)),
+    }
+}
+
+/// The daemon of this place reads the licence anew; those of other projects do at their next hourly look.
+fn tell_daemon(command: &License) -> Result<Option<Value>, Failure> {
+    ask(&reach(command)?, QueryKind::License, &json!({ "op": "reload" }))
+}
+
+/// What was given: the text itself, or that of the file it names.
+fn text_of(licence: &str) -> Result<Zeroizing<String>, Failure> {
+    let path = Path::new(licence);
+    let as_key = LicenceKey::parse(licence);
+    if as_key.is_ok() || !path.exists() {
+        let error = as_key.err();
+        // A document is far longer than any path that anybody mistypes.
+        return match error {
+            Some(error) if licence.starts_with("ar_") => Err(Failure::failed(error)),
+            Some(_) if licence.len() < 200 => {
+                Err(Failure::Failed(format!("there is no file {licence}, and it is no licence key")))
+            }
+            _ => Ok(Zeroizing::new(licence.to_owned())),
+        };
+    }
+    // A link is followed here: the operator named it.
+    let path = path.canonicalize().map_err(Failure::failed)?;
+    licence_desk::read(&path, DOCUMENT_BYTES_MAX)
+        .map_err(|error| Failure::Failed(format!("{} cannot be read: {error}", path.display())))
+}
+
+fn tell(command: &License, shown: &Value) -> Result<(), Failure> {
+    if command.json {
+        return print::json(shown);
+    }
+    print::out(&summary(shown, Style::of_output()))
+}
+
+fn summary(shown: &Value, style: Style) -> String {
+    let limits = &shown["limits"];
+    let most = |limit: &Value| limit.as_u64().map_or_else(|| UNLIMITED.to_owned(), |limit| limit.to_string());
+    let days = |days: &Value| match days.as_u64() {
+        // How the settings write a time without end.
+        Some(days) if days < u64::from(crate::daemon::settings::DAYS_MAX) => print::count(days, "day"),
+        _ => UNLIMITED.to_owned(),
+    };
+    let expires = shown["valid_until"]
+        .as_str()
+        .map_or_else(|| "-".to_owned(), |time| print::clean(&time[..time.len().min(10)]).into_owned());
+    let retention = if shown["retention_days"].is_null() {
+        format!("up to {}", days(&limits["retentionDays"]))
+    } else {
+        days(&shown["retention_days"])
+    };
+    let mut text = format!(
+        "License: {}  Expires: {expires}  Agents: {}/{}  Messages today: {}  Retention: {retention}  Webhooks: {} active\n",
+        cell(&shown["title"]),
+        cell(&shown["agents"]),
+        most(&limits["maxAgents"]),
+        grouped(shown["today"]["messages_sent"].as_u64().unwrap_or(0)),
+        shown["webhooks"].as_u64().unwrap_or(0),
+    );
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<10}{value}");
+    };
+    line("state", format!("{}: {}", cell(&shown["state"]), cell(&shown["sentence"])));
+    if !shown["key"].is_null() {
+        line("key", cell(&shown["key"]));
+    }
+    if shown["from_environment"] == true {
+        line("given", "by AGENT_RELAY_LICENSE_KEY, which goes before an activated licence".to_owned());
+    }
+    let server = if shown["offline"] == true {
+        "never asked: an offline licence".to_owned()
+    } else {
+        format!(
+            "{}, usage is {}",
+            cell(&shown["server"]),
+            if shown["telemetry"] == true { "reported" } else { "not reported" }
+        )
+    };
+    line("server", server);
+    line("messages", format!("at most {} per second", most(&limits["maxMessagesPerSecond"])));
+    if shown["evaluation_build"] == true {
+        line("build", style.coloured(33, "evaluation build: it believes licences that anybody can make"));
+    }
+    let sentence = &shown["sentence"];
+    let warnings = shown["warnings"].as_array().map_or(&[][..], Vec::as_slice);
+    for warning in warnings.iter().filter(|warning| *warning != sentence) {
+        line("warning", style.coloured(33, &cell(warning)));
+    }
+    let rows: Vec<Vec<String>> = shown["usage"]
+        .as_array()
+        .map_or(&[][..], Vec::as_slice)
+        .iter()
+        .map(|day| {
+            vec![cell(&day["date"]), cell(&day["agents_peak"]), grouped(day["messages_sent"].as_u64().unwrap_or(0))]
+        })
+        .collect();
+    if !rows.is_empty() {
+        text.push('\n');
+        text += &style.table(&["DAY", "AGENTS PEAK", "MESSAGES SENT"], rows);
+    }
+    text
+}
+
+/// A number with its thousands apart: 12,847.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_their_thousands_apart() {
+        assert_eq!(
+            [0, 12, 999, 1_000, 12_847, 1_234_567].map(grouped),
+            ["0", "12", "999", "1,000", "12,847", "1,234,567"]
+        );
+    }
+
+    #[test]
+    fn the_panel_is_the_products_and_a_limit_without_end_says_so() {
+        let shown = json!({
+            "title": "Pro", "valid_until": "2026-01-15T00:00:00.000Z", "agents": 47, "retention_days": 30,
+            "limits": { "maxAgents": 100, "maxMessagesPerSecond": null, "retentionDays": 90 },
+            "today": { "messages_sent": 12_847 }, "webhooks": 3, "state": "good", "sentence": "a Pro licence",
+            "key": "ar_pro_a1b2…", "server": "https://licence.example", "warnings": ["the clock was set back"],
+            "usage": [{ "date": "2026-01-01", "agents_peak": 47, "messages_sent": 12_847 }],
+        });
+        assert_eq!(
+            summary(&shown, Style::plain()),
+            "License: Pro  Expires: 2026-01-15  Agents: 47/100  Messages today: 12,847  Retention: 30 days  Webhooks: 3 active\n\
+             state     good: a Pro licence\n\
+             key       ar_pro_a1b2…\n\
+             server    https://licence.example, usage is not reported\n\
+             messages  at most unlimited per second\n\
+             warning   the clock was set back\n\
+             \n\
+             DAY         AGENTS PEAK  MESSAGES SENT\n\
+             2026-01-01  47           12,847\n"
+        );
+    }
+}

@@ -1,0 +1,248 @@
+//! Which daemon is meant and how it is reached: the flags of every command that talks to one, declared once. A credential
+//! comes from the environment only: a flag would show it to everybody who lists processes.
+
+use super::Failure;
+use crate::client::{self, Address, ClientFiles, Credential, Inquiry, Options, Security, Tls};
+use crate::daemon::paths::{Environment, Layout, Place};
+use crate::daemon::settings;
+use crate::wire::{ErrorCode, QueryKind};
+use std::cell::RefCell;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the credential is.
+pub(super) const CREDENTIAL_VARIABLE: &str = "AGENT_RELAY_API_KEY";
+
+/// Declares a command that talks to a daemon: what it says itself, then the flags that say which daemon.
+macro_rules! reaching {
+    ($(#[$about:meta])* pub(super) struct $name:ident { $($flags:tt)* }) => {
+        $(#[$about])*
+        pub(super) struct $name {
+            $($flags)*
+            /// base directory of all data
+            #[argh(option, arg_name = "directory")]
+            data_dir: Option<std::path::PathBuf>,
+            /// the Unix socket
+            #[argh(option, arg_name = "path")]
+            socket: Option<std::path::PathBuf>,
+            /// the machine's relay instead of the project's
+            #[argh(switch)]
+            global: bool,
+            /// a relay elsewhere: host:port (with TLS, unless that is this machine) or a socket's path
+            #[argh(option, arg_name = "address")]
+            connect: Option<String>,
+            /// TLS, believing these authorities (PEM; default: the system's)
+            #[argh(option, arg_name = "file")]
+            ca: Option<std::path::PathBuf>,
+            /// TLS, showing this certificate (PEM)
+            #[argh(option, arg_name = "file")]
+            client_cert: Option<std::path::PathBuf>,
+            /// its private key (PEM)
+            #[argh(option, arg_name = "file")]
+            client_key: Option<std::path::PathBuf>,
+            /// TLS, and the name in the relay's certificate where it is not the host of --connect
+            #[argh(option, arg_name = "name")]
+            server_name: Option<String>,
+        }
+
+        impl $name {
+            /// The daemon that its flags mean.
+            fn reach(&self) -> Result<crate::cli::reach::Reach, crate::cli::Failure> {
+                crate::cli::reach::Flags {
+                    data_dir: self.data_dir.as_deref(),
+                    socket: self.socket.as_deref(),
+                    global: self.global,
+                    connect: self.connect.as_deref(),
+                    ca: self.ca.as_deref(),
+                    client_cert: self.client_cert.as_deref(),
+                    client_key: self.client_key.as_deref(),
+                    server_name: self.server_name.as_deref(),
+                }
+                .reach()
+            }
+        }
+    };
+}
+pub(super) use reaching;
+
+/// What the flags say.
+#[derive(Default)]
+pub(super) struct Flags<'a> {
+    pub(super) data_dir: Option<&'a Path>,
+    pub(super) socket: Option<&'a Path>,
+    pub(super) global: bool,
+    pub(super) connect: Option<&'a str>,
+    pub(super) ca: Option<&'a Path>,
+    pub(super) client_cert: Option<&'a Path>,
+    pub(super) client_key: Option<&'a Path>,
+    pub(super) server_name: Option<&'a str>,
+}
+
+impl Flags<'_> {
+    pub(super) fn reach(&self) -> Result<Reach, Failure> {
+        if self.connect.is_some() && (self.socket.is_some() || self.global || self.data_dir.is_some()) {
+            let reason = "--connect says which relay is meant; leave --socket, --global and --data-dir out";
+            return Err(Failure::Usage(reason.to_owned()));
+        }
+        let connect: Option<Address> = self
+            .connect
+            .map(|text| text.parse().map_err(|problem| Failure::Usage(format!("--connect: {problem}"))))
+            .transpose()?;
+        let (at, elsewhere) = match connect {
+            Some(Address::Unix(path)) => (Some(path), None),
+            other => (self.socket.map(Into::into), other),
+        };
+        let place = Place { data_dir: self.data_dir.map(Into::into), socket: at, global: self.global };
+        let layout = Layout::of(&place, &Environment::of_process()).map_err(Failure::failed)?;
+        let address = elsewhere.unwrap_or_else(|| Address::Unix(settings::socket_of_running(&layout)));
+        Ok(Reach { layout, security: self.security()?, address, inquiry: RefCell::new(None) })
+    }
+
+    fn security(&self) -> Result<Security, Failure> {
+        if self.client_cert.is_some() != self.client_key.is_some() {
+            return Err(Failure::Usage("--client-cert and --client-key are needed together".to_owned()));
+        }
+        if self.ca.is_none() && self.client_cert.is_none() && self.server_name.is_none() {
+            return Ok(Security::ByAddress);
+        }
+        let files = ClientFiles {
+            ca: self.ca.map(PathBuf::from),
+            cert: self.client_cert.map(PathBuf::from),
+            key: self.client_key.map(PathBuf::from),
+        };
+        Tls::new(&files, self.server_name.map(str::to_owned)).map(Security::Tls).map_err(Failure::failed)
+    }
+}
+
+/// The daemon that is meant.
+pub(super) struct Reach {
+    pub(super) layout: Layout,
+    address: Address,
+    security: Security,
+    /// The session in which questions are asked, once one was.
+    inquiry: RefCell<Option<Inquiry>>,
+}
+
+impl Reach {
+    /// The daemon of this machine that the three flags mean.
+    pub(super) fn of(data_dir: Option<&Path>, socket: Option<&Path>, global: bool) -> Result<Reach, Failure> {
+        Flags { data_dir, socket, global, ..Flags::default() }.reach()
+    }
+
+    pub(super) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Whether it is reached by TCP: nothing is known of its process and its files.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        self.address.is_tcp()
+    }
+
+    /// Whether a name and mostly a credential are needed, because the daemon does not take us for its owner.
+    pub(super) fn needs_session(&self) -> bool {
+        match &self.address {
+            Address::Tcp { .. } => true,
+            Address::Unix(path) => {
+                let me = rustix::process::geteuid().as_raw();
+                let is_mine = std::fs::metadata(path).is_ok_and(|about| about.uid() == me || me == 0);
+                // Who is not there is somebody's whom we shall not find either way.
+                self.security.is_tls(&self.address) || path.exists() && !is_mine
+            }
+        }
+    }
+
+    /// How to connect as `name`.
+    pub(super) fn options(&self, name: &str, program: &str) -> Result<Options, Failure> {
+        let credential = match std::env::var(CREDENTIAL_VARIABLE) {
+            Ok(text) if !text.trim().is_empty() => Credential::read(text)
+                .map_err(|problem| Failure::Failed(format!("{CREDENTIAL_VARIABLE}: {problem}")))?,
+            _ => Credential::default(),
+        };
+        let security = self.security.clone();
+        Ok(Options { program: program.to_owned(), credential, security, ..Options::named(name) })
+    }
+
+    /// Asks one question, without a session where that will do.
+    pub(super) fn ask(&self, kind: QueryKind, arguments: &str, timeout: Duration) -> Result<Vec<u8>, Failure> {
+        if !self.needs_session() {
+            return client::ask(&self.address, kind, arguments, timeout).map_err(|error| self.explain(error));
+        }
+        let mut inquiry = self.inquiry.borrow_mut();
+        let open = match inquiry.take() {
+            Some(open) => open,
+            None => {
+                let options = self.options("", "relay")?;
+                Inquiry::open(&self.address, &options).map_err(|error| self.explain(error))?
+            }
+        };
+        let answer = inquiry.insert(open).ask(kind, arguments, timeout);
+        if matches!(answer, Err(ref error) if error.is_passing()) {
+            *inquiry = None;
+        }
+        answer.map_err(|error| self.explain(error))
+    }
+
+    /// The session in which questions were asked, to see how it ends.
+    pub(super) fn take_inquiry(&self) -> Option<Inquiry> {
+        self.inquiry.borrow_mut().take()
+    }
+
+    /// Said when nobody answers.
+    pub(super) fn not_running(&self) -> String {
+        let socket = match &self.address {
+            Address::Tcp { .. } => {
+                return format!("no relay answers at {}; is it up there, with --listen?", self.address);
+            }
+            Address::Unix(path) => path.display(),
+        };
+        let whose = match &self.layout.root {
+            Some(root) => format!("for {}", root.display()),
+            None => "for this machine (--global)".to_owned(),
+        };
+        format!("no relay is running {whose} (socket {socket}); start one with `relay up`")
+    }
+
+    pub(super) fn explain(&self, error: client::Error) -> Failure {
+        match error {
+            client::Error::NoDaemon(_) => Failure::Failed(self.not_running()),
+            client::Error::Refused { code: ErrorCode::Unauthorized, .. } => {
+                Failure::Failed(format!("{error}; {CREDENTIAL_VARIABLE} holds an API key or a token"))
+            }
+            other => Failure::failed(other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(flags: &Flags<'_>) -> String {
+        match flags.reach() {
+            Err(Failure::Usage(text)) => text,
+            Err(other) => panic!("{other:?}"),
+            Ok(reach) => panic!("{}", reach.address),
+        }
+    }
+
+    #[test]
+    fn flags_that_cannot_be_meant_together_are_refused() {
+        let connect = Some("127.0.0.1:7070");
+        assert!(refusal(&Flags { connect, global: true, ..Flags::default() }).contains("--connect"));
+        assert!(refusal(&Flags { connect: Some("tcp://nowhere"), ..Flags::default() }).starts_with("--connect: "));
+        let client_cert = Some(Path::new("c.pem"));
+        assert!(refusal(&Flags { connect, client_cert, ..Flags::default() }).contains("--client-key"));
+    }
+
+    #[test]
+    fn a_port_needs_a_session_and_a_socket_of_ours_does_not() {
+        let reach = |connect| Flags { connect: Some(connect), ..Flags::default() }.reach().unwrap();
+        assert!(reach("127.0.0.1:7070").needs_session() && reach("127.0.0.1:7070").is_elsewhere());
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let here = reach(path.to_str().unwrap());
+        assert!(!here.needs_session() && !here.is_elsewhere());
+    }
+}
