@@ -606,18 +606,24 @@ impl Relay {
             let Some(agent) = self.agents.peek(slot) else { continue };
             let away = agent.session().is_none() && agent.queue.is_empty();
             if away && now.mono.since(agent.last_seen.mono) > self.options.bounds.retention {
-                self.forgotten_through = self.forgotten_through.max(agent.queue.next_sequence().counter - 1);
-                for (topic, _) in agent.subscriptions.clone() {
-                    self.topics.unsubscribe(topic, slot);
-                }
-                if let Some(agent) = self.agents.forget(slot) {
-                    self.push_note(Record::Forgotten { agent: agent.id }, outbox);
-                }
+                self.forget(slot, outbox);
             }
         }
         if self.agents.len() > 0 {
             // The next agent that is met sets it again.
             self.timers.set(now.mono + FORGET_EVERY, Timer::Forget);
+        }
+    }
+
+    /// An agent that nothing is owed to, and that is not here, is not known any more.
+    fn forget(&mut self, slot: AgentSlot, outbox: &mut Outbox) {
+        let Some(agent) = self.agents.peek(slot) else { return };
+        self.forgotten_through = self.forgotten_through.max(agent.queue.next_sequence().counter - 1);
+        for (topic, _) in agent.subscriptions.clone() {
+            self.topics.unsubscribe(topic, slot);
+        }
+        if let Some(agent) = self.agents.forget(slot) {
+            self.push_note(Record::Forgotten { agent: agent.id }, outbox);
         }
     }
 

@@ -6,7 +6,7 @@ use super::outbox::{Outbox, Output, Record};
 use super::session::{Session, State};
 use super::timers::{self, Timer};
 use super::{Relay, error};
-use crate::base::{CloseReason, Now, SessionId, limits};
+use crate::base::{CloseReason, Now, SessionId, limits, name};
 use crate::wire::{Corrupt, Dialect, ErrorCode, Frame};
 use std::borrow::Cow;
 
@@ -44,9 +44,19 @@ impl Relay {
     }
 
     pub(super) fn say_bye(&mut self, now: Now, id: SessionId, outbox: &mut Outbox) {
+        let slot = self.sessions.find(id).and_then(Session::agent);
         outbox.reply(id, Frame::Bye);
         self.leave(now, id, CloseReason::Bye, outbox);
         self.close(id, CloseReason::Bye, outbox);
+        // Internal names are made for one errand, and would otherwise be known for as long as retention says.
+        if let Some(slot) = slot
+            && let Some(agent) = self.agents.peek(slot)
+            && name::is_internal(&agent.name)
+            && agent.session().is_none()
+            && agent.queue.is_empty()
+        {
+            self.forget(slot, outbox);
+        }
     }
 
     /// The connection is gone without our doing.

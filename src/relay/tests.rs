@@ -272,3 +272,20 @@ fn a_row_of_whom_nothing_is_owed_is_restored_whatever_the_clock_says() {
     let gauges = pair.hearts[0].gauges();
     assert_eq!((gauges.known, gauges.waiting_messages), (1, 0));
 }
+
+#[test]
+fn an_internal_name_that_says_bye_is_forgotten_unless_something_is_owed_to_it() {
+    let mut pair = Pair::new();
+    let internal = format!("__{}", Pair::name(0, 0));
+    let shard = u16::from(NameHasher::new(1).hash(internal.as_bytes()).home(2) == ShardId(1));
+    let ann = Pair::name(shard, 1);
+    let errand = pair.hello(shard, 0, &internal);
+    pair.frame(shard, errand, Frame::Bye);
+    assert_eq!(pair.hearts[usize::from(shard)].gauges().known, 0);
+    assert!(matches!(pair.records.last(), Some(Record::Forgotten { .. })));
+    // Its answer has come while it was there, and it has not said that it has it.
+    let (errand, ann_session) = (pair.hello(shard, 1, &internal), pair.hello(shard, 2, &ann));
+    pair.send(shard, ann_session, &ann, &internal, 1, Wants::default());
+    pair.frame(shard, errand, Frame::Bye);
+    assert_eq!(pair.hearts[usize::from(shard)].gauges().known, 2);
+}
