@@ -255,6 +255,11 @@ pub const RECORDS: &[Record] = &[
         shape: Shape::Licence,
         flag: None,
         in_file: false,
+        // Given when the program is built for the vendor; an evaluation build knows of none.
+        default: match option_env!("RELAY_LICENCE_SERVER") {
+            Some(url) => url,
+            None => "",
+        },
         ..path("licence.key", "The licence key or document, instead of the activated one.", "")
     },
     Record { shape: Shape::Url, flag: None, ..path("licence.server", "The licence server.", "") },
