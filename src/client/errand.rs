@@ -149,7 +149,7 @@ pub struct Inquiry {
 impl Inquiry {
     /// Connects with everything that `options` say but the name.
     pub fn open(address: &Address, options: &Options) -> Result<Inquiry, Error> {
-        let name = format!("__cli-{}", &random_label()[..13]);
+        let name = format!("{}{}", name::ERRAND_PREFIX, &random_label()[..13]);
         let client = Client::connect(address, &Options { name, in_flight_max: 1, ..options.clone() })?;
         Ok(Inquiry { client: Some(client), questions: 0 })
     }

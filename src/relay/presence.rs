@@ -48,10 +48,10 @@ impl Relay {
         outbox.reply(id, Frame::Bye);
         self.leave(now, id, CloseReason::Bye, outbox);
         self.close(id, CloseReason::Bye, outbox);
-        // Internal names are made for one errand, and would otherwise be known for as long as retention says.
+        // A name made up for one errand would otherwise be known for as long as retention says.
         if let Some(slot) = slot
             && let Some(agent) = self.agents.peek(slot)
-            && name::is_internal(&agent.name)
+            && agent.name.starts_with(name::ERRAND_PREFIX)
             && agent.session().is_none()
             && agent.queue.is_empty()
         {

@@ -274,9 +274,9 @@ fn a_row_of_whom_nothing_is_owed_is_restored_whatever_the_clock_says() {
 }
 
 #[test]
-fn an_internal_name_that_says_bye_is_forgotten_unless_something_is_owed_to_it() {
+fn a_name_of_one_errand_that_says_bye_is_forgotten_unless_something_is_owed_to_it() {
     let mut pair = Pair::new();
-    let internal = format!("__{}", Pair::name(0, 0));
+    let internal = format!("{}{}", crate::base::name::ERRAND_PREFIX, Pair::name(0, 0));
     let shard = u16::from(NameHasher::new(1).hash(internal.as_bytes()).home(2) == ShardId(1));
     let ann = Pair::name(shard, 1);
     let errand = pair.hello(shard, 0, &internal);
