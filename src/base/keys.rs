@@ -191,7 +191,7 @@ impl Source {
     /// A peer on TCP.
     pub fn of_address(address: IpAddr) -> Source {
         match address.to_canonical() {
-            IpAddr::V4(address) => Source(u128::from(address.to_ipv6_mapped().to_bits())),
+            IpAddr::V4(address) => Source(address.to_ipv6_mapped().to_bits()),
             IpAddr::V6(address) => Source(address.to_bits() & !u128::from(u64::MAX)),
         }
     }

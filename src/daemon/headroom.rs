@@ -5,10 +5,13 @@ use crate::base::tier::{Entitlement, Tier};
 /// From this share of a limit on, in percent, it is said.
 const NEAR_PERCENT: u64 = 90;
 
+/// A limit of a tier; none: there is none.
+type LimitOf = fn(&Entitlement) -> Option<u32>;
+
 /// One sentence for each limit that is nearly reached: agents connected, messages per second of late.
 pub(super) fn advice(entitlement: &Entitlement, agents: u64, messages_per_second: u64) -> Vec<String> {
     let next = entitlement.tier.next().map(|tier| (tier, Entitlement::of_tier(tier)));
-    let rows: [(&str, u64, fn(&Entitlement) -> Option<u32>); 2] = [
+    let rows: [(&str, u64, LimitOf); 2] = [
         ("agents", agents, |entitlement| entitlement.agents_max),
         ("messages per second", messages_per_second, |entitlement| entitlement.messages_per_second),
     ];

@@ -165,11 +165,10 @@ fn serve_until_stopped(
 
     let started = Shards::start(
         &settings,
-        (&entitlement, &keys, &tls),
+        &Doors { entitlement: &entitlement, keys: &keys, tls: tls.as_ref(), listeners: &listeners },
         &mut storage,
         &mesh,
         &choice.cpus,
-        &listeners,
         &storage_bells,
         &clerk_bell,
     )?;
@@ -338,15 +337,22 @@ struct Shards {
     reports: Vec<Report>,
 }
 
+/// Where agents come in, and on what terms.
+struct Doors<'a> {
+    listeners: &'a [Listener],
+    entitlement: &'a Entitled,
+    keys: &'a Ring,
+    tls: Option<&'a Arc<Acceptor>>,
+}
+
 impl Shards {
     /// Starts one thread a shard. Drivers are made on their own threads; nobody turns before all are there.
     fn start(
         settings: &Settings,
-        (entitlement, keys, tls): (&Entitled, &Ring, &Option<Arc<Acceptor>>),
+        doors: &Doors<'_>,
         storage: &mut Storage,
         mesh: &Arc<Mesh>,
         cpus: &[usize],
-        listeners: &[Listener],
         storage_bells: &StorageBells,
         clerk_bell: &Waker,
     ) -> Result<Shards, DaemonError> {
@@ -359,8 +365,8 @@ impl Shards {
                 let descriptor = listener.descriptor.try_clone()?;
                 Ok(Listener { descriptor, reach: listener.reach })
             };
-            let own: Vec<Listener> = listeners.iter().map(copy).collect::<io::Result<_>>().map_err(failed)?;
-            let options = shard_options(settings, index, storage.epoch, &seeds, (entitlement, keys, tls));
+            let own: Vec<Listener> = doors.listeners.iter().map(copy).collect::<io::Result<_>>().map_err(failed)?;
+            let options = shard_options(settings, index, storage.epoch, &seeds, doors);
             let remembered = (rows.next().unwrap_or_default(), storage.parted.clone());
             let driver_options = driver_options(settings);
             let (mesh, cpu) = (mesh.clone(), cpus.get(usize::from(index)).copied());
@@ -440,13 +446,7 @@ impl Seeds {
     }
 }
 
-fn shard_options(
-    settings: &Settings,
-    index: u16,
-    epoch: u32,
-    seeds: &Seeds,
-    (entitlement, keys, tls): (&Entitled, &Ring, &Option<Arc<Acceptor>>),
-) -> shard::Options {
+fn shard_options(settings: &Settings, index: u16, epoch: u32, seeds: &Seeds, doors: &Doors<'_>) -> shard::Options {
     let limits = &settings.limits;
     let bounds = Bounds {
         half_open_max: limits.half_open,
@@ -471,15 +471,15 @@ fn shard_options(
             token_seed: seeds.tokens_of(index),
             bounds,
             strict: settings.durability == Durability::Strict,
-            entitlement: entitlement.clone(),
+            entitlement: doors.entitlement.clone(),
             require_auth: settings.require_auth,
             bind_certificates: settings.tls.as_ref().is_some_and(|tls| tls.bind_names),
-            keys: keys.clone(),
+            keys: doors.keys.clone(),
         },
         owner_uid: rustix::process::getuid().as_raw(),
         flush_interval: Mono::ms(settings.flush_interval_ms),
         batch_trigger: settings.max_batch_size,
-        tls: tls.clone(),
+        tls: doors.tls.cloned(),
     }
 }
 
