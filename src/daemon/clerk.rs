@@ -434,6 +434,10 @@ impl Clerk {
             "uptime_s": uptime.as_secs(),
             "socket": self.settings.layout.socket,
             "listen": self.facts.listen,
+            "tls": {
+                "on": self.settings.tls.is_some(),
+                "mutual": self.settings.tls.as_ref().is_some_and(|tls| tls.mutual),
+            },
             "store": self.store_status(sum(|heart| heart.waiting_messages), sum(|heart| heart.waiting_bytes)),
             "durability": {
                 "mode": self.settings.durability.name(),
@@ -456,6 +460,7 @@ impl Clerk {
                 "redelivered": sum(|heart| heart.counters.redelivered),
                 "duplicates": sum(|heart| heart.counters.duplicates),
                 "waiting": sum(|heart| heart.waiting_messages),
+                "max_per_second": entitlement.messages_per_second,
             },
             "sessions": {
                 "welcomed": sum(|heart| heart.counters.welcomed),

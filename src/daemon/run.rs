@@ -9,7 +9,7 @@ use super::storage::{Storage, StorageBells, StorageError, StorageGauges, Storage
 use super::{cpus, harden, lock, notify, paths};
 use crate::base::keys::Ring;
 use crate::base::limits::KNOWN_AGENTS_MAX;
-use crate::base::tier::{Entitled, Entitlement, Refused, Tier};
+use crate::base::tier::{Entitled, Entitlement, Feature, Refused, Tier};
 use crate::base::{Mono, ShardId};
 use crate::mesh::{Mesh, Notice};
 use crate::relay::{self, Bounds};
@@ -41,6 +41,11 @@ pub enum DaemonError {
     /// Sockets handed over by the service manager cannot be used.
     #[error(transparent)]
     Inherit(#[from] notify::InheritError),
+    /// The service manager listens where others can reach, without what is needed there.
+    #[error(
+        "the service manager listens on {0}, which others can reach, so TLS is required there: give --tls-cert and --tls-key, or set ListenStream= to 127.0.0.1 or [::1]"
+    )]
+    Exposed(std::net::SocketAddr),
     /// A TCP address cannot be listened on.
     #[error("cannot listen on {address}: {error}; stop whoever uses it, or give --listen another port")]
     Listen {
@@ -127,6 +132,7 @@ fn serve_until_stopped(
         (None, None) => Arc::new(Entitlement::of_tier(Tier::Community)),
     };
     licence::gates(&settings, &entitlement)?;
+    exposed_on_terms(&inherited, settings.tls.is_some(), &entitlement)?;
     let tls = settings.tls.as_ref().map(load_tls).transpose()?;
     let mut storage = Storage::open(&settings, (wall_ms() / 1_000) as u32)?;
     let retention_ms = Arc::new(AtomicU64::new(days_ms(entitlement.retention_days(settings.retention_days))));
@@ -293,6 +299,21 @@ fn reload_tls(files: Option<&TlsFiles>, mesh: &Mesh, bells: &Bells) -> bool {
     }
     tracing::info!(cert = %files.cert.display(), "SIGHUP: new connections are shown the certificates as they are now");
     true
+}
+
+/// Sockets that were handed over are held to what `--listen` is.
+fn exposed_on_terms(inherited: &notify::Inherited, tls: bool, entitlement: &Entitlement) -> Result<(), DaemonError> {
+    for listener in &inherited.tcp {
+        let address = listener.local_addr().map_err(cannot("see where the service manager listens"))?;
+        if address.ip().is_loopback() {
+            continue;
+        }
+        if !tls {
+            return Err(DaemonError::Exposed(address));
+        }
+        entitlement.require(Feature::TcpTransport)?;
+    }
+    Ok(())
 }
 
 /// Days in milliseconds.

@@ -1,7 +1,7 @@
 //! From the outbox to sockets, lanes and the writer. Everything a turn says to a connection leaves in one send.
 
 use super::connections::{Connection, Stage};
-use super::{EGRESS_BYTES_MAX, Inner, LINGER, Spares};
+use super::{EARLY_EGRESS_BYTES_MAX, EGRESS_BYTES_MAX, Inner, LINGER, Spares};
 use crate::base::limits::{WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX, WRITER_BATCHES_MAX};
 use crate::base::{CloseReason, Mono, Sequence, SessionId, ShardId};
 use crate::mesh::{ClerkPost, Moved, Post, WriterPost};
@@ -59,6 +59,8 @@ impl Inner {
                 Output::Move { session, to, hello, grant } => {
                     let Some(connection) = self.connections.find_mut(session) else { continue };
                     connection.moving = Some((to, hello, grant));
+                    // What was said to it goes out first; the heart knows it no more, so nobody else looks after it.
+                    self.lingering.push_back((self.now.mono + LINGER, session));
                     self.mark_due(session);
                 }
                 Output::Close { session, reason } => {
@@ -258,7 +260,9 @@ impl Inner {
 
     fn after_reply(&mut self, id: SessionId) {
         let Some(connection) = self.connections.find_mut(id) else { return };
-        if connection.pending.bytes.len() > EGRESS_BYTES_MAX {
+        let trusted = connection.stage == Stage::Live || connection.peer.owner;
+        let room = if trusted { EGRESS_BYTES_MAX } else { EARLY_EGRESS_BYTES_MAX };
+        if connection.pending.bytes.len() > room {
             // Deliveries are bounded by the window; this peer asks and asks and does not read the answers.
             connection.pending = SendBuffer::default();
             let event = Event::Closed { session: id, reason: CloseReason::SlowReader };

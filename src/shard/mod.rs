@@ -26,6 +26,8 @@ use std::time::Duration;
 /// Bytes of answers that may wait for one connection before it is closed: escaped JSON is up to six times as long as
 /// the half MiB of messages that a window holds, and some replies come on top.
 const EGRESS_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// The same before its HELLO, where nothing is said but complaints.
+const EARLY_EGRESS_BYTES_MAX: usize = 16 * 1024;
 /// How long a connection that was told to close may take to read what it was told.
 const LINGER: u64 = Mono::ms(2_000);
 /// How long accepting pauses when descriptors run out.

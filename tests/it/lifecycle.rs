@@ -123,6 +123,15 @@ fn a_socket_that_the_service_manager_opened_is_served_and_not_unlinked() {
 }
 
 #[test]
+fn a_socket_of_the_service_manager_that_others_can_reach_needs_tls_as_well() {
+    let listener = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    let setup = Setup { stdin: Some(listener.into()), ..Setup::new(EPOLL_TWO) };
+    let started = setup.shell("exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1").try_start();
+    let (said, _) = started.err().expect("it does not start");
+    assert!(said.contains("TLS is required there"), "{said}");
+}
+
+#[test]
 fn loopback_tcp_is_served_beside_the_unix_socket_and_only_to_agents() {
     let daemon = Setup::new(EPOLL_TWO).argument("--listen").argument("127.0.0.1:0").start();
     let status = daemon.status();

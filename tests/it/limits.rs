@@ -63,6 +63,25 @@ fn connections_without_hello_are_bounded_and_the_bound_frees_itself() {
 }
 
 #[test]
+fn whoever_is_told_of_mistakes_before_its_hello_and_does_not_read_is_closed() {
+    every_way(|way| {
+        let daemon = Setup::new(way).argument("--listen").argument("127.0.0.1:0").start();
+        let address = daemon.status()["listen"][0].as_str().unwrap().to_owned();
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        let frames = json_frame(r#"{"type":"SPAWN","id":"unserved","payload":{}}"#).repeat(1_000);
+        let begun = Instant::now();
+        // Its answers fill the socket's buffers, and then little more than they.
+        while stream.write_all(&frames).is_ok() {
+            assert!(begun.elapsed() < PATIENCE, "it is still open");
+        }
+        daemon.until("it is closed", |daemon| daemon.status()["closes"]["slow_reader"] == 1);
+        // The owner's questions may have long answers, and a HELLO may come behind a few mistakes.
+        daemon.native("ann").barrier();
+    });
+}
+
+#[test]
 fn who_says_no_hello_within_ten_seconds_is_closed() {
     every_way(|way| {
         let daemon = Daemon::start(way);

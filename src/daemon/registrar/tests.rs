@@ -170,10 +170,18 @@ fn each_wrong_wish_is_refused_with_a_sentence_and_changes_nothing() {
     }
     assert_eq!((desk.list(true).len(), desk.events().len()), (1, 1));
     desk.tier = Entitlement::of_tier(Tier::Community);
-    for op in ["list", "create", "revoke", "rotate", "token"] {
+    let gated = |desk: &mut Desk, op: &str| {
         let refused = desk.ask(json!({ "op": op }), NOW).unwrap_err();
         assert!(refused.starts_with("Pro tier required for API key management"), "{refused}");
-    }
+    };
+    ["create", "rotate", "token"].map(|op| gated(&mut desk, op));
+    // What was made before the licence ended can be looked at and taken back.
+    assert!(desk.ask(json!({ "op": "list" }), NOW).is_ok());
+    assert!(desk.ask(json!({ "op": "revoke", "id": &id }), NOW).is_ok());
+    let empty = tempfile::tempdir().unwrap();
+    let mut desk = Desk::open(store(empty.path()));
+    desk.tier = Entitlement::of_tier(Tier::Community);
+    ["list", "create", "revoke", "rotate", "token"].map(|op| gated(&mut desk, op));
 }
 
 #[test]
