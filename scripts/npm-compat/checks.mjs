@@ -168,11 +168,17 @@ await check('channels: what is not acknowledged (channel messages never are) is 
   same(seen.map((frame) => frame.type), ['CHANNEL_MESSAGE'], 'frames');
 });
 
-await ours('channels: joining somebody else is refused', async () => {
-  const ann = await welcomed();
-  const id = ann.send({ type: 'CHANNEL_JOIN', payload: { channel: '#x', member: 'Somebody' } });
-  const error = await ann.error();
-  same([error?.payload.code, error?.payload.fatal, error?.payload.replyTo], ['BAD_REQUEST', false, id], 'answer');
+await ours('channels: the daemon\'s own user may join and remove others', async () => {
+  const [ann, bob] = [await welcomed(), await client()];
+  const [channel, member] = ['#joined-by-another', bob.agentName];
+  ann.send({ type: 'CHANNEL_JOIN', payload: { channel, member } });
+  await pause(150);
+  ann.send({ type: 'CHANNEL_MESSAGE', payload: { channel, body: 'you are in' } });
+  must(await bob.has('you are in'), 'it did not arrive');
+  ann.send({ type: 'CHANNEL_LEAVE', payload: { channel, member } });
+  await pause(150);
+  ann.send({ type: 'CHANNEL_MESSAGE', payload: { channel, body: 'you are out' } });
+  must(!(await bob.has('you are out', 300)), 'it came after leaving');
 });
 
 await check('retry: unacknowledged comes again within 6 s with the same id, and stops when acknowledged', async () => {
