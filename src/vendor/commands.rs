@@ -297,7 +297,7 @@ fn limits(command: &Issue, tier: Tier) -> Result<LimitTerms, Failure> {
 }
 
 fn revoke(command: &Revoke) -> Result<(), Failure> {
-    let registry = Registry::open(&command.db)?;
+    let registry = Registry::existing(&command.db)?;
     let serial = match command.which.parse::<u64>() {
         Ok(serial) => Some(serial),
         Err(_) => {
@@ -316,7 +316,7 @@ fn revoke(command: &Revoke) -> Result<(), Failure> {
 }
 
 fn list(command: &List) -> Result<(), Failure> {
-    let registry = Registry::open(&command.db)?;
+    let registry = Registry::existing(&command.db)?;
     let licences = registry.list()?;
     let mut rows = Vec::new();
     for licence in &licences {
@@ -362,7 +362,7 @@ fn list(command: &List) -> Result<(), Failure> {
 fn serve(command: &Serve) -> Result<(), Failure> {
     let key = signing_key(&command.signing_key)?;
     let public = key.public();
-    let registry = Registry::open(&command.db)?;
+    let registry = Registry::existing(&command.db)?;
     let cannot = |error: io::Error| failed(format!("cannot listen on {}: {error}", command.listen));
     // Before anybody is told that it is there: a signal from then on ends it well.
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(failed)?;

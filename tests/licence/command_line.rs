@@ -145,7 +145,19 @@ fn the_vendors_tool_makes_keys_once_and_refuses_what_makes_no_sense() {
     vendor.run(&["issue", "--tier", "enterprise", "--days", "3", "--offline", "--signing-key", "key", "--output", "a"]);
     let document = std::fs::read_to_string(folder.join("a")).unwrap();
     let signed = agent_relay::licence::Signed::open(&document, evaluation().public()).unwrap();
-    assert_eq!((signed.document().serial, signed.document().offline), (1, true));
-    assert!(vendor.run(&["revoke", "1"]).contains("goes on until its end"));
+    assert_eq!((signed.document().serial, signed.document().offline), (2, true));
+    assert!(vendor.run(&["revoke", "2"]).contains("goes on until its end"));
     assert!(vendor.run(&["list"]).contains("revoked"));
+    // A mistyped folder is not taken for a registry without licences.
+    let lines: [&[&str]; 3] = [
+        &["list", "--db", "bd"],
+        &["revoke", "1", "--db", "bd"],
+        &["serve", "--listen", "127.0.0.1:0", "--signing-key", "key", "--db", "bd"],
+    ];
+    for line in lines {
+        let output = program().args(line).current_dir(&folder).output().unwrap();
+        assert!(output.status.code() == Some(1), "{line:?}: {}", said(&output));
+        assert!(said(&output).contains("there is no registry in bd; `relay-license issue` makes one"), "{}", said(&output));
+    }
+    assert!(!folder.join("bd").exists());
 }

@@ -261,7 +261,7 @@ fn usage_is_reported_once_a_day_and_only_where_it_is_allowed() {
     let key = vendor.issue(&["--tier", "pro", "--days", "30"]);
     let folder = tempfile::tempdir().unwrap();
     let now = reading();
-    let reported = || vendor.list()["licences"][0]["usage"].clone();
+    let reported = || vendor.list()["licences"][1]["usage"].clone();
     for telemetry in [false, true] {
         let mut desk = Desk::open(DeskPlace { telemetry, ..place(folder.path(), &key, &vendor.url()) }, now);
         let mut errands = 0;
