@@ -262,7 +262,7 @@ fn issue(command: &Issue) -> Result<(), Failure> {
         revoked_at_ms: None,
     };
     // Before anything is registered: a licence that cannot be handed over is none.
-    let output = command.output.as_deref().map(|path| Ok((path, open_new(path)?))).transpose()?;
+    let output = command.output.as_deref().map(|path| open_new(path).map(|file| (path, file))).transpose()?;
     let registered = Registry::open(&command.db).and_then(|registry| registry.issue(&mut licence, key.hash()));
     if let Err(error) = registered {
         if let Some((path, _)) = output {
