@@ -7,7 +7,7 @@ use crate::client;
 use crate::daemon::licence_desk::{self, Desk, DeskPlace};
 use crate::daemon::paths::{Environment, Place};
 use crate::daemon::settings::{Flags, Settings, UNLIMITED};
-use crate::licence::{DOCUMENT_BYTES_MAX, LicenceKey};
+use crate::licence::{DOCUMENT_BYTES_MAX, DocumentError, Given, LicenceKey, PublicKey, Reading, Signed, Standing};
 use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
 use serde_json::{Value, json};
@@ -16,6 +16,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use zeroize::Zeroizing;
 
+/// What `activate` is missing.
+const NEEDED: &str = "`relay license activate` needs a licence key, or the file of an offline licence";
+/// What is said when an activation changes nothing.
+const STAYS: &str = "the licence of before stays";
 /// How long a daemon may take to answer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the licence server may take to confirm what is activated.
@@ -55,11 +59,10 @@ pub(super) struct License {
 pub(super) fn run(command: &License) -> Result<(), Failure> {
     let words: Vec<&str> = command.action.iter().map(String::as_str).collect();
     match words[..] {
+        ["activate", licence] if licence.trim().is_empty() => Err(Failure::usage(NEEDED)),
         [] | ["show"] => show(command),
         ["activate", licence] => activate(command, licence),
-        ["activate"] => {
-            Err(Failure::usage("`relay license activate` needs a licence key, or the file of an offline licence"))
-        }
+        ["activate"] => Err(Failure::usage(NEEDED)),
         ["deactivate"] => deactivate(command),
         [known @ ("show" | "activate" | "deactivate"), ..] => {
             Err(Failure::usage(format!("`relay license {known}` takes no more than that")))
@@ -72,33 +75,74 @@ pub(super) fn run(command: &License) -> Result<(), Failure> {
 
 fn show(command: &License) -> Result<(), Failure> {
     let reach = reach(command)?;
-    let shown = match ask(&reach, QueryKind::License, &json!({ "op": "show" }))? {
-        Some(mut shown) => {
-            // Only the daemon knows who is there and what it keeps.
-            if let Some(status) = ask(&reach, QueryKind::Status, &json!({}))? {
-                shown["agents"] = status["agents"]["connected"].clone();
-                shown["retention_days"] = status["store"]["retention_days"].clone();
-            }
-            shown
-        }
-        None => desk(command)?.show(licence_desk::reading()),
+    let now = licence_desk::reading();
+    let shown = match ask_daemon(&reach, "show")? {
+        // Settings that cannot be read here are no reason not to tell what the relay says.
+        Some(shown) => match desk(command) {
+            Ok(own) => compared(shown, &own.show(now)),
+            Err(_) => shown,
+        },
+        None => desk(command)?.show(now),
     };
     tell(command, &shown)
+}
+
+/// What the daemon says, with a note if another licence lies in this environment.
+fn compared(mut shown: Value, own: &Value) -> Value {
+    let differs = ["from_environment", "kind", "key"].iter().any(|name| shown[*name] != own[*name]);
+    // A key's number is not known before it is confirmed.
+    let differs = differs || (own["kind"] == "document" && shown["serial"] != own["serial"]);
+    if own["from_environment"] == true && differs {
+        shown["note"] = json!(
+            "AGENT_RELAY_LICENSE_KEY is another licence here; what counts is the running relay's own, shown above"
+        );
+    }
+    shown
 }
 
 fn activate(command: &License, licence: &str) -> Result<(), Failure> {
     let text = text_of(licence)?;
     let now = licence_desk::reading();
     let mut desk = desk(command)?;
-    desk.activate(&text, now).map_err(Failure::Failed)?;
-    desk.ask_now();
-    desk.check(now, CONFIRM_PATIENCE);
+    if let Given::Unusable(reason) = Given::parse(&text, PublicKey::of_build()) {
+        return Err(Failure::Failed(reason));
+    }
+    let trial = desk.trial(&text, now, CONFIRM_PATIENCE);
     let now = licence_desk::reading();
-    desk.save_machine(now).map_err(|error| {
+    accept(&trial, &desk.activated(now), now).map_err(Failure::Failed)?;
+    desk.activate(&text, now).map_err(Failure::Failed)?;
+    trial.save_machine(now).map_err(|error| {
         Failure::Failed(format!("the licence is activated, but what is known of it could not be written: {error}"))
     })?;
+    desk.reload(now);
+    if trial.holder().standing(now) == Standing::Pending {
+        eprintln!(
+            "relay: the licence is activated but not confirmed, because {}; until it is, the community tier counts",
+            print::clean(&trial.holder().why_unasked())
+        );
+    }
     let told = tell_daemon(command)?;
     tell(command, &told.unwrap_or_else(|| desk.show(now)))
+}
+
+/// Whether what was tried may take the place of what is there: nothing that grants is given up for something that does not.
+fn accept(trial: &Desk, before: &Desk, now: Reading) -> Result<(), String> {
+    let holder = trial.holder();
+    let standing = holder.standing(now);
+    let stays = match before.holder().given() {
+        Given::Nothing => "nothing was activated",
+        _ => STAYS,
+    };
+    let reason = match standing {
+        Standing::Revoked => "this licence was revoked; ask whoever sold it to you".to_owned(),
+        Standing::NotIssued => "the licence server does not know this key; check that it is your newest one".to_owned(),
+        _ if standing.grants() || !before.holder().standing(now).grants() => return Ok(()),
+        Standing::Pending => {
+            format!("this key cannot be confirmed now, because {}; try again when it can", holder.why_unasked())
+        }
+        _ => holder.sentence(now),
+    };
+    Err(format!("{reason}; {stays}"))
 }
 
 fn deactivate(command: &License) -> Result<(), Failure> {
@@ -136,7 +180,18 @@ fn ask(reach: &Reach, kind: QueryKind, arguments: &Value) -> Result<Option<Value
 /// The daemon of this place reads the licence anew; those of other projects do within a
 /// minute.
 fn tell_daemon(command: &License) -> Result<Option<Value>, Failure> {
-    ask(&reach(command)?, QueryKind::License, &json!({ "op": "reload" }))
+    ask_daemon(&reach(command)?, "reload")
+}
+
+/// What the daemon says of its licence, if one is running.
+fn ask_daemon(reach: &Reach, op: &str) -> Result<Option<Value>, Failure> {
+    let Some(mut shown) = ask(reach, QueryKind::License, &json!({ "op": op }))? else { return Ok(None) };
+    // Only the daemon knows who is there and what it keeps.
+    if let Some(status) = ask(reach, QueryKind::Status, &json!({}))? {
+        shown["agents"] = status["agents"]["connected"].clone();
+        shown["retention_days"] = status["store"]["retention_days"].clone();
+    }
+    Ok(Some(shown))
 }
 
 /// What was given: the text itself, or that of the file it names.
@@ -144,10 +199,9 @@ fn text_of(licence: &str) -> Result<Zeroizing<String>, Failure> {
     let path = Path::new(licence);
     let as_key = LicenceKey::parse(licence);
     if as_key.is_ok() || !path.exists() {
-        let error = as_key.err();
         // A document is far longer than any path that anybody mistypes.
-        return match error {
-            Some(error) if licence.starts_with("ar_") => Err(Failure::failed(error)),
+        return match as_key.err() {
+            Some(error) if is_like_key(licence) => Err(Failure::failed(error)),
             Some(_) if licence.len() < 200 => {
                 Err(Failure::Failed(format!("there is no file {licence}, and it is no licence key")))
             }
@@ -155,9 +209,28 @@ fn text_of(licence: &str) -> Result<Zeroizing<String>, Failure> {
         };
     }
     // A link is followed here: the operator named it.
-    let path = path.canonicalize().map_err(Failure::failed)?;
-    licence_desk::read(&path, DOCUMENT_BYTES_MAX)
-        .map_err(|error| Failure::Failed(format!("{} cannot be read: {error}", path.display())))
+    let whole = path.canonicalize().map_err(Failure::failed)?;
+    let text = licence_desk::read(&whole, DOCUMENT_BYTES_MAX)
+        .map_err(|error| Failure::Failed(format!("{licence} cannot be read: {error}")))?;
+    if text.trim().is_empty() {
+        return Err(Failure::Failed(format!("{licence} is empty: it holds no licence; {STAYS}")));
+    }
+    let is_whole = if Signed::is_like(&text) {
+        !matches!(Signed::open(&text, PublicKey::of_build()), Err(DocumentError::Shape))
+    } else {
+        is_like_key(&text)
+    };
+    if !is_whole {
+        return Err(Failure::Failed(format!(
+            "{licence} holds neither a licence key nor a whole licence document (it may be cut off); copy the file again"
+        )));
+    }
+    Ok(text)
+}
+
+/// Whether a text is meant to be a key, mistyped or not.
+fn is_like_key(text: &str) -> bool {
+    text.trim().get(..3).is_some_and(|beginning| beginning.eq_ignore_ascii_case("ar_"))
 }
 
 fn tell(command: &License, shown: &Value) -> Result<(), Failure> {
@@ -211,7 +284,11 @@ fn summary(shown: &Value, style: Style) -> String {
         )
     };
     line("server", server);
-    line("messages", format!("at most {} per second", most(&limits["maxMessagesPerSecond"])));
+    let rate = limits["maxMessagesPerSecond"].as_u64();
+    line("messages", rate.map_or_else(|| "no limit".to_owned(), |rate| format!("at most {rate} per second")));
+    if !shown["note"].is_null() {
+        line("note", style.coloured(33, &cell(&shown["note"])));
+    }
     if shown["evaluation_build"] == true {
         line("build", style.coloured(33, "evaluation build: it believes licences that anybody can make"));
     }
@@ -261,6 +338,16 @@ mod tests {
     }
 
     #[test]
+    fn another_licence_in_this_environment_is_noted() {
+        let daemons = json!({ "from_environment": false, "kind": "key", "key": "ar_pro_a1b2…", "serial": 3 });
+        let note = |own: Value| compared(daemons.clone(), &own)["note"].is_string();
+        assert!(!note(json!({ "from_environment": false, "kind": "key", "key": "ar_team_a1b2…" })));
+        assert!(note(json!({ "from_environment": true, "kind": "document", "key": null, "serial": 4 })));
+        let same = json!({ "from_environment": true, "kind": "key", "key": "ar_pro_a1b2…", "serial": 3 });
+        assert!(!compared(same.clone(), &same)["note"].is_string() && note(same));
+    }
+
+    #[test]
     fn the_panel_is_the_products_and_a_limit_without_end_says_so() {
         let shown = json!({
             "title": "Pro", "valid_until": "2026-01-15T00:00:00.000Z", "agents": 47, "retention_days": 30,
@@ -275,7 +362,7 @@ mod tests {
              state     good: a Pro licence\n\
              key       ar_pro_a1b2…\n\
              server    https://licence.example, usage is not reported\n\
-             messages  at most unlimited per second\n\
+             messages  no limit\n\
              warning   the clock was set back\n\
              \n\
              DAY         AGENTS PEAK  MESSAGES SENT\n\

@@ -4,7 +4,7 @@
 
 use super::paths::Layout;
 use super::presence::time_of;
-use super::settings::Settings;
+use super::settings::{DAYS_MAX, Settings};
 use crate::base::tier::Entitlement;
 use crate::http::{Answer, Client, ClientError};
 use crate::licence::{
@@ -43,6 +43,8 @@ pub struct DeskPlace {
     pub server: String,
     /// Whether usage is reported.
     pub telemetry: bool,
+    /// The retention that is asked for, in days; `None` is unlimited.
+    pub retention_days: Option<u32>,
 }
 
 impl DeskPlace {
@@ -57,6 +59,7 @@ impl DeskPlace {
             given: licence.given.as_ref().map(|text| Zeroizing::new(text.reveal().to_owned())),
             server: licence.server.clone(),
             telemetry: licence.telemetry,
+            retention_days: Some(settings.retention_days).filter(|days| *days < DAYS_MAX),
         }
     }
 
@@ -248,11 +251,6 @@ impl Desk {
         self.look(now)
     }
 
-    /// Asks the server even if it need not be asked.
-    pub fn ask_now(&mut self) {
-        self.holder.ask_now();
-    }
-
     /// So many agents are connected, and so many messages were accepted since the daemon started.
     pub fn note_usage(&mut self, now: Reading, agents: u64, messages_total: u64) {
         self.usage_changed |= self.usage.note(now.wall_ms, agents, messages_total);
@@ -290,10 +288,47 @@ impl Desk {
         read(&self.place.cache_file(), CACHE_BYTES_MAX).map(|text| Cache::parse(&text, self.public)).unwrap_or_default()
     }
 
-    /// Activates a key or a document: it is kept in the machine's folder. Nobody is asked yet.
+    /// What activating a key or a document would come to: its server is asked, and nothing is written.
+    pub fn trial(&self, text: &str, now: Reading, patience: Duration) -> Desk {
+        let mut cache = self.cache();
+        // The operator has looked at the clock, too: what an earlier wrong one said does not count.
+        cache.clock = None;
+        let place = DeskPlace { given: Some(Zeroizing::new(text.to_owned())), ..self.place.clone() };
+        let beginning = Beginning {
+            given: Given::parse(text, self.public),
+            public: self.public,
+            has_server: !place.server.is_empty(),
+            cache: &cache,
+            lapse: Lapse::default(),
+            boot: &self.boot,
+        };
+        let mut trial = Desk {
+            holder: Holder::new(beginning, now),
+            place,
+            public: self.public,
+            boot: self.boot.clone(),
+            usage: Usage::default(),
+            usage_changed: false,
+            report_at_ms: 0,
+            kept_lapse: None,
+            read: None,
+        };
+        trial.holder.ask_now();
+        trial.check(now, patience);
+        trial
+    }
+
+    /// The licence that is activated, whatever the environment gives.
+    pub fn activated(&self, now: Reading) -> Desk {
+        Desk::open(DeskPlace { given: None, ..self.place.clone() }, now)
+    }
+
+    /// Activates a key or a document: it is kept in the machine's folder. Nobody is asked.
     pub fn activate(&mut self, text: &str, now: Reading) -> Result<(), String> {
-        if let Given::Unusable(reason) = Given::parse(text, self.public) {
-            return Err(reason);
+        match Given::parse(text, self.public) {
+            Given::Unusable(reason) => return Err(reason),
+            Given::Nothing => return Err("an empty text is no licence".to_owned()),
+            Given::Key(_) | Given::Document(_) => {}
         }
         let cannot = |error: io::Error| format!("cannot write {}: {error}", self.place.licence_file().display());
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.place.base).map_err(cannot)?;
@@ -328,6 +363,17 @@ impl Desk {
         &self.holder
     }
 
+    /// What the operator should do something about.
+    pub fn warnings(&self, now: Reading) -> Vec<String> {
+        let mut warnings = self.holder.warnings(now);
+        warnings.extend(self.holder.retention_warning(now, self.place.retention_days));
+        let path = self.place.licence_file();
+        if fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file() && metadata.mode() & 0o077 != 0) {
+            warnings.push(format!("the licence {0} can be read by others; chmod 600 {0}", path.display()));
+        }
+        warnings
+    }
+
     /// Everything there is to say about it, for `license show` and the API.
     pub fn show(&self, now: Reading) -> Value {
         let holder = &self.holder;
@@ -351,7 +397,7 @@ impl Desk {
             "title": entitlement.tier.title(),
             "state": standing.name(),
             "sentence": holder.sentence(now),
-            "warnings": holder.warnings(now),
+            "warnings": self.warnings(now),
             "evaluation_build": is_evaluation_build(),
             "kind": kind,
             "key": key,
@@ -382,7 +428,12 @@ impl Desk {
 
 fn holder(place: &DeskPlace, public: PublicKey, boot: &str, lapse: Lapse, now: Reading) -> Holder {
     let given = match &place.given {
-        Some(text) => Given::parse(text, public),
+        Some(text) => match Given::parse(text, public) {
+            Given::Unusable(_) if is_like_path(text) => Given::Unusable(
+                "AGENT_RELAY_LICENSE_KEY takes the licence's text, not a path: \"$(cat FILE)\"".to_owned(),
+            ),
+            given => given,
+        },
         None => match read(&place.licence_file(), DOCUMENT_BYTES_MAX) {
             Ok(text) => Given::parse(&text, public),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Given::Nothing,
@@ -391,6 +442,12 @@ fn holder(place: &DeskPlace, public: PublicKey, boot: &str, lapse: Lapse, now: R
     };
     let cache = read(&place.cache_file(), CACHE_BYTES_MAX).map(|text| Cache::parse(&text, public)).unwrap_or_default();
     Holder::new(Beginning { given, public, has_server: !place.server.is_empty(), cache: &cache, lapse, boot }, now)
+}
+
+/// Whether a text is more likely meant to name a file than to be what the file holds.
+fn is_like_path(text: &str) -> bool {
+    // Neither keys nor documents hold a stroke.
+    text.contains('/') || Path::new(text.trim()).is_file()
 }
 
 /// Reads a small file; no link is followed, nothing but a plain file is waited for, and nothing longer is read.

@@ -13,10 +13,30 @@ const DOMAIN: &[u8] = b"relay-licence-v1:";
 const EVALUATION: &str = "c4e572b73f31bd94656f11a5e76016530fffa86d1d85e5bf8af8c0c908e97315";
 /// The vendor's key: given when the program is built.
 const VENDOR: Option<&str> = option_env!("RELAY_VENDOR_PUBLIC_KEY");
+/// The key of this build. Worked out when it is built, so that a build with a mistyped key fails instead of believing some
+/// other one; signatures under 32 zeros can be forged by anybody.
+const OF_BUILD: PublicKey = match VENDOR {
+    Some(text) => vendor_key(text),
+    None => vendor_key(EVALUATION),
+};
+
+const fn vendor_key(text: &str) -> PublicKey {
+    let Some(bytes) = bytes_of_hex(text.trim_ascii()) else {
+        panic!("RELAY_VENDOR_PUBLIC_KEY must be 64 hexadecimal digits, as `relay-license keygen` prints them");
+    };
+    let mut sum = 0;
+    let mut at = 0;
+    while at < bytes.len() {
+        sum |= bytes[at];
+        at += 1;
+    }
+    assert!(sum != 0, "RELAY_VENDOR_PUBLIC_KEY is all zeros, which is nobody's key");
+    PublicKey(bytes)
+}
 
 /// Whether this build believes the evaluation key instead of the vendor's.
 pub fn is_evaluation_build() -> bool {
-    VENDOR.is_none_or(|text| text.trim().eq_ignore_ascii_case(EVALUATION))
+    PublicKey::parse(EVALUATION) == Some(OF_BUILD)
 }
 
 /// The public half: what documents are checked against.
@@ -24,9 +44,9 @@ pub fn is_evaluation_build() -> bool {
 pub struct PublicKey([u8; 32]);
 
 impl PublicKey {
-    /// The one this build was made with. Built with something that is no key, it believes nobody: every licence is refused.
-    pub fn of_build() -> PublicKey {
-        PublicKey::parse(VENDOR.unwrap_or(EVALUATION)).unwrap_or(PublicKey([0; 32]))
+    /// The one this build was made with.
+    pub const fn of_build() -> PublicKey {
+        OF_BUILD
     }
 
     /// Reads 64 hexadecimal digits.
@@ -110,15 +130,19 @@ fn signed_bytes(payload: &[u8]) -> Vec<u8> {
     [DOMAIN, payload].concat()
 }
 
-pub(super) fn bytes_of_hex(text: &str) -> Option<[u8; 32]> {
+pub(super) const fn bytes_of_hex(text: &str) -> Option<[u8; 32]> {
     let mut bytes = [0; 32];
-    if text.len() != 2 * bytes.len() {
+    let digits = text.as_bytes();
+    if digits.len() != 2 * bytes.len() {
         return None;
     }
-    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-        let high = char::from(pair[0]).to_digit(16)?;
-        let low = char::from(pair[1]).to_digit(16)?;
-        *byte = (high << 4 | low) as u8;
+    let mut at = 0;
+    while at < bytes.len() {
+        let high = (digits[2 * at] as char).to_digit(16);
+        let low = (digits[2 * at + 1] as char).to_digit(16);
+        let (Some(high), Some(low)) = (high, low) else { return None };
+        bytes[at] = (high << 4 | low) as u8;
+        at += 1;
     }
     Some(bytes)
 }
@@ -133,6 +157,15 @@ mod tests {
         assert_eq!(key.public().to_string(), EVALUATION);
         if is_evaluation_build() {
             assert_eq!(PublicKey::of_build(), key.public());
+        }
+    }
+
+    #[test]
+    fn the_key_of_a_build_is_64_hexadecimal_digits_or_there_is_no_build() {
+        assert_eq!(vendor_key(&format!(" {}\n", EVALUATION.to_uppercase())), vendor_key(EVALUATION));
+        for bad in ["", "c4e5", &EVALUATION[1..], &EVALUATION.replace('c', "g"), &"0".repeat(64), &"é".repeat(32)] {
+            let built = std::panic::catch_unwind(|| vendor_key(bad));
+            assert!(built.is_err(), "{bad}");
         }
     }
 

@@ -4,7 +4,7 @@ use super::registry::{Licence, Registry, RegistryError};
 use super::service;
 use crate::base::tier::{Entitlement, Feature, Tier};
 use crate::http::{Bounds, Server};
-use crate::licence::{LicenceKey, LimitTerms, SigningKey, date};
+use crate::licence::{Document, KeyHash, LicenceKey, LimitTerms, SigningKey, date};
 use argh::FromArgs;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use zeroize::Zeroizing;
 
-/// The longest licence that is issued: 100 years.
+/// The longest licence that is issued, and the longest retention with a number: 100 years.
 const DAYS_MAX: u32 = 36_500;
 const DAY_MS: u64 = 24 * 3_600_000;
 
@@ -261,15 +261,28 @@ fn issue(command: &Issue) -> Result<(), Failure> {
         issued_at_ms: now_ms,
         revoked_at_ms: None,
     };
-    let registry = Registry::open(&command.db)?;
-    registry.issue(&mut licence, key.hash())?;
+    // Before anything is registered: a licence that cannot be handed over is none.
+    let output = command.output.as_deref().map(|path| open_new(path).map(|file| (path, file))).transpose()?;
+    let registered = Registry::open(&command.db).and_then(|registry| registry.issue(&mut licence, key.hash()));
+    if let Err(error) = registered {
+        if let Some((path, _)) = output {
+            let _ = fs::remove_file(path);
+        }
+        return Err(error.into());
+    }
     let Some(signing) = signing else { return say(key.reveal()) };
     let document = licence.document(key.hash(), now_ms, "");
-    let text = crate::licence::Document { offline: true, ..document }.sign(&signing);
-    match &command.output {
+    let text = Document { offline: true, ..document }.sign(&signing);
+    match output {
         None => say(&text),
-        Some(path) => {
-            write_new(path, format!("{text}\n").as_bytes())?;
+        Some((path, file)) => {
+            write_all(file, text.as_bytes()).map_err(|error| {
+                failed(format!(
+                    "{} cannot be written: {error}; `relay-license revoke {}` takes the licence back",
+                    path.display(),
+                    licence.serial
+                ))
+            })?;
             say(&format!("offline licence {} written to {}", licence.serial, path.display()))
         }
     }
@@ -293,11 +306,32 @@ fn limits(command: &Issue, tier: Tier) -> Result<LimitTerms, Failure> {
             }
         }
     }
+    let usual = Entitlement::of_tier(tier);
+    let days = limits.retention_days_max.flatten();
+    if usual.require(Feature::UnlimitedRetention).is_err() && days.is_none_or(|days| days > DAYS_MAX) {
+        return Err(Failure::Usage(format!(
+            "--retention unlimited is for the enterprise tier; a {} licence can have up to {DAYS_MAX} days ({} when nothing is said)",
+            tier.name(),
+            usual.retention_days_max.unwrap_or(DAYS_MAX)
+        )));
+    }
+    let granted = Document { limits, ..Document::of_tier(tier, KeyHash([0; 32]), 0, 0) }.entitlement();
+    let asked = [limits.agents_max, limits.messages_per_second, limits.retention_days_max];
+    let possible = [granted.agents_max, granted.messages_per_second, granted.retention_days_max];
+    for ((flag, asked), possible) in ["--agents", "--rate", "--retention"].into_iter().zip(asked).zip(possible) {
+        if asked != Some(possible) {
+            let possible = possible.map_or_else(|| "unlimited".to_owned(), |number| number.to_string());
+            return Err(Failure::Usage(format!(
+                "{flag}: daemons would grant a {} licence no more than {possible}",
+                tier.name()
+            )));
+        }
+    }
     Ok(limits)
 }
 
 fn revoke(command: &Revoke) -> Result<(), Failure> {
-    let registry = Registry::open(&command.db)?;
+    let registry = Registry::existing(&command.db)?;
     let serial = match command.which.parse::<u64>() {
         Ok(serial) => Some(serial),
         Err(_) => {
@@ -316,11 +350,11 @@ fn revoke(command: &Revoke) -> Result<(), Failure> {
 }
 
 fn list(command: &List) -> Result<(), Failure> {
-    let registry = Registry::open(&command.db)?;
+    let registry = Registry::existing(&command.db)?;
     let licences = registry.list()?;
     let mut rows = Vec::new();
     for licence in &licences {
-        let hash = crate::licence::KeyHash::parse(&licence.key_hash).ok_or(RegistryError::Row(licence.serial))?;
+        let hash = KeyHash::parse(&licence.key_hash).ok_or(RegistryError::Row(licence.serial))?;
         rows.push((licence, registry.usage(hash)?));
     }
     if command.json {
@@ -362,7 +396,7 @@ fn list(command: &List) -> Result<(), Failure> {
 fn serve(command: &Serve) -> Result<(), Failure> {
     let key = signing_key(&command.signing_key)?;
     let public = key.public();
-    let registry = Registry::open(&command.db)?;
+    let registry = Registry::existing(&command.db)?;
     let cannot = |error: io::Error| failed(format!("cannot listen on {}: {error}", command.listen));
     // Before anybody is told that it is there: a signal from then on ends it well.
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(failed)?;
@@ -394,18 +428,24 @@ fn signing_key(path: &Path) -> Result<SigningKey, Failure> {
 
 /// Makes a file that only its owner can read, on the disk when this returns; one that exists is never overwritten.
 fn write_new(path: &Path, content: &[u8]) -> Result<(), Failure> {
-    let write = || -> io::Result<()> {
-        let mut file: File = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        file.write_all(content)?;
-        if !content.ends_with(b"\n") {
-            file.write_all(b"\n")?;
-        }
-        file.sync_all()
-    };
-    write().map_err(|error| match error.kind() {
+    write_all(open_new(path)?, content)
+        .map_err(|error| failed(format!("{} cannot be written: {error}", path.display())))
+}
+
+fn open_new(path: &Path) -> Result<File, Failure> {
+    let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    opened.map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => {
             failed(format!("{} exists already and is never overwritten; choose another --output", path.display()))
         }
         _ => failed(format!("{} cannot be made: {error}", path.display())),
     })
+}
+
+fn write_all(mut file: File, content: &[u8]) -> io::Result<()> {
+    file.write_all(content)?;
+    if !content.ends_with(b"\n") {
+        file.write_all(b"\n")?;
+    }
+    file.sync_all()
 }

@@ -10,6 +10,8 @@ use std::path::Path;
 
 /// Address space of the file; a licence takes half a kilobyte of it.
 const MAP_BYTES: usize = 4 * 1024 * 1024 * 1024;
+/// What the registry lies in, in its folder.
+const DATA_FILE: &str = "data.mdb";
 /// Rows of usage that one licence may have: 100 daemons for 400 days.
 const USAGE_ROWS_MAX: usize = 40_000;
 /// Longest name of a daemon that reports.
@@ -18,6 +20,9 @@ pub(super) const DAEMON_BYTES_MAX: usize = 32;
 /// What went wrong with the registry.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RegistryError {
+    /// There is none.
+    #[error("there is no registry in {0}; `relay-license issue` makes one")]
+    Missing(String),
     /// It cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -88,6 +93,14 @@ pub(super) struct Registry {
 }
 
 impl Registry {
+    /// Opens the registry in `folder`. A mistyped folder is no empty registry: that one would call every customer's key unknown.
+    pub(super) fn existing(folder: &Path) -> Result<Registry, RegistryError> {
+        if !folder.join(DATA_FILE).is_file() {
+            return Err(RegistryError::Missing(folder.display().to_string()));
+        }
+        Registry::open(folder)
+    }
+
     /// Opens the registry in `folder`, or makes it.
     pub(super) fn open(folder: &Path) -> Result<Registry, RegistryError> {
         let env = open_environment(folder, MAP_BYTES)?;

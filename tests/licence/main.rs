@@ -35,6 +35,7 @@ fn place(folder: &Path, given: &str, server: &str) -> DeskPlace {
         given: Some(Zeroizing::new(given.to_owned())),
         server: server.to_owned(),
         telemetry: false,
+        retention_days: Some(7),
     }
 }
 
@@ -206,6 +207,18 @@ fn a_reload_hands_the_change_over_once() {
 }
 
 #[test]
+fn a_path_where_the_text_belongs_is_told_from_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let sentence = |given: &str| {
+        let now = reading();
+        Desk::open(place(folder.path(), given, ""), now).holder().sentence(now)
+    };
+    assert!(sentence("/etc/acme.licence").contains("takes the licence's text, not a path: \"$(cat FILE)\""));
+    assert!(sentence("ar_pro_0000").contains("characters"));
+    assert!(sentence(&offline(3)).starts_with("an offline Enterprise licence"));
+}
+
+#[test]
 fn a_licence_that_another_program_activates_is_noticed() {
     let folder = tempfile::tempdir().unwrap();
     let place = DeskPlace { given: None, ..place(folder.path(), "", "") };
@@ -261,7 +274,7 @@ fn usage_is_reported_once_a_day_and_only_where_it_is_allowed() {
     let key = vendor.issue(&["--tier", "pro", "--days", "30"]);
     let folder = tempfile::tempdir().unwrap();
     let now = reading();
-    let reported = || vendor.list()["licences"][0]["usage"].clone();
+    let reported = || vendor.list()["licences"][1]["usage"].clone();
     for telemetry in [false, true] {
         let mut desk = Desk::open(DeskPlace { telemetry, ..place(folder.path(), &key, &vendor.url()) }, now);
         let mut errands = 0;

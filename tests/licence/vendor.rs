@@ -20,6 +20,9 @@ impl Vendor {
         let key = folder.path().join("key");
         std::fs::write(&key, include_str!("../../scripts/evaluation.key")).unwrap();
         std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+        // Licence 1: only issuing makes a registry.
+        let issued = ["issue", "--tier", "pro", "--days", "1", "--db", "db"];
+        assert!(program().args(issued).current_dir(folder.path()).output().unwrap().status.success());
         Vendor::with(folder)
     }
 
