@@ -261,15 +261,28 @@ fn issue(command: &Issue) -> Result<(), Failure> {
         issued_at_ms: now_ms,
         revoked_at_ms: None,
     };
-    let registry = Registry::open(&command.db)?;
-    registry.issue(&mut licence, key.hash())?;
+    // Before anything is registered: a licence that cannot be handed over is none.
+    let output = command.output.as_deref().map(|path| open_new(path).map(|file| (path, file))).transpose()?;
+    let registered = Registry::open(&command.db).and_then(|registry| registry.issue(&mut licence, key.hash()));
+    if let Err(error) = registered {
+        if let Some((path, _)) = output {
+            let _ = fs::remove_file(path);
+        }
+        return Err(error.into());
+    }
     let Some(signing) = signing else { return say(key.reveal()) };
     let document = licence.document(key.hash(), now_ms, "");
     let text = crate::licence::Document { offline: true, ..document }.sign(&signing);
-    match &command.output {
+    match output {
         None => say(&text),
-        Some(path) => {
-            write_new(path, format!("{text}\n").as_bytes())?;
+        Some((path, file)) => {
+            write_all(file, text.as_bytes()).map_err(|error| {
+                failed(format!(
+                    "{} cannot be written: {error}; `relay-license revoke {}` takes the licence back",
+                    path.display(),
+                    licence.serial
+                ))
+            })?;
             say(&format!("offline licence {} written to {}", licence.serial, path.display()))
         }
     }
@@ -394,18 +407,23 @@ fn signing_key(path: &Path) -> Result<SigningKey, Failure> {
 
 /// Makes a file that only its owner can read, on the disk when this returns; one that exists is never overwritten.
 fn write_new(path: &Path, content: &[u8]) -> Result<(), Failure> {
-    let write = || -> io::Result<()> {
-        let mut file: File = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        file.write_all(content)?;
-        if !content.ends_with(b"\n") {
-            file.write_all(b"\n")?;
-        }
-        file.sync_all()
-    };
-    write().map_err(|error| match error.kind() {
+    write_all(open_new(path)?, content).map_err(|error| failed(format!("{} cannot be written: {error}", path.display())))
+}
+
+fn open_new(path: &Path) -> Result<File, Failure> {
+    let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    opened.map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => {
             failed(format!("{} exists already and is never overwritten; choose another --output", path.display()))
         }
         _ => failed(format!("{} cannot be made: {error}", path.display())),
     })
+}
+
+fn write_all(mut file: File, content: &[u8]) -> io::Result<()> {
+    file.write_all(content)?;
+    if !content.ends_with(b"\n") {
+        file.write_all(b"\n")?;
+    }
+    file.sync_all()
 }

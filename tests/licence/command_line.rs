@@ -146,6 +146,13 @@ fn the_vendors_tool_makes_keys_once_and_refuses_what_makes_no_sense() {
     let document = std::fs::read_to_string(folder.join("a")).unwrap();
     let signed = agent_relay::licence::Signed::open(&document, evaluation().public()).unwrap();
     assert_eq!((signed.document().serial, signed.document().offline), (2, true));
+    // What cannot be written is not registered either.
+    for (output, words) in [("a", "never overwritten"), ("nowhere/a", "cannot be made")] {
+        let line = ["issue", "--tier", "enterprise", "--days", "3", "--offline", "--signing-key", "key", "--output", output];
+        let refused = vendor.try_run(&line);
+        assert!(refused.status.code() == Some(1) && said(&refused).contains(words), "{}", said(&refused));
+    }
+    assert_eq!(vendor.list()["licences"].as_array().unwrap().len(), 2);
     assert!(vendor.run(&["revoke", "2"]).contains("goes on until its end"));
     assert!(vendor.run(&["list"]).contains("revoked"));
     // A mistyped folder is not taken for a registry without licences.
