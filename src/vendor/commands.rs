@@ -4,7 +4,7 @@ use super::registry::{Licence, Registry, RegistryError};
 use super::service;
 use crate::base::tier::{Entitlement, Feature, Tier};
 use crate::http::{Bounds, Server};
-use crate::licence::{LicenceKey, LimitTerms, SigningKey, date};
+use crate::licence::{Document, KeyHash, LicenceKey, LimitTerms, SigningKey, date};
 use argh::FromArgs;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use zeroize::Zeroizing;
 
-/// The longest licence that is issued: 100 years.
+/// The longest licence that is issued, and the longest retention with a number: 100 years.
 const DAYS_MAX: u32 = 36_500;
 const DAY_MS: u64 = 24 * 3_600_000;
 
@@ -272,7 +272,7 @@ fn issue(command: &Issue) -> Result<(), Failure> {
     }
     let Some(signing) = signing else { return say(key.reveal()) };
     let document = licence.document(key.hash(), now_ms, "");
-    let text = crate::licence::Document { offline: true, ..document }.sign(&signing);
+    let text = Document { offline: true, ..document }.sign(&signing);
     match output {
         None => say(&text),
         Some((path, file)) => {
@@ -306,6 +306,27 @@ fn limits(command: &Issue, tier: Tier) -> Result<LimitTerms, Failure> {
             }
         }
     }
+    let usual = Entitlement::of_tier(tier);
+    let days = limits.retention_days_max.flatten();
+    if usual.require(Feature::UnlimitedRetention).is_err() && days.is_none_or(|days| days > DAYS_MAX) {
+        return Err(Failure::Usage(format!(
+            "--retention unlimited is for the enterprise tier; a {} licence can have up to {DAYS_MAX} days ({} when nothing is said)",
+            tier.name(),
+            usual.retention_days_max.unwrap_or(DAYS_MAX)
+        )));
+    }
+    let granted = Document { limits, ..Document::of_tier(tier, KeyHash([0; 32]), 0, 0) }.entitlement();
+    let asked = [limits.agents_max, limits.messages_per_second, limits.retention_days_max];
+    let possible = [granted.agents_max, granted.messages_per_second, granted.retention_days_max];
+    for ((flag, asked), possible) in ["--agents", "--rate", "--retention"].into_iter().zip(asked).zip(possible) {
+        if asked != Some(possible) {
+            let possible = possible.map_or_else(|| "unlimited".to_owned(), |number| number.to_string());
+            return Err(Failure::Usage(format!(
+                "{flag}: daemons would grant a {} licence no more than {possible}",
+                tier.name()
+            )));
+        }
+    }
     Ok(limits)
 }
 
@@ -333,7 +354,7 @@ fn list(command: &List) -> Result<(), Failure> {
     let licences = registry.list()?;
     let mut rows = Vec::new();
     for licence in &licences {
-        let hash = crate::licence::KeyHash::parse(&licence.key_hash).ok_or(RegistryError::Row(licence.serial))?;
+        let hash = KeyHash::parse(&licence.key_hash).ok_or(RegistryError::Row(licence.serial))?;
         rows.push((licence, registry.usage(hash)?));
     }
     if command.json {

@@ -127,13 +127,15 @@ fn the_vendors_tool_makes_keys_once_and_refuses_what_makes_no_sense() {
     assert!(made.status.success() && said(&made).contains(&public.to_string()) && !said(&made).contains(text.trim()));
     assert_eq!(mode(&folder.join("new.key")), 0o600);
     assert!(said(&keygen()).contains("never overwritten"));
-    let refused: [(&[&str], i32, &str); 9] = [
+    let refused: [(&[&str], i32, &str); 11] = [
         (&["issue", "--tier", "gold", "--days", "3"], 2, "none of pro, team, enterprise"),
         (&["issue", "--tier", "community", "--days", "3"], 2, "none of pro, team, enterprise"),
         (&["issue", "--tier", "pro", "--days", "0"], 2, "from 1 to"),
         (&["issue", "--tier", "pro", "--days", "3", "--offline"], 2, "enterprise tier"),
         (&["issue", "--tier", "enterprise", "--days", "3", "--offline"], 2, "needs --signing-key"),
         (&["issue", "--tier", "pro", "--days", "3", "--agents", "0"], 2, "--agents must be"),
+        (&["issue", "--tier", "pro", "--days", "3", "--retention", "unlimited"], 2, "up to 36500 days (90 when"),
+        (&["issue", "--tier", "team", "--days", "3", "--retention", "36501"], 2, "for the enterprise tier"),
         (&["revoke", "17"], 1, "no such licence"),
         (&["revoke", "ar_pro_0000000000000000_0000"], 2, "typing error"),
         (&["dance"], 2, "dance"),
