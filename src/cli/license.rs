@@ -7,7 +7,9 @@ use crate::client;
 use crate::daemon::licence_desk::{self, Desk, DeskPlace};
 use crate::daemon::paths::{Environment, Place};
 use crate::daemon::settings::{Flags, Settings, UNLIMITED};
-use crate::licence::{DOCUMENT_BYTES_MAX, LicenceKey};
+use crate::licence::{
+    DOCUMENT_BYTES_MAX, DocumentError, Given, LicenceKey, PublicKey, Reading, Signed, Standing,
+};
 use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
 use serde_json::{Value, json};
@@ -16,6 +18,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use zeroize::Zeroizing;
 
+/// What `activate` is missing.
+const NEEDED: &str = "`relay license activate` needs a licence key, or the file of an offline licence";
+/// What is said when an activation changes nothing.
+const STAYS: &str = "the licence of before stays";
 /// How long a daemon may take to answer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the licence server may take to confirm what is activated.
@@ -55,11 +61,10 @@ pub(super) struct License {
 pub(super) fn run(command: &License) -> Result<(), Failure> {
     let words: Vec<&str> = command.action.iter().map(String::as_str).collect();
     match words[..] {
+        ["activate", licence] if licence.trim().is_empty() => Err(Failure::usage(NEEDED)),
         [] | ["show"] => show(command),
         ["activate", licence] => activate(command, licence),
-        ["activate"] => {
-            Err(Failure::usage("`relay license activate` needs a licence key, or the file of an offline licence"))
-        }
+        ["activate"] => Err(Failure::usage(NEEDED)),
         ["deactivate"] => deactivate(command),
         [known @ ("show" | "activate" | "deactivate"), ..] => {
             Err(Failure::usage(format!("`relay license {known}` takes no more than that")))
@@ -90,15 +95,47 @@ fn activate(command: &License, licence: &str) -> Result<(), Failure> {
     let text = text_of(licence)?;
     let now = licence_desk::reading();
     let mut desk = desk(command)?;
-    desk.activate(&text, now).map_err(Failure::Failed)?;
-    desk.ask_now();
-    desk.check(now, CONFIRM_PATIENCE);
+    if let Given::Unusable(reason) = Given::parse(&text, PublicKey::of_build()) {
+        return Err(Failure::Failed(reason));
+    }
+    let trial = desk.trial(&text, now, CONFIRM_PATIENCE);
     let now = licence_desk::reading();
-    desk.save_machine(now).map_err(|error| {
+    accept(&trial, &desk.activated(now), now).map_err(Failure::Failed)?;
+    desk.activate(&text, now).map_err(Failure::Failed)?;
+    trial.save_machine(now).map_err(|error| {
         Failure::Failed(format!("the licence is activated, but what is known of it could not be written: {error}"))
     })?;
+    desk.reload(now);
+    if trial.holder().standing(now) == Standing::Pending {
+        eprintln!(
+            "relay: the licence is activated but not confirmed, because {}; until it is, the community tier counts",
+            print::clean(&trial.holder().why_unasked())
+        );
+    }
     let told = tell_daemon(command)?;
     tell(command, &told.unwrap_or_else(|| desk.show(now)))
+}
+
+/// Whether what was tried may take the place of what is there: nothing that grants is given up for something that does not.
+fn accept(trial: &Desk, before: &Desk, now: Reading) -> Result<(), String> {
+    let holder = trial.holder();
+    let standing = holder.standing(now);
+    let stays = match before.holder().given() {
+        Given::Nothing => "nothing was activated",
+        _ => STAYS,
+    };
+    let reason = match standing {
+        Standing::Revoked => "this licence was revoked; ask whoever sold it to you".to_owned(),
+        Standing::NotIssued => {
+            "the licence server does not know this key; check that it is your newest one".to_owned()
+        }
+        _ if standing.grants() || !before.holder().standing(now).grants() => return Ok(()),
+        Standing::Pending => {
+            format!("this key cannot be confirmed now, because {}; try again when it can", holder.why_unasked())
+        }
+        _ => holder.sentence(now),
+    };
+    Err(format!("{reason}; {stays}"))
 }
 
 fn deactivate(command: &License) -> Result<(), Failure> {
@@ -144,10 +181,9 @@ fn text_of(licence: &str) -> Result<Zeroizing<String>, Failure> {
     let path = Path::new(licence);
     let as_key = LicenceKey::parse(licence);
     if as_key.is_ok() || !path.exists() {
-        let error = as_key.err();
         // A document is far longer than any path that anybody mistypes.
-        return match error {
-            Some(error) if licence.starts_with("ar_") => Err(Failure::failed(error)),
+        return match as_key.err() {
+            Some(error) if is_like_key(licence) => Err(Failure::failed(error)),
             Some(_) if licence.len() < 200 => {
                 Err(Failure::Failed(format!("there is no file {licence}, and it is no licence key")))
             }
@@ -155,9 +191,28 @@ fn text_of(licence: &str) -> Result<Zeroizing<String>, Failure> {
         };
     }
     // A link is followed here: the operator named it.
-    let path = path.canonicalize().map_err(Failure::failed)?;
-    licence_desk::read(&path, DOCUMENT_BYTES_MAX)
-        .map_err(|error| Failure::Failed(format!("{} cannot be read: {error}", path.display())))
+    let whole = path.canonicalize().map_err(Failure::failed)?;
+    let text = licence_desk::read(&whole, DOCUMENT_BYTES_MAX)
+        .map_err(|error| Failure::Failed(format!("{licence} cannot be read: {error}")))?;
+    if text.trim().is_empty() {
+        return Err(Failure::Failed(format!("{licence} is empty: it holds no licence; {STAYS}")));
+    }
+    let is_whole = if Signed::is_like(&text) {
+        !matches!(Signed::open(&text, PublicKey::of_build()), Err(DocumentError::Shape))
+    } else {
+        is_like_key(&text)
+    };
+    if !is_whole {
+        return Err(Failure::Failed(format!(
+            "{licence} holds neither a licence key nor a whole licence document (it may be cut off); copy the file again"
+        )));
+    }
+    Ok(text)
+}
+
+/// Whether a text is meant to be a key, mistyped or not.
+fn is_like_key(text: &str) -> bool {
+    text.trim().get(..3).is_some_and(|beginning| beginning.eq_ignore_ascii_case("ar_"))
 }
 
 fn tell(command: &License, shown: &Value) -> Result<(), Failure> {

@@ -248,11 +248,6 @@ impl Desk {
         self.look(now)
     }
 
-    /// Asks the server even if it need not be asked.
-    pub fn ask_now(&mut self) {
-        self.holder.ask_now();
-    }
-
     /// So many agents are connected, and so many messages were accepted since the daemon started.
     pub fn note_usage(&mut self, now: Reading, agents: u64, messages_total: u64) {
         self.usage_changed |= self.usage.note(now.wall_ms, agents, messages_total);
@@ -290,10 +285,47 @@ impl Desk {
         read(&self.place.cache_file(), CACHE_BYTES_MAX).map(|text| Cache::parse(&text, self.public)).unwrap_or_default()
     }
 
-    /// Activates a key or a document: it is kept in the machine's folder. Nobody is asked yet.
+    /// What activating a key or a document would come to: its server is asked, and nothing is written.
+    pub fn trial(&self, text: &str, now: Reading, patience: Duration) -> Desk {
+        let mut cache = self.cache();
+        // The operator has looked at the clock, too: what an earlier wrong one said does not count.
+        cache.clock = None;
+        let place = DeskPlace { given: Some(Zeroizing::new(text.to_owned())), ..self.place.clone() };
+        let beginning = Beginning {
+            given: Given::parse(text, self.public),
+            public: self.public,
+            has_server: !place.server.is_empty(),
+            cache: &cache,
+            lapse: Lapse::default(),
+            boot: &self.boot,
+        };
+        let mut trial = Desk {
+            holder: Holder::new(beginning, now),
+            place,
+            public: self.public,
+            boot: self.boot.clone(),
+            usage: Usage::default(),
+            usage_changed: false,
+            report_at_ms: 0,
+            kept_lapse: None,
+            read: None,
+        };
+        trial.holder.ask_now();
+        trial.check(now, patience);
+        trial
+    }
+
+    /// The licence that is activated, whatever the environment gives.
+    pub fn activated(&self, now: Reading) -> Desk {
+        Desk::open(DeskPlace { given: None, ..self.place.clone() }, now)
+    }
+
+    /// Activates a key or a document: it is kept in the machine's folder. Nobody is asked.
     pub fn activate(&mut self, text: &str, now: Reading) -> Result<(), String> {
-        if let Given::Unusable(reason) = Given::parse(text, self.public) {
-            return Err(reason);
+        match Given::parse(text, self.public) {
+            Given::Unusable(reason) => return Err(reason),
+            Given::Nothing => return Err("an empty text is no licence".to_owned()),
+            Given::Key(_) | Given::Document(_) => {}
         }
         let cannot = |error: io::Error| format!("cannot write {}: {error}", self.place.licence_file().display());
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.place.base).map_err(cannot)?;

@@ -12,6 +12,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 /// Longest document that is looked at.
 pub const DOCUMENT_BYTES_MAX: usize = 16 * 1024;
 
+/// A signature of Ed25519; a shorter one was cut off.
+const SIGNATURE_BYTES: usize = 64;
+
 /// What is granted of something that can be counted: absent, the tier's; `null`, no limit.
 type Limit = Option<Option<u32>>;
 
@@ -205,6 +208,9 @@ impl Signed {
         let text: String = text.split_ascii_whitespace().collect();
         let (payload, signature) = text.split_once('.').ok_or(DocumentError::Shape)?;
         let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| DocumentError::Shape)?;
+        if signature.len() != SIGNATURE_BYTES {
+            return Err(DocumentError::Shape);
+        }
         let json = URL_SAFE_NO_PAD.decode(payload).map_err(|_| DocumentError::Shape)?;
         // Nothing inside is looked at before the signature is known to be good.
         if !key.believes(payload.as_bytes(), &signature) {

@@ -377,6 +377,17 @@ impl Holder {
         (self.standing(now) == Standing::Grace).then(|| document.valid_until_ms.saturating_add(GRACE_MS))
     }
 
+    /// Why nothing newer is known of it.
+    pub fn why_unasked(&self) -> String {
+        match (&self.trouble, self.has_server) {
+            (Some(trouble), _) => {
+                format!("the licence server cannot be asked since {} ({})", date(trouble.since_ms), trouble.reason)
+            }
+            (None, false) => "no licence server is set (licence.server in relay.toml)".to_owned(),
+            (None, true) => "the licence server has not been asked yet".to_owned(),
+        }
+    }
+
     /// How it stands, for people.
     pub fn sentence(&self, now: Reading) -> String {
         let (tier, end) = match &self.latest {
@@ -388,13 +399,7 @@ impl Holder {
             None => (Tier::Community.title(), 0),
         };
         let until = date(end);
-        let why = match (&self.trouble, self.has_server) {
-            (Some(trouble), _) => {
-                format!("the licence server cannot be asked since {} ({})", date(trouble.since_ms), trouble.reason)
-            }
-            (None, false) => "no licence server is set (licence.server in relay.toml)".to_owned(),
-            (None, true) => "the licence server has not been asked yet".to_owned(),
-        };
+        let why = self.why_unasked();
         match self.standing(now) {
             Standing::Community => "no licence is activated: this is the community tier".to_owned(),
             Standing::Good if self.is_offline() => format!("an offline {tier} licence, good until {until}"),

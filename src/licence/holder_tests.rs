@@ -190,7 +190,7 @@ fn what_cannot_be_used_says_so_and_grants_nothing() {
     let cases = [
         ("", Standing::Community, "no licence"),
         ("ar_pro_0000", Standing::Unusable, "characters"),
-        ("YWJj.ZGVm", Standing::Unusable, "not bear the signature"),
+        ("YWJj.ZGVm", Standing::Unusable, "copy all of it"),
         ("hello", Standing::Unusable, "not a licence key"),
     ];
     for (text, standing, words) in cases {

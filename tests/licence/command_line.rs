@@ -85,7 +85,17 @@ fn what_is_no_licence_is_refused_with_a_sentence_and_changes_nothing() {
     let text = offline(30);
     let (payload, _) = text.split_once('.').unwrap();
     std::fs::write(&stranger, format!("{payload}.{}", "A".repeat(86))).unwrap();
-    let cases: [(&[&str], i32, &str); 8] = [
+    std::fs::write(folder.path().join("empty"), "\n").unwrap();
+    std::fs::write(folder.path().join("other"), "Dear customer, attached is\nyour licence\n").unwrap();
+    std::fs::write(folder.path().join("cut"), &text[..text.len() - 20]).unwrap();
+    std::fs::write(folder.path().join("half"), &payload[..60]).unwrap();
+    let neither = "holds neither a licence key nor a whole licence document (it may be cut off); copy the file again";
+    let cases: [(&[&str], i32, &str); 13] = [
+        (&["activate", "./empty"], 1, "./empty is empty: it holds no licence; the licence of before stays"),
+        (&["activate", ""], 2, "needs a licence key"),
+        (&["activate", "other"], 1, neither),
+        (&["activate", "cut"], 1, neither),
+        (&["activate", "half"], 1, neither),
         (&["activate", "ar_pro_0000000000000000_0000"], 1, "typing error"),
         (&["activate", "ar_pro_00000"], 1, "characters where one of its tier has 28"),
         (&["activate", "ar_key_0123456789"], 1, "API key"),
@@ -103,6 +113,40 @@ fn what_is_no_licence_is_refused_with_a_sentence_and_changes_nothing() {
 }
 
 #[test]
+fn a_good_licence_is_given_up_for_nothing_that_grants_less() {
+    let vendor = Vendor::start();
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let settings = |url: &str| std::fs::write(folder.join("relay.toml"), format!("[licence]\nserver = \"{url}\"\n"));
+    settings(&vendor.url()).unwrap();
+    let revoked = vendor.issue(&["--tier", "pro", "--days", "30"]);
+    vendor.run(&["revoke", &revoked]);
+    let unknown = agent_relay::licence::LicenceKey::from_random(agent_relay::base::tier::Tier::Team, 5).unwrap();
+    let refused = |licence: &str, words: &str| {
+        let output = relay(folder, &["activate", licence]);
+        assert!(output.status.code() == Some(1) && said(&output).contains(words), "{}", said(&output));
+    };
+    refused(&revoked, "was revoked; ask whoever sold it to you; nothing was activated");
+    refused(unknown.reveal(), "does not know this key");
+    assert!(!folder.join("license").exists());
+    let good = vendor.issue(&["--tier", "team", "--days", "30"]);
+    assert!(relay(folder, &["activate", &good]).status.success());
+    let kept = || ["license", "license.cache"].map(|name| std::fs::read(folder.join(name)).unwrap());
+    let before = kept();
+    refused(&revoked, "was revoked; ask whoever sold it to you; the licence of before stays");
+    refused(unknown.reveal(), "newest one; the licence of before stays");
+    std::fs::write(folder.join("empty"), "").unwrap();
+    refused("./empty", "the licence of before stays");
+    settings(&format!("http://{}", free_address())).unwrap();
+    refused(unknown.reveal(), "cannot be confirmed now, because the licence server cannot be asked since");
+    std::fs::remove_file(folder.join("relay.toml")).unwrap();
+    refused(unknown.reveal(), "no licence server is set (licence.server in relay.toml); try again when it can");
+    assert!(kept() == before && show(folder)["tier"] == "team");
+    // The one that is there may be activated again: it was confirmed.
+    assert!(relay(folder, &["activate", &good]).status.success());
+}
+
+#[test]
 fn a_key_whose_server_is_away_is_kept_and_said_to_be_unconfirmed() {
     let folder = tempfile::tempdir().unwrap();
     let key = agent_relay::licence::LicenceKey::from_random(agent_relay::base::tier::Tier::Team, 5).unwrap();
@@ -114,6 +158,8 @@ fn a_key_whose_server_is_away_is_kept_and_said_to_be_unconfirmed() {
         activated.status.success() && text.contains("not been confirmed yet") && text.contains("cannot be asked"),
         "{text}"
     );
+    let aside = String::from_utf8_lossy(&activated.stderr);
+    assert!(aside.contains("activated but not confirmed") && aside.contains("the community tier counts"), "{aside}");
 }
 
 #[test]
