@@ -74,7 +74,7 @@ impl State {
         if turned || self.reminded.elapsed() >= REMIND {
             self.reminded = Instant::now();
             tracing::info!(state = standing.name(), "licence: {}", self.desk.holder().sentence(now));
-            for warning in self.desk.holder().warnings(now) {
+            for warning in self.desk.warnings(now) {
                 tracing::warn!("licence: {warning}");
             }
         }
@@ -177,7 +177,7 @@ impl Licence {
 
     /// What the operator should be told at start and in `status`.
     pub fn warnings(&self) -> Vec<String> {
-        let mut warnings = self.shared.state().desk.holder().warnings(reading());
+        let mut warnings = self.shared.state().desk.warnings(reading());
         if is_evaluation_build() {
             warnings.push("evaluation build: it believes licences that anybody can make".to_owned());
         }

@@ -4,7 +4,7 @@
 
 use super::paths::Layout;
 use super::presence::time_of;
-use super::settings::Settings;
+use super::settings::{DAYS_MAX, Settings};
 use crate::base::tier::Entitlement;
 use crate::http::{Answer, Client, ClientError};
 use crate::licence::{
@@ -43,6 +43,8 @@ pub struct DeskPlace {
     pub server: String,
     /// Whether usage is reported.
     pub telemetry: bool,
+    /// The retention that is asked for, in days; `None` is unlimited.
+    pub retention_days: Option<u32>,
 }
 
 impl DeskPlace {
@@ -57,6 +59,7 @@ impl DeskPlace {
             given: licence.given.as_ref().map(|text| Zeroizing::new(text.reveal().to_owned())),
             server: licence.server.clone(),
             telemetry: licence.telemetry,
+            retention_days: Some(settings.retention_days).filter(|days| *days < DAYS_MAX),
         }
     }
 
@@ -360,6 +363,13 @@ impl Desk {
         &self.holder
     }
 
+    /// What the operator should do something about.
+    pub fn warnings(&self, now: Reading) -> Vec<String> {
+        let mut warnings = self.holder.warnings(now);
+        warnings.extend(self.holder.retention_warning(now, self.place.retention_days));
+        warnings
+    }
+
     /// Everything there is to say about it, for `license show` and the API.
     pub fn show(&self, now: Reading) -> Value {
         let holder = &self.holder;
@@ -383,7 +393,7 @@ impl Desk {
             "title": entitlement.tier.title(),
             "state": standing.name(),
             "sentence": holder.sentence(now),
-            "warnings": holder.warnings(now),
+            "warnings": self.warnings(now),
             "evaluation_build": is_evaluation_build(),
             "kind": kind,
             "key": key,

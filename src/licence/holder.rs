@@ -442,18 +442,27 @@ impl Holder {
                 ));
             }
         }
-        if let Some(until_ms) = self.lapse.until_ms() {
-            let granted = self.granted.retention_days_max.map_or("unlimited".to_owned(), |days| format!("{days} days"));
-            warnings.push(format!(
-                "the licence allows a retention of {granted} now: from {} on older messages are deleted. Renew it, or save them with `relay export`",
-                date(until_ms)
-            ));
-        }
         // Without a licence the time does not matter to it.
         if !matches!(self.given, Given::Nothing) {
             warnings.extend(self.clock.warning(now));
         }
         warnings
+    }
+
+    /// That messages will be deleted earlier than now, where a retention of `asked_days` was asked for (`None`: unlimited).
+    pub fn retention_warning(&self, now: Reading, asked_days: Option<u32>) -> Option<String> {
+        let until_ms = self.lapse.until_ms()?;
+        let whole = |days: Option<u32>| days.unwrap_or(u32::MAX);
+        let (asked, granted) = (whole(asked_days), whole(self.granted.retention_days_max));
+        if asked.min(whole(self.lapse.days_max())) <= asked.min(granted) {
+            return None;
+        }
+        let asked = asked_days.map_or("an unlimited retention was".to_owned(), |days| format!("{days} days were"));
+        let whose = if self.standing(now).grants() { "this licence" } else { "the community tier" };
+        Some(format!(
+            "messages older than {granted} days are kept until {}, then deleted: {asked} asked for, and {whose} allows {granted}. Renew it, or save them with `relay export`",
+            date(until_ms)
+        ))
     }
 
     /// Whether the licence stands alone: nobody is ever asked or told anything.

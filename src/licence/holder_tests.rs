@@ -160,6 +160,30 @@ fn an_offline_licence_asks_nobody_and_ends_on_its_day() {
 }
 
 #[test]
+fn a_shorter_retention_is_told_only_where_something_would_be_deleted_earlier() {
+    let mut holder = paid(30 * DAY);
+    let pro = |issued| Document { limits: Default::default(), ..document(issued, 30 * DAY) };
+    assert_eq!(holder.retention_warning(at(0), None), None);
+    let mut less = pro(DAY);
+    less.limits.retention_days_max = Some(Some(7));
+    holder.answered(at(DAY), &less.sign(&signing()), "n", 0).unwrap();
+    holder.look(at(DAY));
+    for asked in [1, 6, 7] {
+        assert_eq!(holder.retention_warning(at(DAY), Some(asked)), None, "{asked}");
+    }
+    let told = holder.retention_warning(at(DAY), Some(30)).unwrap();
+    let until = date(START + 8 * DAY);
+    let begins = format!(
+        "messages older than 7 days are kept until {until}, then deleted: 30 days were asked for, and this licence allows 7."
+    );
+    assert!(told.starts_with(&begins), "{told}");
+    assert!(holder.retention_warning(at(DAY), None).unwrap().contains("an unlimited retention was asked for"));
+    assert_eq!(holder.warnings(at(DAY)), Vec::<String>::new());
+    holder.look(at(8 * DAY));
+    assert_eq!(holder.retention_warning(at(8 * DAY), Some(30)), None, "it is over");
+}
+
+#[test]
 fn jumps_of_the_wall_clock_change_nothing_and_are_told() {
     let mut holder = paid(30 * DAY);
     for jump in [-3_000_i64, -40, -2, 2, 40, 3_000] {

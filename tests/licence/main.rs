@@ -35,6 +35,7 @@ fn place(folder: &Path, given: &str, server: &str) -> DeskPlace {
         given: Some(Zeroizing::new(given.to_owned())),
         server: server.to_owned(),
         telemetry: false,
+        retention_days: Some(7),
     }
 }
 
