@@ -7,9 +7,7 @@ use crate::client;
 use crate::daemon::licence_desk::{self, Desk, DeskPlace};
 use crate::daemon::paths::{Environment, Place};
 use crate::daemon::settings::{Flags, Settings, UNLIMITED};
-use crate::licence::{
-    DOCUMENT_BYTES_MAX, DocumentError, Given, LicenceKey, PublicKey, Reading, Signed, Standing,
-};
+use crate::licence::{DOCUMENT_BYTES_MAX, DocumentError, Given, LicenceKey, PublicKey, Reading, Signed, Standing};
 use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
 use serde_json::{Value, json};
@@ -77,18 +75,29 @@ pub(super) fn run(command: &License) -> Result<(), Failure> {
 
 fn show(command: &License) -> Result<(), Failure> {
     let reach = reach(command)?;
-    let shown = match ask(&reach, QueryKind::License, &json!({ "op": "show" }))? {
-        Some(mut shown) => {
-            // Only the daemon knows who is there and what it keeps.
-            if let Some(status) = ask(&reach, QueryKind::Status, &json!({}))? {
-                shown["agents"] = status["agents"]["connected"].clone();
-                shown["retention_days"] = status["store"]["retention_days"].clone();
-            }
-            shown
-        }
-        None => desk(command)?.show(licence_desk::reading()),
+    let now = licence_desk::reading();
+    let shown = match ask_daemon(&reach, "show")? {
+        // Settings that cannot be read here are no reason not to tell what the relay says.
+        Some(shown) => match desk(command) {
+            Ok(own) => compared(shown, &own.show(now)),
+            Err(_) => shown,
+        },
+        None => desk(command)?.show(now),
     };
     tell(command, &shown)
+}
+
+/// What the daemon says, with a note if another licence lies in this environment.
+fn compared(mut shown: Value, own: &Value) -> Value {
+    let differs = ["from_environment", "kind", "key"].iter().any(|name| shown[*name] != own[*name]);
+    // A key's number is not known before it is confirmed.
+    let differs = differs || (own["kind"] == "document" && shown["serial"] != own["serial"]);
+    if own["from_environment"] == true && differs {
+        shown["note"] = json!(
+            "AGENT_RELAY_LICENSE_KEY is another licence here; what counts is the running relay's own, shown above"
+        );
+    }
+    shown
 }
 
 fn activate(command: &License, licence: &str) -> Result<(), Failure> {
@@ -126,9 +135,7 @@ fn accept(trial: &Desk, before: &Desk, now: Reading) -> Result<(), String> {
     };
     let reason = match standing {
         Standing::Revoked => "this licence was revoked; ask whoever sold it to you".to_owned(),
-        Standing::NotIssued => {
-            "the licence server does not know this key; check that it is your newest one".to_owned()
-        }
+        Standing::NotIssued => "the licence server does not know this key; check that it is your newest one".to_owned(),
         _ if standing.grants() || !before.holder().standing(now).grants() => return Ok(()),
         Standing::Pending => {
             format!("this key cannot be confirmed now, because {}; try again when it can", holder.why_unasked())
@@ -173,7 +180,18 @@ fn ask(reach: &Reach, kind: QueryKind, arguments: &Value) -> Result<Option<Value
 /// The daemon of this place reads the licence anew; those of other projects do within a
 /// minute.
 fn tell_daemon(command: &License) -> Result<Option<Value>, Failure> {
-    ask(&reach(command)?, QueryKind::License, &json!({ "op": "reload" }))
+    ask_daemon(&reach(command)?, "reload")
+}
+
+/// What the daemon says of its licence, if one is running.
+fn ask_daemon(reach: &Reach, op: &str) -> Result<Option<Value>, Failure> {
+    let Some(mut shown) = ask(reach, QueryKind::License, &json!({ "op": op }))? else { return Ok(None) };
+    // Only the daemon knows who is there and what it keeps.
+    if let Some(status) = ask(reach, QueryKind::Status, &json!({}))? {
+        shown["agents"] = status["agents"]["connected"].clone();
+        shown["retention_days"] = status["store"]["retention_days"].clone();
+    }
+    Ok(Some(shown))
 }
 
 /// What was given: the text itself, or that of the file it names.
@@ -266,7 +284,11 @@ fn summary(shown: &Value, style: Style) -> String {
         )
     };
     line("server", server);
-    line("messages", format!("at most {} per second", most(&limits["maxMessagesPerSecond"])));
+    let rate = limits["maxMessagesPerSecond"].as_u64();
+    line("messages", rate.map_or_else(|| "no limit".to_owned(), |rate| format!("at most {rate} per second")));
+    if !shown["note"].is_null() {
+        line("note", style.coloured(33, &cell(&shown["note"])));
+    }
     if shown["evaluation_build"] == true {
         line("build", style.coloured(33, "evaluation build: it believes licences that anybody can make"));
     }
@@ -316,6 +338,16 @@ mod tests {
     }
 
     #[test]
+    fn another_licence_in_this_environment_is_noted() {
+        let daemons = json!({ "from_environment": false, "kind": "key", "key": "ar_pro_a1b2…", "serial": 3 });
+        let note = |own: Value| compared(daemons.clone(), &own)["note"].is_string();
+        assert!(!note(json!({ "from_environment": false, "kind": "key", "key": "ar_team_a1b2…" })));
+        assert!(note(json!({ "from_environment": true, "kind": "document", "key": null, "serial": 4 })));
+        let same = json!({ "from_environment": true, "kind": "key", "key": "ar_pro_a1b2…", "serial": 3 });
+        assert!(!compared(same.clone(), &same)["note"].is_string() && note(same));
+    }
+
+    #[test]
     fn the_panel_is_the_products_and_a_limit_without_end_says_so() {
         let shown = json!({
             "title": "Pro", "valid_until": "2026-01-15T00:00:00.000Z", "agents": 47, "retention_days": 30,
@@ -330,7 +362,7 @@ mod tests {
              state     good: a Pro licence\n\
              key       ar_pro_a1b2…\n\
              server    https://licence.example, usage is not reported\n\
-             messages  at most unlimited per second\n\
+             messages  no limit\n\
              warning   the clock was set back\n\
              \n\
              DAY         AGENTS PEAK  MESSAGES SENT\n\

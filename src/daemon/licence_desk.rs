@@ -367,6 +367,10 @@ impl Desk {
     pub fn warnings(&self, now: Reading) -> Vec<String> {
         let mut warnings = self.holder.warnings(now);
         warnings.extend(self.holder.retention_warning(now, self.place.retention_days));
+        let path = self.place.licence_file();
+        if fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file() && metadata.mode() & 0o077 != 0) {
+            warnings.push(format!("the licence {0} can be read by others; chmod 600 {0}", path.display()));
+        }
         warnings
     }
 
@@ -424,7 +428,12 @@ impl Desk {
 
 fn holder(place: &DeskPlace, public: PublicKey, boot: &str, lapse: Lapse, now: Reading) -> Holder {
     let given = match &place.given {
-        Some(text) => Given::parse(text, public),
+        Some(text) => match Given::parse(text, public) {
+            Given::Unusable(_) if is_like_path(text) => Given::Unusable(
+                "AGENT_RELAY_LICENSE_KEY takes the licence's text, not a path: \"$(cat FILE)\"".to_owned(),
+            ),
+            given => given,
+        },
         None => match read(&place.licence_file(), DOCUMENT_BYTES_MAX) {
             Ok(text) => Given::parse(&text, public),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Given::Nothing,
@@ -433,6 +442,12 @@ fn holder(place: &DeskPlace, public: PublicKey, boot: &str, lapse: Lapse, now: R
     };
     let cache = read(&place.cache_file(), CACHE_BYTES_MAX).map(|text| Cache::parse(&text, public)).unwrap_or_default();
     Holder::new(Beginning { given, public, has_server: !place.server.is_empty(), cache: &cache, lapse, boot }, now)
+}
+
+/// Whether a text is more likely meant to name a file than to be what the file holds.
+fn is_like_path(text: &str) -> bool {
+    // Neither keys nor documents hold a stroke.
+    text.contains('/') || Path::new(text.trim()).is_file()
 }
 
 /// Reads a small file; no link is followed, nothing but a plain file is waited for, and nothing longer is read.

@@ -25,6 +25,9 @@ pub enum KeyError {
         "this is an API key (ar_key_…), which agents connect with; a licence key begins with ar_pro_, ar_team_ or ar_ent_"
     )]
     ApiKey,
+    /// Somebody's editor made its letters large.
+    #[error("licence keys are written in lower case; copy it again as it was issued")]
+    Case,
     /// A tier nobody sells.
     #[error("the licence key names a tier that does not exist: after ar_ comes pro, team or ent")]
     Tier,
@@ -66,6 +69,10 @@ impl LicenceKey {
         let text = text.trim();
         if text.starts_with(API_KEY_PREFIX) {
             return Err(KeyError::ApiKey);
+        }
+        let is_meant = text.get(..3).is_some_and(|beginning| beginning.eq_ignore_ascii_case("ar_"));
+        if is_meant && text.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            return Err(KeyError::Case);
         }
         let rest = text.strip_prefix("ar_").ok_or(KeyError::Prefix)?;
         let (named, rest) = rest.split_once('_').ok_or(KeyError::Prefix)?;
@@ -200,7 +207,9 @@ mod tests {
         assert_eq!(refusal(&text.replace("pro", "community")), KeyError::Tier);
         assert_eq!(refusal(&text[..27]), KeyError::Length { found: 27, expected: 28 });
         assert_eq!(refusal(&format!("{text}0")), KeyError::Length { found: 29, expected: 28 });
-        assert_eq!(refusal(&text.to_uppercase().replace("AR_PRO", "ar_pro")), KeyError::Character);
+        assert_eq!(refusal(&text.to_uppercase().replace("AR_PRO", "ar_pro")), KeyError::Case);
+        assert_eq!(refusal(&text.to_uppercase()), KeyError::Case);
+        assert_eq!(refusal(&format!("{}-", &text[..27])), KeyError::Character);
         assert_eq!(refusal(&format!("{}é", &text[..27])), KeyError::Character);
         assert_eq!(refusal(&text.replace("pro", "ent")), KeyError::Checksum);
     }

@@ -428,7 +428,8 @@ fn signing_key(path: &Path) -> Result<SigningKey, Failure> {
 
 /// Makes a file that only its owner can read, on the disk when this returns; one that exists is never overwritten.
 fn write_new(path: &Path, content: &[u8]) -> Result<(), Failure> {
-    write_all(open_new(path)?, content).map_err(|error| failed(format!("{} cannot be written: {error}", path.display())))
+    write_all(open_new(path)?, content)
+        .map_err(|error| failed(format!("{} cannot be written: {error}", path.display())))
 }
 
 fn open_new(path: &Path) -> Result<File, Failure> {

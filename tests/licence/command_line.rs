@@ -71,6 +71,12 @@ fn an_offline_licence_is_activated_from_its_file() {
     assert!(said(&activated).starts_with("License: Enterprise  Expires: 20"), "{}", said(&activated));
     let shown = show(folder.path());
     assert_eq!((shown["offline"].as_bool(), shown["limits"]["maxAgents"].clone()), (Some(true), Value::Null));
+    assert!(said(&activated).contains("messages  no limit"), "{}", said(&activated));
+    // Its file is a secret, like the storage key's.
+    let warned = || show(folder.path())["warnings"].to_string().contains("license can be read by others; chmod 600 ");
+    assert!(!warned());
+    std::fs::set_permissions(folder.path().join("license"), std::fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(warned());
     // A link in its place is not followed.
     let place = folder.path().join("license");
     std::fs::remove_file(&place).unwrap();
@@ -90,13 +96,14 @@ fn what_is_no_licence_is_refused_with_a_sentence_and_changes_nothing() {
     std::fs::write(folder.path().join("cut"), &text[..text.len() - 20]).unwrap();
     std::fs::write(folder.path().join("half"), &payload[..60]).unwrap();
     let neither = "holds neither a licence key nor a whole licence document (it may be cut off); copy the file again";
-    let cases: [(&[&str], i32, &str); 13] = [
+    let cases: [(&[&str], i32, &str); 14] = [
         (&["activate", "./empty"], 1, "./empty is empty: it holds no licence; the licence of before stays"),
         (&["activate", ""], 2, "needs a licence key"),
         (&["activate", "other"], 1, neither),
         (&["activate", "cut"], 1, neither),
         (&["activate", "half"], 1, neither),
         (&["activate", "ar_pro_0000000000000000_0000"], 1, "typing error"),
+        (&["activate", "AR_PRO_0000000000000000_0000"], 1, "keys are written in lower case"),
         (&["activate", "ar_pro_00000"], 1, "characters where one of its tier has 28"),
         (&["activate", "ar_key_0123456789"], 1, "API key"),
         (&["activate", "nowhere.licence"], 1, "no file nowhere.licence"),
@@ -196,7 +203,8 @@ fn the_vendors_tool_makes_keys_once_and_refuses_what_makes_no_sense() {
     assert_eq!((signed.document().serial, signed.document().offline), (2, true));
     // What cannot be written is not registered either.
     for (output, words) in [("a", "never overwritten"), ("nowhere/a", "cannot be made")] {
-        let line = ["issue", "--tier", "enterprise", "--days", "3", "--offline", "--signing-key", "key", "--output", output];
+        let line =
+            ["issue", "--tier", "enterprise", "--days", "3", "--offline", "--signing-key", "key", "--output", output];
         let refused = vendor.try_run(&line);
         assert!(refused.status.code() == Some(1) && said(&refused).contains(words), "{}", said(&refused));
     }
@@ -212,7 +220,11 @@ fn the_vendors_tool_makes_keys_once_and_refuses_what_makes_no_sense() {
     for line in lines {
         let output = program().args(line).current_dir(&folder).output().unwrap();
         assert!(output.status.code() == Some(1), "{line:?}: {}", said(&output));
-        assert!(said(&output).contains("there is no registry in bd; `relay-license issue` makes one"), "{}", said(&output));
+        assert!(
+            said(&output).contains("there is no registry in bd; `relay-license issue` makes one"),
+            "{}",
+            said(&output)
+        );
     }
     assert!(!folder.join("bd").exists());
 }

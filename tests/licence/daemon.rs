@@ -100,7 +100,12 @@ fn a_paid_up_relay_goes_on_without_its_server_and_drops_nobody_when_its_licence_
     assert_eq!(now["retention"]["max_days_in_force"], 90, "what is kept is not deleted before a week of warning");
     // An offline licence brings everything back, and asks nobody.
     std::fs::write(folder.join("acme.licence"), offline(30)).unwrap();
-    assert!(run(folder, &["license", "activate", "acme.licence", "--global"]).status.success());
+    let activated = run(folder, &["license", "activate", "acme.licence", "--global"]);
+    let text = String::from_utf8(activated.stdout).unwrap();
+    assert!(
+        activated.status.success() && text.contains("Agents: 12/unlimited") && text.contains("Retention: 7 days"),
+        "{text}"
+    );
     let begun = Instant::now();
     while connect(folder, "late").is_err() {
         assert!(begun.elapsed() < PATIENCE, "the limit was never raised");
@@ -111,6 +116,12 @@ fn a_paid_up_relay_goes_on_without_its_server_and_drops_nobody_when_its_licence_
     assert!(
         text.starts_with("License: Enterprise") && text.contains("Agents: 1") && text.contains("/unlimited"),
         "{text}"
+    );
+    // Another licence in the operator's own environment is not the relay's.
+    let elsewhere = relay(folder).args(["license", "--global"]).env("AGENT_RELAY_LICENSE_KEY", &key).output().unwrap();
+    let text = String::from_utf8(elsewhere.stdout).unwrap();
+    assert!(
+        text.starts_with("License: Enterprise") && text.contains("AGENT_RELAY_LICENSE_KEY is another licence here")
     );
     drop(agents);
     daemon.stop(folder);

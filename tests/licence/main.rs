@@ -207,6 +207,18 @@ fn a_reload_hands_the_change_over_once() {
 }
 
 #[test]
+fn a_path_where_the_text_belongs_is_told_from_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let sentence = |given: &str| {
+        let now = reading();
+        Desk::open(place(folder.path(), given, ""), now).holder().sentence(now)
+    };
+    assert!(sentence("/etc/acme.licence").contains("takes the licence's text, not a path: \"$(cat FILE)\""));
+    assert!(sentence("ar_pro_0000").contains("characters"));
+    assert!(sentence(&offline(3)).starts_with("an offline Enterprise licence"));
+}
+
+#[test]
 fn a_licence_that_another_program_activates_is_noticed() {
     let folder = tempfile::tempdir().unwrap();
     let place = DeskPlace { given: None, ..place(folder.path(), "", "") };
