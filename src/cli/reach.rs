@@ -222,6 +222,9 @@ impl Reach {
     pub(super) fn explain(&self, error: client::Error) -> Failure {
         match error {
             client::Error::NoDaemon(_) => Failure::Failed(self.not_running()),
+            client::Error::Timeout(ref address) if address.is_tcp() => Failure::Failed(format!(
+                "what listens at {address} did not answer in time; it is busy, wants TLS (--ca FILE), or is no relay"
+            )),
             client::Error::Refused { code: ErrorCode::Unauthorized, .. } => {
                 let advice = if credential_text().is_some() {
                     "the key or token that was shown is the one in"
