@@ -178,6 +178,27 @@ fn what_cannot_be_reached_elsewhere_is_a_failure_with_a_sentence() {
 }
 
 #[test]
+fn what_is_no_address_or_no_number_is_said_with_what_it_may_be() {
+    let directory = tempfile::tempdir().unwrap();
+    let cases: &[(&[&str], &str)] = &[
+        (&["status", "--connect", "127.0.0.1"], "--connect: 127.0.0.1 is not host:port"),
+        (&["status", "--connect", "https://relay.example"], "--connect: https://relay.example is not host:port"),
+        (&["status", "--connect", "host:99999"], "--connect: host:99999 is not host:port"),
+        (&["keys", "create", "--name", "a", "--rate", "foo"], "'--rate' with value 'foo': it is a whole number"),
+        (&["keys", "create", "--name", "a", "--expires", "100000d"], "--expires: 100000d is too long"),
+        (&["bench", "--pairs", "-1"], "'--pairs' with value '-1': it is a whole number"),
+        (&["listen", "--as", "bob", "--count", "x"], "'--count' with value 'x': it is a whole number"),
+    ];
+    for (line, sentence) in cases {
+        let output = run(directory.path(), line);
+        assert_eq!(code(&output), 2, "{line:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(sentence), "{line:?}: {}", stderr(&output));
+    }
+    let output = run(directory.path(), &["status", "--connect", "/nosock"]);
+    assert_eq!(stderr(&output), "relay: no relay answers at the socket /nosock\n");
+}
+
+#[test]
 fn a_bench_of_its_own_needs_nobody_and_leaves_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let mut command = relay(directory.path());

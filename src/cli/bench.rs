@@ -1,8 +1,9 @@
 //! `relay bench`: pairs of agents that talk as fast as they may, against a running daemon or a temporary one.
 
 use super::print::{self, Progress};
-use super::reach::reaching;
-use super::{Failure, launch};
+use super::reach::{reaching, whole};
+use super::{Failure, launch, talk};
+use crate::base::tier::Tier;
 use crate::client::{Address, Client, Error, Incoming, Options, Outgoing, ask};
 use crate::daemon::paths::{Environment, Place};
 use crate::daemon::settings::{Flags, Settings};
@@ -32,22 +33,22 @@ it without queueing."
     )]
     pub(super) struct Bench {
         /// pairs of a sender and a receiver (default: 2)
-        #[argh(option, arg_name = "N", default = "2")]
+        #[argh(option, arg_name = "N", default = "2", from_str_fn(whole))]
         pairs: usize,
         /// messages of each pair on their way at once (default: 64)
-        #[argh(option, arg_name = "N", default = "64")]
+        #[argh(option, arg_name = "N", default = "64", from_str_fn(whole))]
         window: u64,
         /// bytes of each body (default: 256)
-        #[argh(option, arg_name = "bytes", default = "256")]
+        #[argh(option, arg_name = "bytes", default = "256", from_str_fn(whole))]
         body: usize,
         /// how long to measure (default: 5)
-        #[argh(option, arg_name = "seconds", default = "5")]
+        #[argh(option, arg_name = "seconds", default = "5", from_str_fn(whole))]
         seconds: u64,
         /// start a relay of its own even if one is running
         #[argh(switch)]
         temporary: bool,
         /// shards of that relay
-        #[argh(option, arg_name = "N")]
+        #[argh(option, arg_name = "N", from_str_fn(whole))]
         cores: Option<u16>,
         /// print one JSON value
         #[argh(switch)]
@@ -68,13 +69,36 @@ pub(super) fn run(command: &Bench) -> Result<(), Failure> {
         }
         let options = reach.options("", "relay bench")?;
         let result = measure(reach.address(), &options, command).map_err(|error| reach.explain(error))?;
-        return report(command, &result, "running");
+        // Who may not ask measures all the same.
+        let status = talk::ask(&reach, QueryKind::Status, &serde_json::json!({})).unwrap_or_default();
+        return report(command, &result, "running", Limit::of(&status).as_ref());
     }
     let relay = Temporary::start(command.cores)?;
     let options = Options { program: "relay bench".to_owned(), ..Options::named("") };
     let result = measure(&relay.address, &options, command).map_err(Failure::failed)?;
     relay.stop()?;
-    report(command, &result, "temporary")
+    report(command, &result, "temporary", None)
+}
+
+/// What the running relay's tier allows: then that is what is measured.
+struct Limit {
+    per_second: u64,
+    tier: String,
+}
+
+impl Limit {
+    fn of(status: &serde_json::Value) -> Option<Limit> {
+        let per_second = status["messages"]["max_per_second"].as_u64()?;
+        let tier = status["tier"].as_str().and_then(Tier::of);
+        Some(Limit { per_second, tier: tier.map_or("its", Tier::title).to_owned() })
+    }
+
+    fn note(&self) -> String {
+        format!(
+            "note        this relay allows {} messages a second ({} tier): that is what was measured; --temporary measures the machine\n",
+            self.per_second, self.tier
+        )
+    }
 }
 
 fn bounds(flag: &str, value: u64, min: u64, max: u64) -> Result<(), Failure> {
@@ -394,7 +418,7 @@ impl Latencies {
     }
 }
 
-fn report(command: &Bench, measured: &Measured, which: &str) -> Result<(), Failure> {
+fn report(command: &Bench, measured: &Measured, which: &str, limit: Option<&Limit>) -> Result<(), Failure> {
     let seconds = measured.elapsed.as_secs_f64();
     let rate = measured.messages as f64 / seconds;
     let latency = |per_mille| measured.latencies.percentile_us(per_mille);
@@ -406,6 +430,7 @@ fn report(command: &Bench, measured: &Measured, which: &str) -> Result<(), Failu
             "body_bytes_per_second": rate * command.body as f64,
             "latency_us": { "p50": latency(500), "p99": latency(990), "p99_9": latency(999), "max": max_us },
             "busy": measured.busy, "undelivered": measured.undelivered,
+            "limited_by": limit.map(|limit| limit.per_second),
         }));
     }
     let mut text = format!(
@@ -421,6 +446,9 @@ fn report(command: &Bench, measured: &Measured, which: &str) -> Result<(), Failu
         latency(990),
         latency(999),
     );
+    if let Some(limit) = limit {
+        text += &limit.note();
+    }
     if measured.busy > 0 {
         text += &format!("refusals    {} times BUSY, sent again\n", measured.busy);
     }
@@ -446,6 +474,17 @@ mod tests {
         latencies.record(u64::MAX);
         assert_eq!(latencies.percentile_us(1000), u64::MAX as f64 / 1000.0);
         assert_eq!(Latencies::default().percentile_us(500), 0.0);
+    }
+
+    #[test]
+    fn a_limit_is_told_where_the_relay_has_one() {
+        let limit = |messages: serde_json::Value| {
+            Limit::of(&serde_json::json!({ "tier": "community", "messages": messages })).map(|limit| limit.note())
+        };
+        let note = limit(serde_json::json!({ "max_per_second": 100 })).unwrap();
+        assert!(note.contains("allows 100 messages a second (Community tier)"), "{note}");
+        assert_eq!(limit(serde_json::json!({ "max_per_second": null })), None);
+        assert_eq!(limit(serde_json::json!({})), None);
     }
 
     #[test]

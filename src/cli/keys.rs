@@ -3,7 +3,7 @@
 
 use super::Failure;
 use super::print::{self, Style, ago, cell};
-use super::reach::{Reach, reaching};
+use super::reach::{Reach, reaching, whole};
 use super::talk;
 use crate::base::keys::Scopes;
 use crate::wire::QueryKind;
@@ -83,7 +83,7 @@ relay keys create --name monitor --scopes receive > monitor.key"
         #[argh(option, arg_name = "time")]
         expires: Option<String>,
         /// messages per minute, over all its connections (default: 1000)
-        #[argh(option, arg_name = "N")]
+        #[argh(option, arg_name = "N", from_str_fn(whole))]
         rate: Option<u64>,
         /// print one JSON value
         #[argh(switch)]
@@ -143,7 +143,7 @@ reaching! {
         #[argh(positional)]
         id: String,
         /// how long it lives, at most 15 (default: 15)
-        #[argh(option, arg_name = "N")]
+        #[argh(option, arg_name = "N", from_str_fn(whole))]
         minutes: Option<u64>,
         /// print one JSON value
         #[argh(switch)]
@@ -296,9 +296,12 @@ fn time_ms(flag: &str, text: &str) -> Result<Value, Failure> {
         let span: jiff::Span = text.parse().ok()?;
         span.total((jiff::Unit::Millisecond, jiff::SpanRelativeTo::days_are_24_hours())).ok()
     };
-    match span().filter(|ms| (0.0..=DAYS_MAX * 86_400_000.0).contains(ms)) {
-        Some(ms) => Ok(json!(ms as u64)),
-        None => Err(Failure::Usage(format!("{flag}: {text:?} is no time; say 90s, 12h, 30d or 4w"))),
+    match span() {
+        Some(ms) if (0.0..=DAYS_MAX * 86_400_000.0).contains(&ms) => Ok(json!(ms as u64)),
+        Some(ms) if ms > 0.0 => {
+            Err(Failure::Usage(format!("{flag}: {text} is too long; it is at most {DAYS_MAX:.0}d")))
+        }
+        _ => Err(Failure::Usage(format!("{flag}: {text:?} is no time; say 90s, 12h, 30d or 4w"))),
     }
 }
 
@@ -313,9 +316,14 @@ mod tests {
         {
             assert_eq!(time_ms("--expires", text).unwrap(), json!(ms), "{text}");
         }
+        let refusal = |text| match time_ms("--expires", text) {
+            Err(Failure::Usage(refusal)) => refusal,
+            other => panic!("{text}: {other:?}"),
+        };
         for text in ["", "30", "-1d", "tomorrow", "200y"] {
-            assert!(matches!(time_ms("--expires", text), Err(Failure::Usage(_))), "{text}");
+            assert!(refusal(text).contains("is no time"), "{text}");
         }
+        assert!(refusal("100000d").starts_with("--expires: 100000d is too long"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::Failure;
 use super::print;
-use super::reach::reaching;
+use super::reach::{reaching, whole};
 use super::talk::{Heard, Session};
 use crate::base::name::{check_agent, check_topic, topic_of};
 use argh::{ArgsInfo, FromArgs};
@@ -28,10 +28,10 @@ relay listen --as bob --count 1 --timeout 60"
         #[argh(option, arg_name = "topic")]
         topic: Vec<String>,
         /// end after this many messages
-        #[argh(option, arg_name = "N")]
+        #[argh(option, arg_name = "N", from_str_fn(whole))]
         count: Option<u64>,
         /// end after this many seconds; with --count, fewer messages than that are a failure
-        #[argh(option, arg_name = "seconds")]
+        #[argh(option, arg_name = "seconds", from_str_fn(whole))]
         timeout: Option<u64>,
         /// print one JSON value a line
         #[argh(switch)]

@@ -2,6 +2,7 @@
 //! comes from the environment only: a flag would show it to everybody who lists processes.
 
 use super::Failure;
+use crate::base::name::ERRAND_PREFIX;
 use crate::client::{self, Address, ClientFiles, Credential, Inquiry, Options, Security, Tls};
 use crate::daemon::paths::{Environment, Layout, Place};
 use crate::daemon::settings;
@@ -66,6 +67,12 @@ macro_rules! reaching {
 }
 pub(super) use reaching;
 
+/// A number on the command line, in words where it is none.
+pub(super) fn whole<N: TryFrom<u64>>(text: &str) -> Result<N, String> {
+    let number = text.parse::<u64>().ok().and_then(|number| N::try_from(number).ok());
+    number.ok_or_else(|| "it is a whole number, such as 10".to_owned())
+}
+
 /// What the flags say.
 #[derive(Default)]
 pub(super) struct Flags<'a> {
@@ -89,6 +96,7 @@ impl Flags<'_> {
             .connect
             .map(|text| text.parse().map_err(|problem| Failure::Usage(format!("--connect: {problem}"))))
             .transpose()?;
+        let named = connect.is_some();
         let (at, elsewhere) = match connect {
             Some(Address::Unix(path)) => (Some(path), None),
             other => (self.socket.map(Into::into), other),
@@ -96,7 +104,7 @@ impl Flags<'_> {
         let place = Place { data_dir: self.data_dir.map(Into::into), socket: at, global: self.global };
         let layout = Layout::of(&place, &Environment::of_process()).map_err(Failure::failed)?;
         let address = elsewhere.unwrap_or_else(|| Address::Unix(settings::socket_of_running(&layout)));
-        Ok(Reach { layout, security: self.security()?, address, inquiry: RefCell::new(None) })
+        Ok(Reach { layout, security: self.security()?, address, named, inquiry: RefCell::new(None) })
     }
 
     fn security(&self) -> Result<Security, Failure> {
@@ -115,11 +123,18 @@ impl Flags<'_> {
     }
 }
 
+/// What the environment has to show a relay that asks.
+fn credential_text() -> Option<String> {
+    std::env::var(CREDENTIAL_VARIABLE).ok().filter(|text| !text.trim().is_empty())
+}
+
 /// The daemon that is meant.
 pub(super) struct Reach {
     pub(super) layout: Layout,
     address: Address,
     security: Security,
+    /// Whether --connect says which: then it is not this project's for all we know.
+    named: bool,
     /// The session in which questions are asked, once one was.
     inquiry: RefCell<Option<Inquiry>>,
 }
@@ -154,10 +169,10 @@ impl Reach {
 
     /// How to connect as `name`.
     pub(super) fn options(&self, name: &str, program: &str) -> Result<Options, Failure> {
-        let credential = match std::env::var(CREDENTIAL_VARIABLE) {
-            Ok(text) if !text.trim().is_empty() => Credential::read(text)
+        let credential = match credential_text() {
+            Some(text) => Credential::read(text)
                 .map_err(|problem| Failure::Failed(format!("{CREDENTIAL_VARIABLE}: {problem}")))?,
-            _ => Credential::default(),
+            None => Credential::default(),
         };
         let security = self.security.clone();
         Ok(Options { program: program.to_owned(), credential, security, ..Options::named(name) })
@@ -194,6 +209,7 @@ impl Reach {
             Address::Tcp { .. } => {
                 return format!("no relay answers at {}; is it up there, with --listen?", self.address);
             }
+            Address::Unix(path) if self.named => return format!("no relay answers at the socket {}", path.display()),
             Address::Unix(path) => path.display(),
         };
         let whose = match &self.layout.root {
@@ -206,8 +222,32 @@ impl Reach {
     pub(super) fn explain(&self, error: client::Error) -> Failure {
         match error {
             client::Error::NoDaemon(_) => Failure::Failed(self.not_running()),
+            client::Error::Timeout(ref address) if address.is_tcp() => Failure::Failed(format!(
+                "what listens at {address} did not answer in time; it is busy, wants TLS (--ca FILE), or is no relay"
+            )),
             client::Error::Refused { code: ErrorCode::Unauthorized, .. } => {
-                Failure::Failed(format!("{error}; {CREDENTIAL_VARIABLE} holds an API key or a token"))
+                let advice = if credential_text().is_some() {
+                    "the key or token that was shown is the one in"
+                } else {
+                    "put an API key or a token in"
+                };
+                Failure::Failed(format!("{error}; {advice} {CREDENTIAL_VARIABLE}"))
+            }
+            // The name was made up for the question: nobody would know it.
+            client::Error::Refused { code: ErrorCode::Forbidden, ref message } if message.contains(ERRAND_PREFIX) => {
+                let advice = if message.ends_with("certificate") {
+                    "questions by TCP need a key with the scope admin that is bound to no agents, without a client certificate (here one speaks for its own names alone)"
+                } else {
+                    "questions by TCP need a key with the scope admin that is bound to no agents"
+                };
+                Failure::Failed(advice.to_owned())
+            }
+            client::Error::Refused { code: ErrorCode::QuotaExceeded, ref message }
+                if message.starts_with("Agent limit") =>
+            {
+                Failure::Failed(format!(
+                    "{error}; `relay agents` shows who is connected; `relay license activate KEY` raises the limit"
+                ))
             }
             client::Error::Refused { code: ErrorCode::BadRequest, .. } if self.speaks_plain_tcp() => {
                 Failure::Failed(format!("{error}; --ca FILE does, and says whom to believe"))
@@ -238,8 +278,30 @@ mod tests {
         let connect = Some("127.0.0.1:7070");
         assert!(refusal(&Flags { connect, global: true, ..Flags::default() }).contains("--connect"));
         assert!(refusal(&Flags { connect: Some("tcp://nowhere"), ..Flags::default() }).starts_with("--connect: "));
+        for wrong in ["127.0.0.1", "https://relay.example", "relay.example:99999"] {
+            let text = refusal(&Flags { connect: Some(wrong), ..Flags::default() });
+            assert!(text.starts_with(&format!("--connect: {wrong} is not host:port")), "{text}");
+        }
+        let nowhere = Flags { connect: Some("/nosock"), ..Flags::default() }.reach().unwrap();
+        assert_eq!(nowhere.not_running(), "no relay answers at the socket /nosock");
         let client_cert = Some(Path::new("c.pem"));
         assert!(refusal(&Flags { connect, client_cert, ..Flags::default() }).contains("--client-key"));
+    }
+
+    #[test]
+    fn a_refusal_says_what_would_help() {
+        let reach = Flags { connect: Some("127.0.0.1:7070"), ..Flags::default() }.reach().unwrap();
+        let explained = |code, message: &str| {
+            let Failure::Failed(text) = reach.explain(client::Error::Refused { code, message: message.into() }) else {
+                panic!("{message}")
+            };
+            text
+        };
+        let text = explained(ErrorCode::Forbidden, "Agent name \"__cli-07\" not allowed for this key");
+        assert_eq!(text, "questions by TCP need a key with the scope admin that is bound to no agents");
+        assert!(explained(ErrorCode::Forbidden, "Agent name \"bob\" not allowed for this key").contains("bob"));
+        assert!(explained(ErrorCode::QuotaExceeded, "Agent limit reached (10).").contains("`relay agents`"));
+        assert!(explained(ErrorCode::Unauthorized, "Authentication required").contains(CREDENTIAL_VARIABLE));
     }
 
     #[test]

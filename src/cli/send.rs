@@ -2,7 +2,7 @@
 
 use super::Failure;
 use super::print;
-use super::reach::reaching;
+use super::reach::{reaching, whole};
 use super::talk::{self, Letter, Stage};
 use crate::base::limits::FRAME_BYTES_MAX;
 use crate::base::name::{check_agent, check_topic};
@@ -43,7 +43,7 @@ name need not be connected."
         #[argh(option, arg_name = "stage")]
         wait: Option<String>,
         /// seconds to wait for that (default: 30)
-        #[argh(option, arg_name = "seconds", default = "30")]
+        #[argh(option, arg_name = "seconds", default = "30", from_str_fn(whole))]
         timeout: u64,
         /// print one JSON value
         #[argh(switch)]

@@ -58,9 +58,7 @@ fn summary(status: &Value, verbose: bool, style: Style) -> String {
         ),
         ("socket", cell(&status["socket"])),
     ];
-    if status["listen"].as_array().is_some_and(|listen| !listen.is_empty()) {
-        lines.push(("tcp", cell(&status["listen"])));
-    }
+    lines.extend(doors(status));
     lines
         .push(("agents", format!("{} connected{limit}, {} known", cell(&agents["connected"]), cell(&agents["known"]))));
     lines.push(("tier", cell(&status["tier"])));
@@ -81,7 +79,16 @@ fn summary(status: &Value, verbose: bool, style: Style) -> String {
             bytes(total("waiting_bytes"))
         ),
     ));
+    if let Some(paused) = status["paused"]["now"].as_u64().filter(|paused| *paused > 0) {
+        let wait = if paused == 1 { "waits" } else { "wait" };
+        lines.push(("slowed", format!("{} {wait} for the tier's or a key's rate", print::count(paused, "connection"))));
+    }
     let mut text = lines.iter().fold(String::new(), |all, (name, value)| all + &format!("{name:<10}{value}\n"));
+    for (name, notes) in [("advice", &status["advice"]), ("note", &status["license"]["warnings"])] {
+        for note in notes.as_array().into_iter().flatten().filter_map(Value::as_str) {
+            let _ = writeln!(text, "{name:<10}{}", style.coloured(33, &print::clean(note)));
+        }
+    }
     for shard in shards {
         if let Some(reason) = shard["fallback"].as_str() {
             let warning = format!("shard {} fell back: {}", cell(&shard["id"]), print::clean(reason));
@@ -95,6 +102,39 @@ fn summary(status: &Value, verbose: bool, style: Style) -> String {
         text += &details(status, shards, style);
     }
     text
+}
+
+/// The ways in besides the owner's own socket, and who is asked for what there.
+fn doors(status: &Value) -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
+    let tls = match (status["tls"]["on"].as_bool(), status["tls"]["mutual"].as_bool()) {
+        (Some(true), Some(true)) => ", TLS with client certificates",
+        (Some(true), _) => ", TLS",
+        _ => "",
+    };
+    let ports = status["listen"].as_array().map_or(&[][..], Vec::as_slice);
+    lines.extend(ports.iter().map(|port| ("tcp", format!("{}{tls}", cell(port)))));
+    let authentication = &status["authentication"];
+    let failures: Vec<String> = counted(&authentication["failures"]);
+    let delayed = authentication["delayed"].as_u64().filter(|count| *count > 0);
+    let mut parts = Vec::new();
+    if authentication["required"] == true {
+        parts.push("an API key or a token is required".to_owned());
+    }
+    if !failures.is_empty() {
+        parts.push(format!("turned away: {}", failures.join(", ")));
+    }
+    parts.extend(delayed.map(|count| format!("{count} answered late")));
+    if !parts.is_empty() {
+        lines.push(("access", parts.join("; ")));
+    }
+    lines
+}
+
+/// The counters that are not 0, with their names.
+fn counted(counters: &Value) -> Vec<String> {
+    let counters = counters.as_object().into_iter().flatten().filter(|(_, count)| number(count) > 0);
+    counters.map(|(reason, count)| format!("{} {}", print::clean(reason), cell(count))).collect()
 }
 
 /// Where it lies, and how much there is.
@@ -246,16 +286,7 @@ fn details(status: &Value, shards: &[Value], style: Style) -> String {
         cell(&writer["committed"])
     );
     for (name, counts) in [("closes", &status["closes"]), ("refusals", &status["refusals"])] {
-        let reasons: Vec<String> = counts
-            .as_object()
-            .map(|counts| {
-                counts
-                    .iter()
-                    .filter(|(_, count)| number(count) > 0)
-                    .map(|(reason, count)| format!("{} {}", print::clean(reason), cell(count)))
-                    .collect()
-            })
-            .unwrap_or_default();
+        let reasons = counted(counts);
         let reasons = if reasons.is_empty() { "none".to_owned() } else { reasons.join(", ") };
         let _ = writeln!(text, "{name:<10}{reasons}");
     }
@@ -284,6 +315,27 @@ mod tests {
         });
         insta::assert_snapshot!(summary(&status, true, Style::plain()));
         assert!(summary(&serde_json::json!({}), true, Style::plain()).contains("agents    - connected, - known"));
+    }
+
+    #[test]
+    fn doors_limits_and_the_licence_are_told_where_there_is_something_to_tell() {
+        let status = serde_json::json!({
+            "listen": ["127.0.0.1:17443"], "tls": { "on": true, "mutual": false }, "paused": { "now": 3, "ever": 4 },
+            "authentication": { "required": true, "failures": { "missing": 2, "expired": 0 }, "delayed": 1 },
+            "advice": ["9 of 10 agents"], "license": { "warnings": ["evaluation build: \u{1b}x"] },
+        });
+        let text = summary(&status, false, Style::plain());
+        for line in [
+            "tcp       127.0.0.1:17443, TLS\n",
+            "access    an API key or a token is required; turned away: missing 2; 1 answered late\n",
+            "slowed    3 connections wait for the tier's or a key's rate\n",
+            "advice    9 of 10 agents\n",
+            "note      evaluation build: \\u{1b}x\n",
+        ] {
+            assert!(text.contains(line), "{line}{text}");
+        }
+        let quiet = summary(&serde_json::json!({ "paused": { "now": 0 }, "advice": [] }), false, Style::plain());
+        assert!(["tcp", "access", "slowed", "advice", "note"].iter().all(|word| !quiet.contains(word)), "{quiet}");
     }
 
     #[test]

@@ -104,6 +104,10 @@ impl Fate {
             ("not_found", _) => {
                 format!("nobody called \"{to}\" has ever connected here; `relay agents` lists who has")
             }
+            // Only a key's scopes forbid a message; this is the relay's own sentence.
+            ("refused", Some(reason)) if reason == RefuseReason::Forbidden.name() => {
+                "not accepted: This credential may not send messages; it needs a key with the scope send".to_owned()
+            }
             ("refused", Some(reason)) => format!("not accepted: {reason}{again}"),
             ("failed", Some(reason)) => format!("accepted, but it will not arrive: {reason} (message {})", self.id),
             ("unknown", _) => {

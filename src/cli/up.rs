@@ -122,10 +122,10 @@ pub(super) fn run(command: Up) -> Result<(), Failure> {
         // A session of its own: the terminal that started it may close. Fails only where that is so already.
         let _ = rustix::process::setsid();
     }
-    let store = store_line(&settings);
+    let (store, access) = (store_line(&settings), Access::of(&settings));
     crate::daemon::run(settings, |ready| {
         // Whoever started it may have gone away since: that is no reason to stop.
-        let _ = print::out(&greeting(ready, &store));
+        let _ = print::out(&greeting(ready, &store, &access));
     })
     .map_err(Failure::failed)
 }
@@ -137,13 +137,32 @@ fn store_line(settings: &Settings) -> String {
     format!("  store   {}{encrypted}\n          {}: {}\n", path.display(), durability.name(), durability.survives())
 }
 
+/// Who is let in, and over which wire.
+struct Access {
+    tls: &'static str,
+    line: &'static str,
+}
+
+impl Access {
+    fn of(settings: &Settings) -> Access {
+        let tls = match &settings.tls {
+            Some(tls) if tls.mutual => ", TLS with client certificates",
+            Some(_) => ", TLS",
+            None => "",
+        };
+        let line = if settings.require_auth { "  access  an API key or a token is required\n" } else { "" };
+        Access { tls, line }
+    }
+}
+
 /// What the operator reads when every listener is open.
-fn greeting(ready: &Ready, store: &str) -> String {
+fn greeting(ready: &Ready, store: &str, access: &Access) -> String {
     let mut text = format!("relay {} is up, pid {}\n", env!("CARGO_PKG_VERSION"), std::process::id());
     text += &format!("  socket  {}\n", ready.socket.display());
     for address in &ready.listen {
-        text += &format!("  tcp     {address}\n");
+        text += &format!("  tcp     {address}{}\n", access.tls);
     }
+    text += access.line;
     let cpus = ready.cpus.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
     let count = ready.cpus.len();
     let (shards, on) = if count == 1 { ("shard", "CPU") } else { ("shards", "CPUs") };

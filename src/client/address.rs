@@ -39,7 +39,7 @@ impl Address {
 impl FromStr for Address {
     type Err = String;
 
-    /// `unix:PATH` and `tcp://HOST:PORT` say which; otherwise what ends in `:PORT` and has no `/` is TCP.
+    /// `unix:PATH` and `tcp://HOST:PORT` say which; otherwise what has a `/` is a path, unless it is another kind of URL.
     fn from_str(text: &str) -> Result<Address, String> {
         if let Some(path) = text.strip_prefix("unix:") {
             return path_of(path.strip_prefix("//").unwrap_or(path));
@@ -47,20 +47,25 @@ impl FromStr for Address {
         if let Some(host) = text.strip_prefix("tcp://") {
             return host_of(host);
         }
-        let has_port = text.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-        if has_port && !text.contains('/') { host_of(text) } else { path_of(text) }
+        let is_path = text.contains('/') && !text.contains("://");
+        if is_path { path_of(text) } else { host_of(text) }
     }
 }
 
+const NOTHING: &str = "an address is host:port, or the path of a socket";
+
 fn path_of(path: &str) -> Result<Address, String> {
     if path.is_empty() {
-        return Err("an address is the path of a socket, or host:port".into());
+        return Err(NOTHING.to_owned());
     }
     Ok(Address::Unix(PathBuf::from(path)))
 }
 
 fn host_of(text: &str) -> Result<Address, String> {
-    let wrong = || format!("{text} is not host:port");
+    let wrong = || match text {
+        "" => NOTHING.to_owned(),
+        _ => format!("{text} is not host:port (and the path of a socket has a /)"),
+    };
     let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
     let port: u16 = port.parse().map_err(|_| wrong())?;
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
@@ -98,8 +103,11 @@ mod tests {
         assert_eq!("127.0.0.1:4000".parse(), tcp("127.0.0.1"));
         assert_eq!("relay.example:4000".parse(), tcp("relay.example"));
         assert_eq!("tcp://[::1]:4000".parse(), tcp("::1"));
-        for wrong in ["", "tcp://nowhere", "tcp://:4000", "tcp://::1:4000", "tcp://[a]:4000", "tcp://a:70000"] {
-            assert!(wrong.parse::<Address>().is_err(), "{wrong}");
+        assert_eq!("".parse::<Address>().unwrap_err(), NOTHING);
+        let wrong = ["tcp://nowhere", "tcp://:4000", "tcp://::1:4000", "tcp://[a]:4000", "tcp://a:70000"];
+        for wrong in wrong.into_iter().chain(["127.0.0.1", "host:99999", "https://relay.example:4000", "relay.sock"]) {
+            let said = wrong.parse::<Address>().unwrap_err();
+            assert!(said.contains(" is not host:port"), "{wrong}: {said}");
         }
         for text in ["127.0.0.1:4000", "[::1]:4000", "/run/relay.sock"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);

@@ -79,9 +79,11 @@ impl Error {
     /// The same failure, of a connection to `address` that has not been welcomed yet: in the wrong language, mostly.
     pub(super) fn before_welcome(self, address: &Address, options: &Options) -> Error {
         match self {
-            Error::Lost(_) | Error::Corrupt(_) if !options.security.is_tls(address) && address.is_tcp() => Error::Lost(
-                format!("the relay at {address} does not answer without TLS; say whom to believe (--ca FILE)"),
-            ),
+            Error::Lost(_) | Error::Corrupt(_) if !options.security.is_tls(address) && address.is_tcp() => {
+                Error::Lost(format!(
+                    "what answers at {address} ends a connection without TLS; it is a relay that wants TLS (--ca FILE says whom to believe), or no relay"
+                ))
+            }
             other => other,
         }
     }

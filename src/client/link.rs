@@ -27,8 +27,8 @@ const UNREAD_BYTES_MAX: usize = 2 * FRAME_BYTES_MAX;
 /// No waiting, no signal.
 const QUIETLY: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
 /// A relay without TLS closes what begins with it. One that is just ending does so as well, so this is no final word.
-const CLOSED_IN_HANDSHAKE: &str = "the relay closed it during the TLS handshake; if it does not speak TLS there, start it \
-     with --tls-cert and --tls-key, or leave --ca and the like out";
+const CLOSED_IN_HANDSHAKE: &str = "it was closed during the TLS handshake; what answers there may be no relay, or one that \
+     does not speak TLS: start that with --tls-cert and --tls-key, or leave --ca and the like out";
 /// A poll is a receive that does not wait.
 const NO_WAIT: Duration = Duration::ZERO;
 

@@ -122,7 +122,8 @@ impl Secure {
         Error::Tls(match error {
             LinkError::NotTls => {
                 format!(
-                    "{at} does not speak TLS; start it with --tls-cert and --tls-key, or leave --ca and the like out"
+                    "what answers at {} does not speak TLS and may be no relay; if it is one, start it with --tls-cert and --tls-key, or leave --ca and the like out",
+                    self.address
                 )
             }
             LinkError::Untrusted => {

@@ -105,7 +105,7 @@ pub enum LinkError {
     /// The peer's certificate will be good.
     #[error("the certificate is not valid yet; is the clock right on both machines?")]
     NotYetValid,
-    /// The peer's certificate is somebody else's.
+    /// The peer's certificate is somebody else's: what it is for, as half a sentence.
     #[error("the certificate is not for this name: {0}")]
     WrongName(String),
     /// The peer shows an authority's certificate as its own, as `openssl req -x509` makes it when nothing is said.
@@ -141,8 +141,9 @@ impl From<Error> for LinkError {
                 CertificateError::Expired | CertificateError::ExpiredContext { .. } => LinkError::Expired,
                 CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => LinkError::NotYetValid,
                 CertificateError::UnknownIssuer | CertificateError::BadSignature => LinkError::Untrusted,
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                    LinkError::WrongName(problem.to_string())
+                CertificateError::NotValidForName => LinkError::WrongName("it is for others".to_owned()),
+                CertificateError::NotValidForNameContext { presented, .. } => {
+                    LinkError::WrongName(names_of(&presented))
                 }
                 // rustls has no name of its own for it.
                 problem if problem.to_string().contains("CaUsedAsEndEntity") => LinkError::AuthorityItself,
@@ -156,11 +157,34 @@ impl From<Error> for LinkError {
     }
 }
 
+/// At most so many names of a certificate are said.
+const NAMES_MAX: usize = 8;
+
+/// What a certificate is for. Its names come as rustls prints them, `DnsName("a.example")` and `IpAddress(127.0.0.1)`.
+fn names_of(presented: &[String]) -> String {
+    if presented.is_empty() {
+        return "it has no names at all (subjectAltName is missing)".to_owned();
+    }
+    let bare = |name: &String| {
+        let inner = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')')).unwrap_or(name);
+        inner.trim_matches('"').to_owned()
+    };
+    let mut names: Vec<String> = presented.iter().take(NAMES_MAX).map(bare).collect();
+    if presented.len() > NAMES_MAX {
+        names.push("…".to_owned());
+    }
+    format!("it is for {}", names.join(", "))
+}
+
 /// What an alert means to whoever reads a log.
 fn meaning(alert: AlertDescription) -> String {
     let text = match alert {
         AlertDescription::CertificateRequired => "it requires a client certificate",
         AlertDescription::UnknownCA => "it does not believe the authority of our certificate",
+        // Webpki's word for a certificate without the purpose that it is shown for.
+        AlertDescription::UnsupportedCertificate => {
+            "our certificate may not be used by a client (extendedKeyUsage clientAuth is missing)"
+        }
         AlertDescription::CertificateExpired => "our certificate has expired",
         AlertDescription::BadCertificate | AlertDescription::CertificateUnknown => "it does not accept our certificate",
         AlertDescription::ProtocolVersion => "it speaks another version of TLS",
@@ -169,4 +193,18 @@ fn meaning(alert: AlertDescription) -> String {
         _ => return format!("alert {alert:?}"),
     };
     text.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_alerts_are_said_as_people_write_them() {
+        let names = ["DnsName(\"localhost\")", "DnsName(\"relay.example\")", "IpAddress(127.0.0.1)"].map(str::to_owned);
+        assert_eq!(names_of(&names), "it is for localhost, relay.example, 127.0.0.1");
+        assert!(names_of(&[]).contains("no names"));
+        let refused = LinkError::from(Error::AlertReceived(AlertDescription::UnsupportedCertificate));
+        assert!(refused.to_string().contains("clientAuth"), "{refused}");
+    }
 }
