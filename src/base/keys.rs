@@ -154,6 +154,8 @@ pub struct Grant {
     pub expires_at_ms: u64,
     /// SHA-256 of the secret that was presented (of the key's, for a token): it may have been rotated away since.
     pub secret: [u8; 32],
+    /// Whether a token was presented, which ends; not the key itself.
+    pub by_token: bool,
 }
 
 /// Why a credential is not good; the texts are the product's.
@@ -298,6 +300,7 @@ impl KeyRing {
             per_minute: key.per_minute,
             expires_at_ms,
             secret: hash,
+            by_token: false,
         })
     }
 
@@ -315,6 +318,7 @@ impl KeyRing {
             per_minute: key.per_minute,
             expires_at_ms: ends_at_ms,
             secret: key.hash,
+            by_token: true,
         })
     }
 

@@ -59,10 +59,22 @@ pub fn submit(
     let message = Outgoing { label, wants, ..*message };
     let fields = message.fields(id, from)?;
     let deadline = Instant::now() + timeout;
-    let mut link = Link::connect(address, &Security::Plain, timeout)?;
-    encode::send(&mut link.queued, Kind::Submit, &fields, Sequence::default());
-    link.flush()?;
-    outcome_of(&mut link, id, wait_for, deadline)
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut link = Link::connect(address, &Security::Plain, left)?;
+        encode::send(&mut link.queued, Kind::Submit, &fields, Sequence::default());
+        link.flush()?;
+        let outcome = outcome_of(&mut link, id, wait_for, deadline)?;
+        // The tier's rate is used up: whoever sends in a loop slows down to it. The label makes sending again safe.
+        let Fate::Refused { reason: RefuseReason::RateLimited, retry_after_ms } = outcome.fate else {
+            return Ok(outcome);
+        };
+        let wait = Duration::from_millis(u64::from(retry_after_ms));
+        if wait >= deadline.saturating_duration_since(Instant::now()) {
+            return Ok(outcome);
+        }
+        std::thread::sleep(wait);
+    }
 }
 
 /// As [`submit`], in a session under the name that `options` say: for a relay that wants to know who sends. Fails where

@@ -19,7 +19,7 @@ impl Relay {
         Gauges {
             counters: self.counters.clone(),
             connections: self.sessions.len() as u32,
-            half_open: self.half_open as u32,
+            half_open: self.half_open.iter().sum::<usize>() as u32,
             live: self.live as u32,
             known: self.agents.len() as u32,
             waiting_messages: self.waiting.messages,
@@ -38,6 +38,7 @@ impl Relay {
     pub(super) fn on_query(&mut self, now: Now, id: SessionId, query: &Query<'_>, outbox: &mut Outbox) {
         let Some(session) = self.sessions.find(id) else { return };
         let by = session.grant.as_ref().map(|grant| grant.key);
+        let by_token = session.grant.as_ref().is_some_and(|grant| grant.by_token);
         if !session.may_administer() {
             let text = "Questions are answered on the Unix socket, for the daemon's own user, or to a key with the admin scope";
             return self.fatal(id, ErrorCode::Forbidden, text, CloseReason::Forbidden, outbox);
@@ -52,6 +53,7 @@ impl Relay {
             kind: query.kind,
             arguments: query.arguments.as_ref().into(),
             by,
+            by_token,
         });
     }
 

@@ -32,6 +32,11 @@ impl Rate {
         Rate { count, span: Mono::ms(60_000), burst: count }
     }
 
+    /// Whether it is so low that what idle purses hold ahead of need would be a large part of it.
+    pub(super) fn is_low(&self, shards: u16) -> bool {
+        self.burst < SHARE * u64::from(shards)
+    }
+
     /// Nanoseconds in which so many tokens come.
     pub(super) fn time_for(&self, tokens: u64) -> u64 {
         let time = (u128::from(tokens) * u128::from(self.span)).div_ceil(u128::from(self.count));

@@ -59,9 +59,9 @@ impl Relay {
         hello: Hello<'_>,
         outbox: &mut Outbox,
     ) {
+        self.half_open[usize::from(session.peer.owner)] += 1;
         self.sessions.insert(id, session);
         self.timers.set(timers::coalesced(now.mono + PING_AFTER), Timer::Session(id));
-        self.half_open += 1;
         if self.stopping {
             return self.close(id, CloseReason::Shutdown, outbox);
         }
@@ -191,7 +191,7 @@ impl Relay {
         let (peer, grant, scopes, key) = (session.peer.clone(), session.grant.take(), session.scopes, session.key);
         *session = Session { dialect, state: State::Live(slot), grant, scopes, key, ..Session::fresh(now.mono, peer) };
         let receives = session.scopes.contains(Scopes::RECEIVE);
-        self.half_open -= usize::from(was == State::Fresh);
+        self.half_open[usize::from(session.peer.owner)] -= usize::from(was == State::Fresh);
         self.prefetch(now, key, outbox);
         let resumed = hello.resume.is_some_and(|token| self.token_is_good(now, &self.agents[slot], token));
         let (fresh_session, resume) = (self.tokens.issue(), self.tokens.issue());
@@ -265,6 +265,7 @@ impl Relay {
         for waiting in waiting {
             self.accept_one(now, waiting.parcel, waiting.origin, outbox);
         }
+        self.prepay(now, id, outbox);
     }
 }
 

@@ -8,8 +8,9 @@ use super::fund::{Dole, Fund, Rate};
 use super::outbox::{Outbox, Output};
 use super::purse::{Purse, Request};
 use super::seats::LEDGER;
+use super::session::Session;
 use super::timers::Timer;
-use crate::base::keys::{Grant, KeyId};
+use crate::base::keys::{Grant, KeyId, Scopes};
 use crate::base::tier::Entitled;
 use crate::base::{Mono, Now, RefuseReason, SessionId, ShardId};
 use crate::wire::{Busy, Frame};
@@ -19,6 +20,8 @@ use std::collections::BTreeMap;
 const TOLD_EVERY: u64 = Mono::ms(1_000);
 /// What a shard that has not heard yet that there is no limit any more is handed.
 const PLENTY: u32 = 64;
+/// As many may be owed before the command line, which is never left unread, is told to come again.
+const SUBMITTED_ON_CREDIT: u32 = 64;
 
 /// The purses of one shard.
 #[derive(Default)]
@@ -165,11 +168,14 @@ impl Relay {
     }
 
     /// The connection is gone, with what it had of the key and of its debts.
-    pub(super) fn close_meter(&mut self, id: SessionId, key: Option<u32>, paused: u8, outbox: &mut Outbox) {
+    pub(super) fn close_meter(&mut self, id: SessionId, session: &Session, outbox: &mut Outbox) {
+        let (key, paused, prepaid) = (session.key, session.paused, session.prepaid);
         for pocket in [Some(Pocket::Daemon), key.map(Pocket::Key)].into_iter().flatten() {
-            if paused & pocket.bit() != 0
-                && let Some(purse) = self.meters.purse(pocket)
-            {
+            let Some(purse) = self.meters.purse(pocket) else { continue };
+            if prepaid & pocket.bit() != 0 {
+                purse.forget_prepaid(id);
+                self.pay(self.now, pocket, outbox);
+            } else if paused & pocket.bit() != 0 {
                 purse.forget(id);
             }
         }
@@ -192,6 +198,31 @@ impl Relay {
         }
     }
 
+    /// A connection is welcome: where others wait already its first message is paid for before it is read. Otherwise each
+    /// new connection would get one message on credit.
+    pub(super) fn prepay(&mut self, now: Now, id: SessionId, outbox: &mut Outbox) {
+        if !self.meters.any {
+            return;
+        }
+        let Some(session) = self.sessions.find(id) else { return };
+        if !session.scopes.contains(Scopes::SEND) {
+            return;
+        }
+        for pocket in [Some(Pocket::Daemon), session.key.map(Pocket::Key)].into_iter().flatten() {
+            let Some(purse) = self.meters.purse(pocket) else { continue };
+            if purse.owed() == 0 {
+                continue;
+            }
+            purse.owe(id);
+            if let Some(session) = self.sessions.find_mut(id) {
+                session.prepaid |= pocket.bit();
+            }
+            self.pause(id, pocket, outbox);
+            self.refill(now, pocket, outbox);
+            self.tell_paused(now, pocket, outbox);
+        }
+    }
+
     /// A SEND is taken from this connection: somebody pays.
     pub(super) fn charge(&mut self, now: Now, id: SessionId, outbox: &mut Outbox) {
         let key = self.sessions.find(id).and_then(|session| session.key);
@@ -200,6 +231,12 @@ impl Relay {
             (used.messages, used.last_used_ms) = (used.messages + 1, now.wall_ms);
         }
         for pocket in [Some(Pocket::Daemon), key.map(Pocket::Key)].into_iter().flatten() {
+            if let Some(session) = self.sessions.find_mut(id)
+                && session.prepaid & pocket.bit() != 0
+            {
+                session.prepaid &= !pocket.bit();
+                continue;
+            }
             let Some(purse) = self.meters.purse(pocket) else { continue };
             let paid = purse.spend();
             if !paid {
@@ -213,13 +250,28 @@ impl Relay {
         }
     }
 
-    /// A message of the command line: paid for, too, but its connection is read on; agents wait for it instead.
-    pub(super) fn charge_submitted(&mut self, now: Now, outbox: &mut Outbox) {
-        let Some(purse) = self.meters.purse(Pocket::Daemon) else { return };
+    /// A message of the command line: paid for, too, but its connection is read on; agents wait for it instead. When too
+    /// much is owed already: in how many milliseconds it is worth trying again.
+    pub(super) fn charge_submitted(&mut self, now: Now, outbox: &mut Outbox) -> Result<(), u32> {
+        let rate = self.rate(Pocket::Daemon);
+        let Some(purse) = self.meters.purse(Pocket::Daemon) else { return Ok(()) };
+        let owed = purse.owed();
+        if owed >= SUBMITTED_ON_CREDIT {
+            let first = purse.expected.map_or(0, |expected| expected.since(now.mono));
+            return Err(milliseconds(first.saturating_add(rate.time_for(u64::from(owed)))));
+        }
         if !purse.spend() {
             purse.owe_alone(1);
         }
         self.refill(now, Pocket::Daemon, outbox);
+        Ok(())
+    }
+
+    fn rate(&self, pocket: Pocket) -> Rate {
+        match self.meters.account(pocket) {
+            Account::Key { per_minute, .. } => Rate::per_minute(per_minute),
+            Account::Daemon => Rate::per_second(self.options.entitlement.messages_per_second.unwrap_or(u32::MAX)),
+        }
     }
 
     fn pause(&mut self, id: SessionId, pocket: Pocket, outbox: &mut Outbox) {
@@ -248,7 +300,13 @@ impl Relay {
 
     /// Asks for more when little is left, and hands on what comes at once.
     fn refill(&mut self, now: Now, pocket: Pocket, outbox: &mut Outbox) {
-        while let Some(request) = self.meters.purse(pocket).and_then(Purse::request) {
+        // Idle purses would hold all there is of a low rate: nothing is asked for ahead of need.
+        let low = self.rate(pocket).is_low(self.options.shards);
+        while let Some(purse) = self.meters.purse(pocket) {
+            if low && purse.owed() == 0 {
+                return;
+            }
+            let Some(request) = purse.request() else { return };
             let account = self.meters.account(pocket);
             if !self.keeps_ledger() {
                 let mail = Mail::TokensAsked { account, wanted: request.wanted, spent: request.spent };
@@ -264,6 +322,10 @@ impl Relay {
     fn put(&mut self, now: Now, pocket: Pocket, tokens: u32, outbox: &mut Outbox) {
         let Some(purse) = self.meters.purse(pocket) else { return };
         purse.receive(tokens);
+        self.pay(now, pocket, outbox);
+    }
+
+    fn pay(&mut self, now: Now, pocket: Pocket, outbox: &mut Outbox) {
         while let Some(id) = self.meters.purse(pocket).and_then(Purse::pay) {
             self.unpause(now, id, pocket, outbox);
         }
@@ -281,10 +343,7 @@ impl Relay {
         if self.meters.paused == 0 {
             return;
         }
-        let rate = match self.meters.account(pocket) {
-            Account::Key { per_minute, .. } => Rate::per_minute(per_minute),
-            Account::Daemon => Rate::per_second(self.options.entitlement.messages_per_second.unwrap_or(u32::MAX)),
-        };
+        let rate = self.rate(pocket);
         let Some(purse) = self.meters.purse(pocket) else { return };
         let Some(expected) = purse.expected else { return };
         let mut told = Vec::new();
@@ -301,7 +360,7 @@ impl Relay {
                 number: 0,
                 label: "".into(),
                 reason: RefuseReason::RateLimited,
-                retry_after_ms: u32::try_from(wait.div_ceil(1_000_000)).unwrap_or(u32::MAX).max(1),
+                retry_after_ms: milliseconds(wait),
                 queue_depth: 0,
                 recipient: "".into(),
             };
@@ -353,15 +412,18 @@ impl Relay {
             return;
         }
         if self.keeps_ledger() {
-            self.on_tokens_left(self.now, account, spent, unused);
+            self.on_tokens_left(self.now, account, spent, unused, outbox);
         } else {
             outbox.mails.push((LEDGER, Mail::TokensLeft { account, spent, unused }));
         }
     }
 
-    pub(super) fn on_tokens_left(&mut self, now: Now, account: Account, spent: u32, unused: u32) {
+    pub(super) fn on_tokens_left(&mut self, now: Now, account: Account, spent: u32, unused: u32, outbox: &mut Outbox) {
         if let Some(fund) = self.funds.find(account) {
             fund.report(now.mono, spent, unused);
+        }
+        if unused > 0 {
+            self.serve(now, outbox);
         }
     }
 
@@ -441,6 +503,10 @@ impl Relay {
             self.timers.set(now.mono + wait, Timer::Funds);
         }
     }
+}
+
+fn milliseconds(wait: u64) -> u32 {
+    u32::try_from(wait.div_ceil(1_000_000)).unwrap_or(u32::MAX).max(1)
 }
 
 impl Funds {

@@ -71,7 +71,8 @@ pub struct Relay {
     tokens: TokenSource,
     chunks: Chunks,
     sessions: Sessions,
-    half_open: usize,
+    /// Of strangers, and of the daemon's own user: strangers must not lock that one out.
+    half_open: [usize; 2],
     live: usize,
     presence_generation: u64,
     agents: Agents,
@@ -139,7 +140,7 @@ impl Relay {
             tokens: TokenSource::new(options.token_seed),
             chunks: Chunks::default(),
             sessions: Sessions::default(),
-            half_open: 0,
+            half_open: [0; 2],
             live: 0,
             presence_generation: 0,
             agents: Agents::default(),
@@ -389,7 +390,7 @@ impl Relay {
                 self.on_tokens_asked(now, from, account, Request { wanted, spent }, outbox);
             }
             Mail::Tokens { account, tokens, wait } => self.on_tokens(now, account, tokens, wait, outbox),
-            Mail::TokensLeft { account, spent, unused } => self.on_tokens_left(now, account, spent, unused),
+            Mail::TokensLeft { account, spent, unused } => self.on_tokens_left(now, account, spent, unused, outbox),
         }
     }
 

@@ -362,6 +362,8 @@ pub struct Question {
     pub arguments: Box<str>,
     /// Under which key; none: the daemon's own user.
     pub by: Option<KeyId>,
+    /// Whether a token of that key was presented: it must not get anything that outlives it.
+    pub by_token: bool,
 }
 
 /// A request for a part of the list of agents.

@@ -12,9 +12,10 @@ use std::borrow::Cow;
 
 impl Relay {
     pub(super) fn on_opened(&mut self, now: Now, id: SessionId, peer: Peer, outbox: &mut Outbox) {
+        let kind = usize::from(peer.owner);
         self.sessions.insert(id, Session::fresh(now.mono, peer));
-        self.half_open += 1;
-        if self.half_open > self.options.bounds.half_open_max {
+        self.half_open[kind] += 1;
+        if self.half_open[kind] > self.options.bounds.half_open_max {
             self.close(id, CloseReason::HalfOpenFull, outbox);
         } else if self.stopping {
             self.close(id, CloseReason::Shutdown, outbox);
@@ -80,14 +81,14 @@ impl Relay {
 
     pub(super) fn drop_session(&mut self, id: SessionId, outbox: &mut Outbox) {
         let Some(session) = self.sessions.remove(id) else { return };
-        if session.key.is_some() || session.paused != 0 {
-            self.close_meter(id, session.key, session.paused, outbox);
+        if session.key.is_some() || session.paused != 0 || session.prepaid != 0 {
+            self.close_meter(id, &session, outbox);
         }
         match session.state {
             State::Live(_) => {}
-            State::Fresh => self.half_open -= 1,
+            State::Fresh => self.half_open[usize::from(session.peer.owner)] -= 1,
             State::Penalized(_) => {
-                self.half_open -= 1;
+                self.half_open[usize::from(session.peer.owner)] -= 1;
                 self.sources.answered(session.peer.source);
             }
             State::Seating(agent) => {

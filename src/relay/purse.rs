@@ -64,6 +64,28 @@ impl Purse {
         }
     }
 
+    /// A connection is gone whose message was prepaid and never came: nothing is owed for it, and what was paid is back.
+    pub(super) fn forget_prepaid(&mut self, id: SessionId) {
+        match self.waiting.iter().position(|(waiting, _)| *waiting == id) {
+            Some(index) => {
+                if let Some((_, owed)) = self.waiting.remove(index) {
+                    self.owe_alone(owed.saturating_sub(1));
+                }
+            }
+            None if self.spent > 0 => (self.spent, self.tokens) = (self.spent - 1, self.tokens + 1),
+            // It has been reported as spent.
+            None => {}
+        }
+    }
+
+    /// How many are owed before a newcomer's; none while there are tokens.
+    pub(super) fn owed(&self) -> u32 {
+        match self.tokens {
+            0 => self.waiting.iter().fold(self.debt, |all, (_, owed)| all.saturating_add(*owed)),
+            _ => 0,
+        }
+    }
+
     /// What to ask the ledger for now, if anything; it counts as asked from then on.
     pub(super) fn request(&mut self) -> Option<Request> {
         let poor = self.tokens <= self.low || !self.waiting.is_empty() || self.debt > 0;

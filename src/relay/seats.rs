@@ -5,7 +5,7 @@ use super::Relay;
 use super::event::Mail;
 use super::home::AgentSlot;
 use super::outbox::Outbox;
-use super::session::State;
+use super::session::{Session, State};
 use crate::base::{AgentId, CloseReason, Now, SessionId, ShardId, name};
 use crate::wire::{ErrorCode, Hello};
 
@@ -30,7 +30,9 @@ impl Relay {
     ) {
         let seats_max = self.options.entitlement.agents_max;
         let seated = slot.is_some_and(|slot| self.agents[slot].seated);
-        if seated || std::str::from_utf8(&hello.claimed_name).is_ok_and(name::is_internal) {
+        let internal = std::str::from_utf8(&hello.claimed_name).is_ok_and(name::is_internal)
+            && self.sessions.find(id).is_some_and(Session::is_administrator);
+        if seated || internal {
             return self.enter(now, id, seated, &hello, outbox);
         }
         if let Some(asker) = self.asking.get_mut(&agent) {
@@ -51,7 +53,7 @@ impl Relay {
         }
         if let Some(session) = self.sessions.find_mut(id) {
             session.state = State::Seating(agent);
-            self.half_open -= 1;
+            self.half_open[usize::from(session.peer.owner)] -= 1;
             session.hello = Some(Box::new(hello.into_owned()));
         }
     }

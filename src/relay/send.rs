@@ -83,7 +83,9 @@ impl Relay {
             return self.refuse(now, &message, origin, RefuseReason::Malformed, 0, outbox);
         }
         if self.meters.any {
-            self.charge_submitted(now, outbox);
+            if let Err(wait_ms) = self.charge_submitted(now, outbox) {
+                return self.refuse(now, &message, origin, RefuseReason::RateLimited, wait_ms, outbox);
+            }
         }
         self.route(now, message, origin, Dialect::Native, outbox);
     }

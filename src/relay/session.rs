@@ -41,6 +41,8 @@ pub(super) struct Session {
     pub(super) key: Option<u32>,
     /// Why it is left unread, as bits of `Pocket`; 0: it is read.
     pub(super) paused: u8,
+    /// Which pockets its next message is paid for by already, or waits to be: bits of `Pocket`.
+    pub(super) prepaid: u8,
     /// When it was last told that it is left unread.
     pub(super) told_at: Option<Mono>,
     /// When it was last left unread until.
@@ -97,6 +99,7 @@ impl Session {
             hello: None,
             key: None,
             paused: 0,
+            prepaid: 0,
             told_at: None,
             resumed_at: Mono(0),
         }
@@ -104,8 +107,12 @@ impl Session {
 
     /// Whether it is the daemon's own user, or an agent whose key has the admin scope.
     pub(super) fn may_administer(&self) -> bool {
-        let by_key = self.grant.is_some() && self.agent().is_some() && self.scopes.contains(Scopes::ADMIN);
-        self.peer.owner || by_key
+        self.peer.owner || (self.agent().is_some() && self.is_administrator())
+    }
+
+    /// The same, for a connection that is not welcome yet.
+    pub(super) fn is_administrator(&self) -> bool {
+        self.peer.owner || (self.grant.is_some() && self.scopes.contains(Scopes::ADMIN))
     }
 
     /// Until when nothing was read from it, at `now`.

@@ -534,7 +534,7 @@ impl World {
             }
         }
         let gauges = heart.relay.gauges();
-        assert!(gauges.half_open as usize <= bounds.half_open_max, "{} half-open", gauges.half_open);
+        assert!(gauges.half_open as usize <= 2 * bounds.half_open_max, "{} half-open", gauges.half_open);
         // What comes back from the store has room of its own: one answer for each of them.
         let fetched = gauges.known as usize * 2 * limits::FETCH_BYTES_MAX as usize;
         assert!(gauges.resident_bytes as usize <= bounds.shard_waiting_bytes_max + fetched);

@@ -160,15 +160,14 @@ fn whoever_breaks_off_does_not_shake_off_what_it_owes() {
     for slot in 1..11 {
         pair.tell(0, Event::Closed { session: sender.session, reason: CloseReason::Lost });
         sender = Sender::new(&mut pair, 0, slot);
-        assert_eq!(sender.flood(&mut pair, 10), 1);
+        assert_eq!(sender.flood(&mut pair, 10), 0, "no new connection gets one on credit");
     }
     assert_eq!(pair.hearts[0].gauges().paused, 1);
-    for _ in 0..10 {
-        pair.pass(100);
-    }
-    assert!(pair.hearts[0].is_paused(sender.session), "eleven are owed, and it is the last");
+    pair.pass(100);
+    assert!(pair.hearts[0].is_paused(sender.session), "the first of them owed one, and this one is paid for next");
     pair.pass(100);
     assert!(!pair.hearts[0].is_paused(sender.session));
+    assert_eq!(sender.flood(&mut pair, 10), 2, "the one that is paid for, and the one that is owed");
 }
 
 #[test]
@@ -199,4 +198,21 @@ fn without_limits_no_mail_is_sent_for_them() {
     pair.mails.clear();
     sender.flood(&mut pair, 100);
     assert!(pair.mails.is_empty());
+}
+
+#[test]
+fn connections_that_come_and_go_send_no_faster_than_their_key_may() {
+    let keys = ring([ApiKey { per_minute: 1, ..key('s') }]);
+    let mut pair = Pair::shaped(|options| options.keys = keys.clone());
+    let name = Pair::name(0, 0);
+    for slot in 0..1_500 {
+        let session = pair.hello_as(0, slot, Peer::default(), with_key(&name, 's'));
+        if !pair.hearts[0].is_paused(session) {
+            pair.send(0, session, &name, &name, u64::from(slot) + 1, Wants::default());
+        }
+        pair.tell(0, Event::Closed { session, reason: CloseReason::Lost });
+        pair.pass(100);
+    }
+    let accepted = pair.accepted();
+    assert!((2..=5).contains(&accepted), "{accepted} in two and a half minutes");
 }

@@ -17,6 +17,10 @@ fn seats(pair: &Pair) -> u32 {
     pair.hearts[0].gauges().seats
 }
 
+fn home(name: &str) -> u16 {
+    NameHasher::new(1).hash(name.as_bytes()).home(2).0
+}
+
 #[test]
 fn one_too_many_is_told_so_and_its_name_is_not_known() {
     let mut pair = pair_of(2);
@@ -29,9 +33,12 @@ fn one_too_many_is_told_so_and_its_name_is_not_known() {
     assert_eq!((seats(&pair), pair.hearts[1].gauges().known), (2, 2));
     let local = pair.hello_as(0, 9, Peer::default(), named(&Pair::name(0, 0)));
     assert_eq!(pair.heard(local), FULL);
-    let internal = pair.hello_as(0, 10, Peer::default(), named("__helper-of-shard-0"));
-    pair.carry();
-    assert!(!pair.heard(internal).contains(&FULL[1].to_owned()), "helpers hold no seat");
+    let internal = |wanted| (0..).map(|n| format!("__helper-{n}")).filter(|name| home(name) == 0).nth(wanted).unwrap();
+    let owner = Peer { owner: true, ..Peer::default() };
+    let helper = pair.hello_as(0, 10, owner, named(&internal(0)));
+    assert_eq!(pair.heard(helper), ["welcome"], "helpers hold no seat");
+    let stranger = pair.hello_as(0, 12, Peer::default(), named(&internal(1)));
+    assert_eq!(pair.heard(stranger), FULL, "unless anybody could say to be one");
     pair.frame(1, sessions[0], Frame::Bye);
     pair.carry();
     let local = pair.hello_as(0, 11, Peer::default(), named(&Pair::name(0, 0)));
@@ -103,4 +110,18 @@ fn mail_for_a_name_that_waits_for_its_seat_is_delivered_when_it_has_it() {
     pair.carry();
     let delivered = |output: &&Output| matches!(output, Output::Deliver(delivery) if delivery.session == recipient);
     assert_eq!(pair.outputs.iter().filter(delivered).count(), 2);
+}
+
+#[test]
+fn strangers_that_say_nothing_do_not_lock_the_owner_out() {
+    let mut pair = Pair::with(Bounds { half_open_max: 2, ..Bounds::default() });
+    let mut open = |slot, owner| {
+        let session = SessionId { slot, generation: 1 };
+        pair.tell(0, Event::Opened { session, peer: Peer { owner, ..Peer::default() } });
+        let heard = pair.heard(session);
+        (heard, pair.hearts[0].gauges().half_open)
+    };
+    assert_eq!([open(0, false).1, open(1, false).1], [1, 2]);
+    assert_eq!(open(2, false), (vec!["close half_open_full".to_owned()], 2));
+    assert_eq!(open(3, true), (vec![], 3));
 }
