@@ -220,7 +220,13 @@ impl Clerk {
     }
 
     fn ask_registrar(&mut self, question: &Question) -> Result<(Value, bool), String> {
-        let arguments = serde_json::from_str(&question.arguments).unwrap_or_default();
+        let arguments: Value = serde_json::from_str(&question.arguments).unwrap_or_default();
+        // Or it would outlive itself.
+        if question.by_token && matches!(arguments["op"].as_str(), Some("create" | "rotate" | "token")) {
+            return Err(
+                "an access token may not make keys or tokens, nor rotate keys; present the key itself".to_owned()
+            );
+        }
         let who = match question.by {
             Some(key) => format!("key:{key}"),
             None => format!("uid:{}", rustix::process::getuid().as_raw()),

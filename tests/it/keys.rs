@@ -277,6 +277,14 @@ fn an_admin_key_manages_keys_over_tls_and_no_other_key_does_and_the_trail_says_w
         serde_json::from_slice(&inquiry(&admin_key).ask(QueryKind::Keys, &create, PATIENCE).unwrap()).unwrap();
     let (id, key) = (made["id"].as_str().unwrap(), made["key"].as_str().unwrap());
     assert!(native(daemon.stream(), "ann", "api_key", key).welcomed());
+    // What lives for minutes may look, and take back, but not make what lives longer.
+    let minted = daemon.ask(QueryKind::Keys, &json!({ "op": "token", "id": admin }));
+    let token = minted["token"].as_str().unwrap();
+    for op in ["create", "rotate", "token"] {
+        let refused = inquiry(token).ask(QueryKind::Keys, &json!({ "op": op }).to_string(), PATIENCE).unwrap_err();
+        assert!(refused.to_string().contains("an access token may not"), "{op}: {refused}");
+    }
+    assert!(inquiry(token).ask(QueryKind::Keys, &json!({ "op": "list" }).to_string(), PATIENCE).is_ok());
     let by = format!("key:{admin}");
     assert_eq!(listed(&daemon, id)["createdBy"], by);
     daemon.signal(Signal::HUP);
