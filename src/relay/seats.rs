@@ -32,7 +32,14 @@ impl Relay {
         let seated = slot.is_some_and(|slot| self.agents[slot].seated);
         let internal = std::str::from_utf8(&hello.claimed_name).is_ok_and(name::is_internal)
             && self.sessions.find(id).is_some_and(Session::is_administrator);
-        if seated || internal {
+        if internal {
+            if seated {
+                // Somebody else's, who needed one.
+                self.give_seat_back(now, outbox);
+            }
+            return self.enter(now, id, false, &hello, outbox);
+        }
+        if seated {
             return self.enter(now, id, seated, &hello, outbox);
         }
         if let Some(asker) = self.asking.get_mut(&agent) {

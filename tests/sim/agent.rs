@@ -300,7 +300,11 @@ impl Agent {
                     around.marks.hit("busy");
                     if busy.reason == RefuseReason::RateLimited {
                         around.marks.hit("told to slow down");
-                        assert!(busy.number == 0 && busy.retry_after_ms > 0, "it is no SEND that is refused");
+                        let id = MessageId { sender: self.id, number: busy.number };
+                        let sent = around.ledger.by_id.get(&id).map(|index| &around.ledger.sent[*index]);
+                        let submitted = sent.is_some_and(|sent| sent.submitted);
+                        assert!(busy.retry_after_ms > 0);
+                        assert!(busy.number == 0 || submitted, "it is no SEND that is refused");
                     }
                     // Of many recipients, one could not take it; the others may have it.
                     let whole = busy.recipient == "*" || busy.recipient.starts_with('#');

@@ -199,7 +199,8 @@ impl World {
     /// Agents that are connected and hold a seat.
     pub fn seated(&self) -> u32 {
         let seated = self.links.iter().filter(|link| {
-            link.settled && matches!(link.end, End::At(..)) && !self.agents[link.agent].name.starts_with("__")
+            let internal = link.owner && self.agents[link.agent].name.starts_with("__");
+            link.settled && matches!(link.end, End::At(..)) && !internal
         });
         seated.count() as u32
     }
