@@ -198,8 +198,9 @@ impl Relay {
         }
     }
 
-    /// A connection is welcome: where others wait already its first message is paid for before it is read. Otherwise each
-    /// new connection would get one message on credit.
+    /// A connection is welcome under a key: where others of that key wait already its first message is paid for before it
+    /// is read. Otherwise each new connection would get one message on credit. (Of the tier's rate that is no concern:
+    /// there are no more connections in debt than seats.)
     pub(super) fn prepay(&mut self, now: Now, id: SessionId, outbox: &mut Outbox) {
         if !self.meters.any {
             return;
@@ -208,19 +209,15 @@ impl Relay {
         if !session.scopes.contains(Scopes::SEND) {
             return;
         }
-        for pocket in [Some(Pocket::Daemon), session.key.map(Pocket::Key)].into_iter().flatten() {
-            let Some(purse) = self.meters.purse(pocket) else { continue };
-            if purse.owed() == 0 {
-                continue;
-            }
-            purse.owe(id);
-            if let Some(session) = self.sessions.find_mut(id) {
-                session.prepaid |= pocket.bit();
-            }
-            self.pause(id, pocket, outbox);
-            self.refill(now, pocket, outbox);
-            self.tell_paused(now, pocket, outbox);
+        let Some(pocket) = session.key.map(Pocket::Key) else { return };
+        let Some(purse) = self.meters.purse(pocket).filter(|purse| purse.owed() > 0) else { return };
+        purse.owe(id);
+        if let Some(session) = self.sessions.find_mut(id) {
+            session.prepaid |= pocket.bit();
         }
+        self.pause(id, pocket, outbox);
+        self.refill(now, pocket, outbox);
+        self.tell_paused(now, pocket, outbox);
     }
 
     /// A SEND is taken from this connection: somebody pays.
