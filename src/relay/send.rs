@@ -82,10 +82,10 @@ impl Relay {
         if name::check_agent(from).is_err() || message.id().sender != AgentId::of(from) {
             return self.refuse(now, &message, origin, RefuseReason::Malformed, 0, outbox);
         }
-        if self.meters.any {
-            if let Err(wait_ms) = self.charge_submitted(now, outbox) {
-                return self.refuse(now, &message, origin, RefuseReason::RateLimited, wait_ms, outbox);
-            }
+        if self.meters.any
+            && let Err(wait_ms) = self.charge_submitted(now, outbox)
+        {
+            return self.refuse(now, &message, origin, RefuseReason::RateLimited, wait_ms, outbox);
         }
         self.route(now, message, origin, Dialect::Native, outbox);
     }
