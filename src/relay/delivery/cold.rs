@@ -16,6 +16,9 @@ const EXPIRED_AT_ONCE: u32 = 256;
 /// Less than this, unsent in memory, and more is fetched.
 const REFILL_BELOW_BYTES: usize = FETCH_BYTES_MAX as usize / 2;
 
+/// When to look again for what has expired, if not all of it was committed at the last look.
+const UNCOMMITTED_AGAIN: u64 = Mono::ms(1_000);
+
 /// What waits in the store.
 ///
 /// Law: `messages` and `bytes` count what is behind `after`, up to `last`, and neither skipped nor handled.
@@ -361,7 +364,12 @@ impl Queue {
             cold.asked = Some(Asked { fetch, ..asked });
             return Some(fetch);
         }
-        cold.expired_before_ms = fetched.fetch.now_ms;
+        if asked.certain.is_some() {
+            cold.expired_before_ms = fetched.fetch.now_ms;
+        } else {
+            // What was not committed yet may have expired as well, and nobody has told of it.
+            cold.next_expiry = cold.next_expiry.min(how.now.mono + UNCOMMITTED_AGAIN);
+        }
         // Nothing that was there when it was asked lives any more; the counts may be off by what a crash has undone.
         let all = cold.next_expiry == Mono(u64::MAX) && asked.certain.is_some_and(|certain| certain == cold.last);
         if all && self.entries.is_empty() {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::base::AgentId;
-use crate::relay::{Addressee, Fetch, Fetched, FetchedMessage, Place};
+use crate::relay::{Addressee, Fetch, Fetched, FetchedMessage, Place, Wanted};
 use crate::wire::Message;
 
 const SESSION: SessionId = SessionId { slot: 0, generation: 0 };
@@ -260,4 +260,20 @@ fn a_fetch_that_comes_back_after_the_commit_it_would_wait_for_is_asked_again() {
     let fetch = queue.refill(AGENT, Now::default(), RETENTION, 4).expect("something was committed");
     let (_, _, hungry) = taken(&mut queue, answer(fetch, &[], false), 5);
     assert!(!hungry && queue.refill(AGENT, Now::default(), RETENTION, 5).is_some(), "it is committed by now");
+}
+
+#[test]
+fn what_was_not_committed_when_expired_mail_was_looked_for_is_looked_for_again() {
+    let mut queue = Queue::new(9, 1);
+    let offered = Offer { record: 5, spill: true, expires_at: Mono(Mono::ms(3)), ..plain() };
+    queue.offer(&parcel(1), offered);
+    let now = Now { mono: Mono(Mono::ms(7)), wall_ms: 7 };
+    let fetch = queue.sweep(AGENT, now, RETENTION, 4).expect("its time is over");
+    taken(&mut queue, answer(fetch, &[], false), 4);
+    let later = Now { mono: Mono(Mono::ms(1_007)), wall_ms: 1_007 };
+    let fetch = queue.sweep(AGENT, later, RETENTION, 5).expect("it is looked for again");
+    assert_eq!(fetch.wanted, Wanted::Expired { messages_max: 256, expired_before_ms: 0 }, "nobody has told of it");
+    let (news, _, _) = taken(&mut queue, answer(fetch, &[1], true), 5);
+    assert_eq!(news.len(), 1);
+    assert!(queue.is_empty());
 }
