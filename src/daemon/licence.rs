@@ -1,5 +1,5 @@
 //! The licence of a running daemon: known before the first listener opens, looked at every hour by a thread of its own, and
-//! a change handed to whoever asks. Everything it does with the world it does through the desk.
+//! what is in force is there for whoever asks. Everything it does with the world it does through the desk.
 
 use super::licence_desk::{Desk, DeskPlace, PATIENCE, reading};
 use super::settings::Settings;
@@ -48,8 +48,6 @@ struct Shared {
 struct State {
     desk: Desk,
     entitled: Entitled,
-    /// What has changed and was not taken yet.
-    change: Option<Entitled>,
     standing: Standing,
     /// Whether the check at start is over.
     checked: bool,
@@ -63,10 +61,10 @@ impl State {
     /// Takes in a look at the licence.
     fn take(&mut self, changed: Option<Entitlement>) {
         let now = reading();
+        let has_changed = changed.is_some();
         if let Some(entitlement) = changed {
             tracing::info!(tier = entitlement.tier.name(), "the licence grants something else now");
             self.entitled = Arc::new(entitlement);
-            self.change = Some(self.entitled.clone());
         }
         let standing = self.desk.holder().standing(now);
         let turned = standing != self.standing;
@@ -78,7 +76,7 @@ impl State {
                 tracing::warn!("licence: {warning}");
             }
         }
-        let saved = if turned || self.change.is_some() || self.saved.is_none_or(|saved| saved.elapsed() >= SAVE) {
+        let saved = if turned || has_changed || self.saved.is_none_or(|saved| saved.elapsed() >= SAVE) {
             self.saved = Some(Instant::now());
             self.desk.save(now)
         } else {
@@ -112,16 +110,7 @@ impl Licence {
         let entitled = Arc::new(desk.holder().entitlement().clone());
         let standing = desk.holder().standing(now);
         let asks = desk.holder().wants_answer(now).is_some();
-        let state = State {
-            desk,
-            entitled,
-            change: None,
-            standing,
-            checked: !asks,
-            stopping: false,
-            saved: None,
-            reminded: begun,
-        };
+        let state = State { desk, entitled, standing, checked: !asks, stopping: false, saved: None, reminded: begun };
         let shared = Arc::new(Shared { state: Mutex::new(state), ring: Condvar::new() });
         let own = shared.clone();
         let thread = match Builder::new().name("relay-licence".into()).spawn(move || watch(&own)) {
@@ -137,8 +126,6 @@ impl Licence {
             let Some(left) = START_PATIENCE.checked_sub(begun.elapsed()).filter(|left| !left.is_zero()) else { break };
             state = shared.ring.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        // What came with the check is what the daemon starts with.
-        state.change = None;
         drop(state);
         Licence { shared, thread }
     }
@@ -156,11 +143,6 @@ impl Licence {
             return state.entitled.clone();
         }
         Arc::new(Entitlement { retention_days_max, ..(*state.entitled).clone() })
-    }
-
-    /// What is granted, if that has changed since the start or since this was last asked. Asked at every turn.
-    pub fn changed(&self) -> Option<Entitled> {
-        self.shared.state().change.take()
     }
 
     /// The longest retention in force, in days: what is granted, or what was until 7 days ago. `None` is unlimited.
