@@ -130,11 +130,6 @@ impl Licence {
         Licence { shared, thread }
     }
 
-    /// What is granted now.
-    pub fn entitlement(&self) -> Entitled {
-        self.shared.state().entitled.clone()
-    }
-
     /// What the daemon goes by: what is granted, with the retention that is in force.
     pub fn in_force(&self) -> Entitled {
         let state = self.shared.state();

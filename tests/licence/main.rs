@@ -164,7 +164,7 @@ fn the_start_never_waits_longer_than_three_seconds() {
         let took = begun.elapsed();
         eprintln!("{lie:?}: the start took {took:?}");
         assert!(took < START_PATIENCE + slack, "{lie:?}: {took:?}");
-        assert_eq!((licence.entitlement().tier, licence.standing().0), (Tier::Community, "pending"));
+        assert_eq!((licence.in_force().tier, licence.standing().0), (Tier::Community, "pending"));
         let begun = Instant::now();
         licence.stop();
         assert!(begun.elapsed() < slack, "nor does the end: {:?}", begun.elapsed());
@@ -180,14 +180,14 @@ fn a_start_with_a_good_server_begins_with_what_was_bought() {
     let begun = Instant::now();
     let licence = Licence::at(place(folder.path(), &key, &vendor.url()));
     eprintln!("a start that asks took {:?}", begun.elapsed());
-    assert_eq!(licence.entitlement().tier, Tier::Enterprise);
+    assert_eq!(licence.in_force().tier, Tier::Enterprise);
     licence.stop();
     // The cache is enough for the next one, whatever has become of the server.
     drop(vendor);
     let begun = Instant::now();
     let licence = Licence::at(place(folder.path(), &key, &format!("http://{}", free_address())));
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
-    assert_eq!(licence.entitlement().tier, Tier::Enterprise);
+    assert_eq!(licence.in_force().tier, Tier::Enterprise);
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn a_reload_is_in_force_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let place = DeskPlace { given: None, ..place(folder.path(), "", "") };
     let licence = Licence::at(place.clone());
-    assert_eq!(licence.entitlement().tier, Tier::Community);
+    assert_eq!(licence.in_force().tier, Tier::Community);
     Desk::open(place, reading()).activate(&offline(30), reading()).unwrap();
     let shown = licence.reload();
     assert_eq!((shown["tier"].as_str(), shown["state"].as_str()), (Some("enterprise"), Some("good")));
@@ -255,7 +255,7 @@ fn an_offline_licence_makes_no_connection_to_anybody() {
     }
     assert_eq!(desk.holder().standing(later(now, 40 * DAY)), Standing::Expired);
     let licence = Licence::at(place);
-    assert_eq!(licence.entitlement().tier, Tier::Enterprise);
+    assert_eq!(licence.in_force().tier, Tier::Enterprise);
     licence.reload();
     licence.stop();
     assert_eq!(asked, 0);
