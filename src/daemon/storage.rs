@@ -8,7 +8,7 @@ use crate::mesh::Mesh;
 use crate::relay::Remembered;
 use crate::store::{self, Follower, Store};
 use crate::uring::Waker;
-use crate::writer::{self, Writer};
+use crate::writer::{self, Absorber, Writer};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -90,11 +90,13 @@ pub(super) struct StorageBells {
     pub(super) writer: Waker,
     pub(super) keeper: Waker,
     pub(super) historian: Waker,
+    absorber: Waker,
 }
 
 impl StorageBells {
     pub(super) fn new() -> io::Result<StorageBells> {
-        Ok(StorageBells { writer: Waker::lone()?, keeper: Waker::lone()?, historian: Waker::lone()? })
+        let lone = Waker::lone;
+        Ok(StorageBells { writer: lone()?, keeper: lone()?, historian: lone()?, absorber: lone()? })
     }
 }
 
@@ -105,7 +107,7 @@ pub(super) struct StorageThreads {
     writer_stop: Arc<AtomicBool>,
     others_stop: Arc<AtomicBool>,
     writer: JoinHandle<()>,
-    others: [JoinHandle<()>; 2],
+    others: [JoinHandle<()>; 3],
 }
 
 impl StorageThreads {
@@ -132,6 +134,7 @@ impl StorageThreads {
                 shards: shards.clone(),
                 keeper: bells.keeper.clone(),
                 historian: bells.historian.clone(),
+                absorber: bells.absorber.clone(),
             },
             gauges.writer.clone(),
             writer_stop.clone(),
@@ -154,13 +157,21 @@ impl StorageThreads {
             shards,
             others_stop.clone(),
         );
+        let absorber = Absorber::new(
+            mesh.clone(),
+            storage.store.clone(),
+            bells.absorber.clone(),
+            gauges.writer.clone(),
+            others_stop.clone(),
+        );
         let writer = spawn("relay-writer", super::run::abort_on_panic(move || writer.run()))?;
         let keeper = spawn("relay-keeper", super::run::abort_on_panic(move || keeper.run()))?;
         let historian = spawn("relay-history", super::run::abort_on_panic(move || historian.run()))?;
-        Ok(StorageThreads { bells, writer_stop, others_stop, writer, others: [keeper, historian] })
+        let absorber = spawn("relay-absorber", super::run::abort_on_panic(move || absorber.run()))?;
+        Ok(StorageThreads { bells, writer_stop, others_stop, writer, others: [keeper, historian, absorber] })
     }
 
-    /// What was taken is committed, what was committed is written down, and all three end.
+    /// What was taken is committed, what was committed is written down, and all end.
     pub(super) fn stop(self) {
         self.writer_stop.store(true, Ordering::Release);
         self.bells.writer.wake();
@@ -168,6 +179,7 @@ impl StorageThreads {
         self.others_stop.store(true, Ordering::Release);
         self.bells.keeper.wake();
         self.bells.historian.wake();
+        self.bells.absorber.wake();
         for thread in self.others {
             let _ = thread.join();
         }

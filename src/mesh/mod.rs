@@ -179,6 +179,7 @@ pub struct Mesh {
     clerk_sleeper: Sleeper,
     keeper_sleeper: Sleeper,
     keeper_rest: Sleeper,
+    absorber_rest: Sleeper,
     historian: ArrayQueue<(ShardId, Question)>,
     historian_sleeper: Sleeper,
 }
@@ -211,6 +212,7 @@ impl Mesh {
             clerk_sleeper: Sleeper::default(),
             keeper_sleeper: Sleeper::default(),
             keeper_rest: Sleeper::default(),
+            absorber_rest: Sleeper::default(),
             historian: ArrayQueue::new(QUESTIONS_MAX),
             historian_sleeper: Sleeper::default(),
         }
@@ -372,6 +374,11 @@ impl Mesh {
     /// The keeper's rest, as the writer sees it: nothing was committed for a while, and the next commit rings.
     pub fn keeper_rest(&self) -> &Sleeper {
         &self.keeper_rest
+    }
+
+    /// The absorber's rest: nothing waits for being put into the log, and the next commit rings.
+    pub fn absorber_rest(&self) -> &Sleeper {
+        &self.absorber_rest
     }
 
     /// Hands a question about stored messages to the historian; gives it back when its queue is full.

@@ -313,7 +313,7 @@ impl Copying<'_> {
                     bytes += view.header().bytes as usize;
                     segments.push((next, view.copy_to_segment()?));
                 } else {
-                    let value = snapshot.get(Part::Log, &next.to_be_bytes())?.ok_or_else(missing)?;
+                    let value = snapshot.log_value(next)?.ok_or_else(missing)?;
                     bytes += value.len();
                     raw.push((next, value.to_vec()));
                 }

@@ -1,9 +1,10 @@
-//! The store: what was accepted, on disk. One LMDB file; a commit appends one segment to the log, small transactions
+//! The store: what was accepted, on disk. A journal and an LMDB file; a commit appends one segment, small transactions
 //! beside it keep rows, index and retention. Knows records, rows and places; decides nothing about delivery and has no
 //! thread of its own. Nothing that is read from the disk is trusted.
 //!
 //! ```text
-//! writer  ── Segment::push, append ──► log        one value a commit
+//! writer  ── Segment::push, append ──► journal    one write and one flush a commit
+//! keeper  ── absorb ──► log                       many of them with one commit of LMDB
 //! keeper  ── snapshot, replay::apply ──► Memory ── keep_rows ──► agents, labels ── mark_applied ──► meta
 //! keeper  ── index groups, sweep_step ──► index, log
 //! clerk   ── change_control, secret, sweep_events ──► keys, secrets, events
@@ -20,11 +21,11 @@ mod error;
 pub mod find;
 mod follow;
 pub mod index;
+mod journal;
 mod key;
 mod open;
 mod record;
 pub mod replay;
-mod room;
 mod rows;
 mod seal;
 mod segment;
@@ -37,25 +38,26 @@ pub use follow::Follower;
 pub use key::{Key, KeyError};
 pub use open::open_environment;
 pub use record::{MessageRef, RecipientsRef, RecordRef};
-pub use room::{Extent, Room};
 pub use rows::RowChange;
 pub use segment::{Segment, SegmentHeader, SegmentView};
 pub use snapshot::Snapshot;
 pub use sweep::Swept;
 
 use crate::base::AgentId;
+use append::log_last;
 use heed::types::Bytes;
 use heed::{Env, MdbError, RwTxn, WithoutTls};
+use journal::{Entry, Journal};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use seal::Seal;
 use siphasher::sip::SipHasher24;
 use std::hash::Hasher;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// The format this program writes, and the newest it reads.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 /// The first format with control data.
 const CONTROL_SCHEMA: u32 = 2;
 /// Address space of the map when nothing else is said: it costs nothing until it is used.
@@ -163,14 +165,12 @@ struct Open {
     data: PathBuf,
     /// Which file is mapped.
     file: Option<(u64, u64)>,
-    page_bytes: u64,
 }
 
 impl Open {
     fn new(env: Env<WithoutTls>, databases: Databases, folder: &Path) -> Open {
         let data = folder.join(open::DATA_FILE);
-        let page_bytes = u64::from(env.unnamed_database_stat().page_size);
-        Open { env, databases, file: open::identity(&data), data, page_bytes }
+        Open { env, databases, file: open::identity(&data), data }
     }
 }
 
@@ -189,6 +189,10 @@ struct Inner {
     /// As in `meta`.
     applied: AtomicU64,
     buffers: Buffers,
+    /// Of a store that is written.
+    journal: OnceLock<Journal>,
+    /// Of one that is read: what its journal held when it was opened.
+    ahead: OnceLock<Vec<Arc<Entry>>>,
 }
 
 /// Buffers that are used again.
@@ -287,10 +291,13 @@ impl Store {
             index_key: meta.index_key,
             applied: AtomicU64::new(meta.applied),
             buffers: Buffers::default(),
+            journal: OnceLock::new(),
+            ahead: OnceLock::new(),
         }));
         if meta.schema < SCHEMA && access == Access::Write {
             store.upgrade()?;
         }
+        store.open_journal()?;
         Ok(store)
     }
 
@@ -335,6 +342,9 @@ impl Store {
 
     /// The number of the last segment; 0 before the first.
     pub fn last_segment(&self) -> Result<u64, StoreError> {
+        if let Some(journal) = self.0.journal.get() {
+            return Ok(journal.last());
+        }
         self.snapshot()?.last_segment()
     }
 

@@ -67,6 +67,8 @@ impl Store {
 
     /// Every change of segments up to and including this one is in the rows that were kept before this call.
     pub fn mark_applied(&self, segment: u64) -> Result<(), StoreError> {
+        // Of an empty log this mark says where it ended: nothing up to it may be in the journal alone.
+        self.absorb()?;
         self.write(|transaction, databases| {
             databases.meta.put(transaction, APPLIED_KEY, &segment.to_be_bytes())?;
             Ok(())

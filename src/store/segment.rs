@@ -6,7 +6,6 @@ use super::record::{self, RecordRef};
 use super::seal::{Binding, Current, FLAG_SEALED, SALT_BYTES, Seal, TAG_BYTES};
 use crate::relay::{Place, Record};
 use ring::aead::LessSafeKey;
-use std::io::Write;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -196,25 +195,32 @@ impl Segment {
         Ok(self.head.len() + self.plain.len() + if sealed { pieces * TAG_BYTES } else { 0 })
     }
 
-    /// Writes the value into the space LMDB gave for it, sealing it there.
+    /// Bytes of the value that it makes at most.
+    pub(super) fn largest(&self) -> usize {
+        HEADER_BYTES + self.plain.len() + self.starts.len() * (ENTRY_BYTES + TAG_BYTES)
+    }
+
+    /// Writes the value behind what `out` holds, sealing it there.
     pub(super) fn write(
         &self,
         number: u64,
         seal: &Seal,
         current: &Current,
-        space: &mut heed::ReservedSpace<'_>,
-    ) -> std::io::Result<()> {
-        space.write_all(&self.head)?;
+        out: &mut Vec<u8>,
+    ) -> Result<(), StoreError> {
+        let begin = out.len();
+        out.extend_from_slice(&self.head);
         if !seal.is_sealed() {
-            return space.write_all(&self.plain);
+            out.extend_from_slice(&self.plain);
+            return Ok(());
         }
         for index in 0..self.starts.len() {
             let (start, end) = self.span(index);
-            space.write_all(&self.plain[start..end])?;
-            space.write_all(&[0; TAG_BYTES])?;
+            out.extend_from_slice(&self.plain[start..end]);
+            out.extend_from_slice(&[0; TAG_BYTES]);
         }
         let key = number.to_be_bytes();
-        let (head, mut rest) = space.written_mut().split_at_mut(self.head.len());
+        let (head, mut rest) = out[begin..].split_at_mut(self.head.len());
         for index in 0..self.starts.len() {
             let (start, end) = self.span(index);
             let (piece, behind) = rest.split_at_mut(end - start);
@@ -222,8 +228,7 @@ impl Segment {
             rest = behind;
             let counter = entry(head, index).counter;
             let binding = Binding { part: Part::Log, key: &key, piece: index as u32, header: &head[..HEADER_BYTES] };
-            let sealed = seal.seal(current, counter, binding, piece).map_err(std::io::Error::other)?;
-            tag.copy_from_slice(&sealed);
+            tag.copy_from_slice(&seal.seal(current, counter, binding, piece)?);
         }
         Ok(())
     }

@@ -1,11 +1,13 @@
 //! What the store holds at one moment. A read transaction keeps old pages from being used again: keep it short.
 
 use super::error::{self, Part, StoreError};
+use super::journal::Entry;
 use super::seal::SALT_BYTES;
 use super::segment::{SegmentHeader, SegmentView};
 use super::{Databases, Open, Store, salt_key, u64_of};
 use heed::{MdbError, RoTxn, WithoutTls};
 use parking_lot::RwLockReadGuard;
+use std::sync::Arc;
 
 /// The store as it was when this was made. Other snapshots and commits go on beside it.
 pub struct Snapshot<'s> {
@@ -13,6 +15,8 @@ pub struct Snapshot<'s> {
     transaction: RoTxn<'static, WithoutTls>,
     databases: Databases,
     file_bytes: u64,
+    /// What the log may not hold yet.
+    ahead: Vec<Arc<Entry>>,
     _guard: RwLockReadGuard<'s, Option<Open>>,
     store: &'s Store,
 }
@@ -20,6 +24,11 @@ pub struct Snapshot<'s> {
 impl Store {
     /// A look at the store as it is now.
     pub fn snapshot(&self) -> Result<Snapshot<'_>, StoreError> {
+        // Before the log: what goes over meanwhile is seen twice, and never not at all.
+        let ahead = match self.0.journal.get() {
+            Some(journal) => journal.entries(),
+            None => self.0.ahead.get().cloned().unwrap_or_default(),
+        };
         let mut tries = 0;
         loop {
             let guard = self.open_env()?;
@@ -29,7 +38,7 @@ impl Store {
                 Ok(transaction) => {
                     let file_bytes = open.env.real_disk_size().map_err(|error| self.failed(error))?;
                     let databases = open.databases;
-                    return Ok(Snapshot { transaction, databases, file_bytes, _guard: guard, store: self });
+                    return Ok(Snapshot { transaction, databases, file_bytes, ahead, _guard: guard, store: self });
                 }
                 Err(error) => error,
             };
@@ -53,17 +62,30 @@ impl Snapshot<'_> {
     pub fn first_segment(&self) -> Result<u64, StoreError> {
         match self.databases.log.first(&self.transaction).map_err(|error| self.store.failed(error))? {
             Some((key, _)) => log_number(key),
-            None => Ok(self.applied()? + 1),
+            None => match self.ahead.first() {
+                Some(entry) => Ok(entry.number),
+                None => Ok(self.applied()? + 1),
+            },
         }
     }
 
     /// The last segment; 0 before the first.
     pub fn last_segment(&self) -> Result<u64, StoreError> {
-        match self.databases.log.last(&self.transaction).map_err(|error| self.store.failed(error))? {
-            Some((key, _)) => log_number(key),
+        let last = match self.databases.log.last(&self.transaction).map_err(|error| self.store.failed(error))? {
+            Some((key, _)) => log_number(key)?,
             // Only what was applied is ever swept away.
-            None => self.applied(),
+            None => self.applied()?,
+        };
+        Ok(self.ahead.last().map_or(last, |entry| last.max(entry.number)))
+    }
+
+    /// What the log holds, or will hold, under a number.
+    pub(super) fn log_value(&self, number: u64) -> Result<Option<&[u8]>, StoreError> {
+        if let Some(value) = self.get(Part::Log, &number.to_be_bytes())? {
+            return Ok(Some(value));
         }
+        let found = self.ahead.binary_search_by_key(&number, |entry| entry.number);
+        Ok(found.ok().map(|at| self.ahead[at].value()))
     }
 
     /// Every change up to and including this segment is in the rows.
@@ -74,14 +96,14 @@ impl Snapshot<'_> {
 
     /// A segment; none when it was swept away or does not exist yet.
     pub fn segment(&self, number: u64) -> Result<Option<SegmentView<'_>>, StoreError> {
-        let Some(value) = self.get(Part::Log, &number.to_be_bytes())? else { return Ok(None) };
+        let Some(value) = self.log_value(number)? else { return Ok(None) };
         let pool = Some(&self.store.0.buffers);
         SegmentView::parse(number, value, self.store.seal(), pool, |epoch| self.salt(epoch)).map(Some)
     }
 
     /// What a segment's header says, without looking into it.
     pub fn segment_header(&self, number: u64) -> Result<Option<SegmentHeader>, StoreError> {
-        let Some(value) = self.get(Part::Log, &number.to_be_bytes())? else { return Ok(None) };
+        let Some(value) = self.log_value(number)? else { return Ok(None) };
         SegmentHeader::parse(number, value, self.store.is_encrypted()).map(Some)
     }
 

@@ -2,11 +2,15 @@
 //! commit is one value appended to the store's log; nothing else is done on this thread.
 //!
 //! ```text
-//! batches of all shards ─► segment ─► append + two flushes ─► committed through n, to each shard
+//! batches of all shards ─► segment ─► append + one flush ─► committed through n, to each shard
 //!                             ▲                 │ the disk refuses: kept, tried again, `status` says why
 //!                             └─────────────────┘
 //! ```
 #![forbid(unsafe_code)]
+
+mod absorber;
+
+pub use absorber::Absorber;
 
 use crate::base::ShardId;
 use crate::base::limits::{WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX, WRITER_BATCHES_MAX};
@@ -82,6 +86,8 @@ pub struct Bells {
     pub keeper: Waker,
     /// The historian's.
     pub historian: Waker,
+    /// The absorber's.
+    pub absorber: Waker,
 }
 
 /// The writer, on its own thread.
@@ -325,6 +331,9 @@ impl Writer {
                 self.pass_questions();
                 if self.mesh.keeper_rest().rouse() {
                     self.bells.keeper.wake();
+                }
+                if self.mesh.absorber_rest().rouse() {
+                    self.bells.absorber.wake();
                 }
             }
             Err(error) => self.put_off(&error),

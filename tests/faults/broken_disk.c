@@ -38,7 +38,7 @@ static int is_of_store(int file) {
     ssize_t length = readlink(link, path, sizeof path - 1);
     if (length <= 0) return 0;
     path[length] = 0;
-    return strstr(path, "/store/data.mdb") != 0;
+    return strstr(path, "/store/data.mdb") != 0 || strstr(path, "/store/journal") != 0;
 }
 
 static int verdict(int file, uint64_t kind) {

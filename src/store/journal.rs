@@ -1,0 +1,390 @@
+//! The journal: segments that were appended and are not in the log yet. A file beside LMDB's, written with one flush a
+//! commit where LMDB needs two and the pages of a tree; whoever absorbs puts many segments into the log with one commit of
+//! LMDB, behind the writer's back (`docs/decisions/20-journal.md`).
+//!
+//! ```text
+//! append ── one write, one flush ──► half A │ half B      durable from here on
+//! absorb ── entries of one half ──► log                    while appends go on in the other
+//! ```
+//! An entry, little-endian, padded to 4,096 bytes so that no later write touches its blocks:
+//!
+//! ```text
+//!  0  magic "RYJL"    4  CRC-32 of what follows, up to the value's end
+//!  8  store id, 16 bytes    24  segment number u64    32  bytes of the value u64    40  attempt u64
+//! 48  the value: what the log will hold under that number
+//! ```
+//! A write that failed may have reached the disk all the same, and is repeated with more in it: of two entries with one
+//! number the later attempt counts.
+//! A half is used again only when all of it is in the log and on the disk. What is left of its last use has smaller numbers
+//! than what is written over its beginning, and is told apart by them.
+
+use super::{Store, StoreError, append, error, log_last, open};
+use parking_lot::{Mutex, MutexGuard};
+use std::cmp::Reverse;
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The file, beside LMDB's.
+pub(super) const JOURNAL_FILE: &str = "journal";
+/// Bytes of each half: more than the largest batch of the mode that commits once a second.
+const HALF_BYTES: u64 = 16 * 1024 * 1024;
+const HEADER_BYTES: usize = 48;
+const MAGIC: [u8; 4] = *b"RYJL";
+/// Entries begin at multiples of this: no block of the disk holds two.
+const BLOCK_BYTES: usize = 4096;
+/// Entries kept to be used again, and the largest of them: what a busy writer needs between two absorptions.
+const SPARE_MAX: usize = 64;
+const SPARE_BYTES_MAX: usize = 2 * 1024 * 1024;
+
+/// A segment as it lies in the file.
+#[derive(Default)]
+pub(super) struct Entry {
+    pub(super) number: u64,
+    attempt: u64,
+    bytes: Vec<u8>,
+    end: usize,
+}
+
+impl Entry {
+    /// What the log will hold.
+    pub(super) fn value(&self) -> &[u8] {
+        &self.bytes[HEADER_BYTES..self.end]
+    }
+
+    /// Bytes of the file that a value takes.
+    fn space(value_bytes: usize) -> u64 {
+        (HEADER_BYTES + value_bytes).next_multiple_of(BLOCK_BYTES) as u64
+    }
+
+    fn fill<E>(
+        &mut self,
+        store_id: &[u8; 16],
+        (number, attempt): (u64, u64),
+        value: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let bytes = &mut self.bytes;
+        bytes.clear();
+        bytes.resize(HEADER_BYTES, 0);
+        value(bytes)?;
+        (self.number, self.attempt, self.end) = (number, attempt, bytes.len());
+        let length = (self.end - HEADER_BYTES) as u64;
+        bytes[0..4].copy_from_slice(&MAGIC);
+        bytes[8..24].copy_from_slice(store_id);
+        bytes[24..32].copy_from_slice(&number.to_le_bytes());
+        bytes[32..40].copy_from_slice(&length.to_le_bytes());
+        bytes[40..48].copy_from_slice(&attempt.to_le_bytes());
+        let sum = crc32fast::hash(&bytes[8..]);
+        bytes[4..8].copy_from_slice(&sum.to_le_bytes());
+        bytes.resize(self.end.next_multiple_of(BLOCK_BYTES), 0);
+        Ok(())
+    }
+
+    /// The whole entry at the beginning of `bytes`, if one is there.
+    fn parse(bytes: &[u8], store_id: &[u8; 16]) -> Option<Entry> {
+        let header = bytes.first_chunk::<HEADER_BYTES>()?;
+        let long = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().expect("eight of the header's bytes"));
+        if header[..4] != MAGIC || header[8..24] != store_id[..] {
+            return None;
+        }
+        let length = usize::try_from(long(32)).ok()?;
+        let end = HEADER_BYTES.checked_add(length)?;
+        let sum = u32::from_le_bytes(header[4..8].try_into().expect("four of the header's bytes"));
+        let whole = crc32fast::hash(bytes.get(8..end)?) == sum;
+        whole.then(|| Entry { number: long(24), attempt: long(40), bytes: bytes[..end].to_vec(), end })
+    }
+}
+
+/// One half of the file.
+#[derive(Clone, Copy, Default)]
+struct Half {
+    used: u64,
+    /// The number of its last entry.
+    last: u64,
+}
+
+#[derive(Default)]
+struct State {
+    /// What is not in the log, ascending and without gaps.
+    entries: VecDeque<Arc<Entry>>,
+    spare: Vec<Arc<Entry>>,
+    halves: [Half; 2],
+    active: usize,
+    /// Writes so far.
+    attempts: u64,
+    /// Whether the last attempt to put something into the log failed.
+    refused: bool,
+}
+
+/// The open file of a store that is written.
+pub(super) struct Journal {
+    path: PathBuf,
+    file: File,
+    identity: Option<(u64, u64)>,
+    store_id: [u8; 16],
+    state: Mutex<State>,
+    /// Held by whoever puts entries into the log.
+    absorbing: Mutex<()>,
+    last: AtomicU64,
+    waiting_bytes: AtomicU64,
+}
+
+impl Journal {
+    /// Opens or makes the file in `folder`. The log's last number is `last`, and nothing in the file is wanted any more.
+    pub(super) fn open(folder: &Path, store_id: [u8; 16], last: u64) -> io::Result<Journal> {
+        let path = folder.join(JOURNAL_FILE);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);
+        let file = options.open(&path)?;
+        file.sync_all()?;
+        File::open(folder)?.sync_all()?;
+        let identity = open::identity_of(file.as_fd());
+        Ok(Journal {
+            path,
+            file,
+            identity,
+            store_id,
+            state: Mutex::default(),
+            absorbing: Mutex::default(),
+            last: AtomicU64::new(last),
+            waiting_bytes: AtomicU64::new(0),
+        })
+    }
+
+    /// The number of the last segment, in the log or here.
+    pub(super) fn last(&self) -> u64 {
+        self.last.load(Ordering::Acquire)
+    }
+
+    /// Bytes that wait for being put into the log.
+    pub(super) fn waiting_bytes(&self) -> u64 {
+        self.waiting_bytes.load(Ordering::Relaxed)
+    }
+
+    /// What is not in the log yet, or only just. Ask before the log is looked at: each entry is in one of the two.
+    pub(super) fn entries(&self) -> Vec<Arc<Entry>> {
+        self.state.lock().entries.iter().cloned().collect()
+    }
+
+    pub(super) fn refused(&self) -> bool {
+        self.state.lock().refused
+    }
+
+    /// Whether a value of so many bytes has a place here at all.
+    pub(super) fn fits(value_bytes: usize) -> bool {
+        Entry::space(value_bytes) <= HALF_BYTES
+    }
+
+    /// Takes a place for an entry: in which half and where in the file, and which attempt it is. None: both halves are full.
+    fn reserve(&self, number: u64, space: u64) -> Option<(usize, u64, u64)> {
+        let mut state = self.state.lock();
+        if state.halves[state.active].used + space > HALF_BYTES {
+            let other = 1 - state.active;
+            if state.halves[other].used > 0 {
+                return None;
+            }
+            state.active = other;
+        }
+        let index = state.active;
+        let half = &mut state.halves[index];
+        let at = index as u64 * HALF_BYTES + half.used;
+        (half.used, half.last) = (half.used + space, number);
+        state.attempts += 1;
+        Some((index, at, state.attempts))
+    }
+
+    /// Writes the entry of segment `number`; it is on the disk when this returns. None: there is no room before more is
+    /// put into the log. After an error nothing of it counts, and the next one is written over it.
+    pub(super) fn write(
+        &self,
+        number: u64,
+        value_bytes: usize,
+        value: impl FnOnce(&mut Vec<u8>) -> Result<(), StoreError>,
+    ) -> Result<Option<()>, StoreError> {
+        let folder = self.path.parent().unwrap_or(Path::new("/"));
+        let failed = |error: io::Error| error::of_io(&error, folder);
+        // The kernel keeps a deleted file for those who have it open, and drops it with the last of them.
+        if self.identity.is_none() || self.identity != open::identity(&self.path) {
+            return Err(StoreError::Gone);
+        }
+        let space = Entry::space(value_bytes);
+        let Some((half, at, attempt)) = self.reserve(number, space) else { return Ok(None) };
+        let mut entry = self.spare();
+        let made = Arc::get_mut(&mut entry).expect("nobody else has a spare one");
+        let written = made.fill(&self.store_id, (number, attempt), value).and_then(|()| {
+            self.file.write_all_at(&made.bytes, at).map_err(failed)?;
+            flush(&self.file).map_err(failed)
+        });
+        let mut state = self.state.lock();
+        if let Err(error) = written {
+            state.halves[half].used -= space;
+            state.spare.push(entry);
+            return Err(error);
+        }
+        state.entries.push_back(entry);
+        self.waiting_bytes.fetch_add(space, Ordering::Relaxed);
+        self.last.store(number, Ordering::Release);
+        Ok(Some(()))
+    }
+
+    fn spare(&self) -> Arc<Entry> {
+        let mut state = self.state.lock();
+        while let Some(mut entry) = state.spare.pop() {
+            // Somebody may still be reading it.
+            if Arc::get_mut(&mut entry).is_some() {
+                return entry;
+            }
+        }
+        Arc::default()
+    }
+
+    /// A segment went into the log without being here before.
+    pub(super) fn passed_by(&self, number: u64) {
+        self.last.store(number, Ordering::Release);
+    }
+
+    /// What is to be put into the log now, by whoever holds the turn. New entries go to the other half if it is free.
+    pub(super) fn begin(&self) -> (MutexGuard<'_, ()>, Vec<Arc<Entry>>) {
+        let turn = self.absorbing.lock();
+        let mut state = self.state.lock();
+        let other = 1 - state.active;
+        if state.halves[other].used == 0 && state.halves[state.active].used > 0 {
+            state.active = other;
+        }
+        let batch = state.entries.iter().cloned().collect();
+        (turn, batch)
+    }
+
+    /// Everything up to `through` is in the log, and on the disk.
+    pub(super) fn absorbed(&self, through: u64) {
+        let mut state = self.state.lock();
+        state.refused = false;
+        while let Some(entry) = state.entries.pop_front_if(|entry| entry.number <= through) {
+            self.waiting_bytes.fetch_sub(Entry::space(entry.value().len()), Ordering::Relaxed);
+            if state.spare.len() < SPARE_MAX && entry.bytes.capacity() <= SPARE_BYTES_MAX {
+                state.spare.push(entry);
+            }
+        }
+        for half in &mut state.halves {
+            if half.last <= through {
+                *half = Half::default();
+            }
+        }
+    }
+
+    pub(super) fn not_absorbed(&self) {
+        self.state.lock().refused = true;
+    }
+}
+
+/// To the disk with what was written.
+fn flush(file: &File) -> io::Result<()> {
+    if cfg!(relay_unsafe_sync = "no_sync") { Ok(()) } else { file.sync_data() }
+}
+
+/// The entries behind segment `last` that the file in `folder` holds, without gaps; and the first behind a gap, if any.
+fn read(folder: &Path, store_id: &[u8; 16], last: u64) -> io::Result<(Vec<Arc<Entry>>, Option<u64>)> {
+    let file = match File::open(folder.join(JOURNAL_FILE)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), None)),
+        file => file?,
+    };
+    let mut found = Vec::new();
+    for half in 0..2u64 {
+        let length = file.metadata()?.len().saturating_sub(half * HALF_BYTES).min(HALF_BYTES);
+        let mut bytes = vec![0; length as usize];
+        let read = read_at_most(&file, &mut bytes, half * HALF_BYTES)?;
+        let mut rest = &bytes[..read];
+        let mut before = None;
+        while let Some(entry) = Entry::parse(rest, store_id) {
+            // Smaller numbers are of the half's last use.
+            if before.is_some_and(|before| entry.number != before + 1) {
+                break;
+            }
+            before = Some(entry.number);
+            rest = rest.get(Entry::space(entry.value().len()) as usize..).unwrap_or_default();
+            found.push(Arc::new(entry));
+        }
+    }
+    found.retain(|entry| entry.number > last);
+    found.sort_unstable_by_key(|entry| (entry.number, Reverse(entry.attempt)));
+    found.dedup_by_key(|entry| entry.number);
+    let follows = found.iter().zip(last + 1..).take_while(|(entry, number)| entry.number == *number).count();
+    let gap = found.get(follows).map(|entry| entry.number);
+    found.truncate(follows);
+    Ok((found, gap))
+}
+
+/// Another process may make the file shorter meanwhile, but not longer than was asked.
+fn read_at_most(file: &File, bytes: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut read = 0;
+    while read < bytes.len() {
+        match file.read_at(&mut bytes[read..], at + read as u64) {
+            Ok(0) => break,
+            Ok(more) => read += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(read)
+}
+
+impl Store {
+    /// Bytes that were appended and are not in the log yet.
+    pub fn unabsorbed_bytes(&self) -> u64 {
+        self.0.journal.get().map_or(0, Journal::waiting_bytes)
+    }
+
+    /// Puts what was appended into the log. Anybody may, at any time; appends and reads go on meanwhile.
+    pub fn absorb(&self) -> Result<(), StoreError> {
+        let Some(journal) = self.0.journal.get() else { return Ok(()) };
+        let (_turn, batch) = journal.begin();
+        let Some(through) = batch.last().map(|entry| entry.number) else { return Ok(()) };
+        let kept = self.write(|transaction, databases| append::absorb(transaction, databases, &batch));
+        // Before entries are let go, so that their memory can be used again.
+        drop(batch);
+        match kept {
+            Ok(()) => journal.absorbed(through),
+            Err(_) => journal.not_absorbed(),
+        }
+        kept
+    }
+
+    /// What the journal holds is put into the log when a store is opened for writing, and looked at when it is opened for
+    /// reading.
+    pub(super) fn open_journal(&self) -> Result<(), StoreError> {
+        let folder = &self.0.folder;
+        let failed = |error: io::Error| error::of_io(&error, folder);
+        let last = |store: &Store| {
+            let snapshot = store.snapshot()?;
+            log_last(snapshot.databases(), snapshot.transaction()).map_err(|error| match error {
+                super::Failed::Store(error) => error,
+                super::Failed::Library(error) => error::of_heed(error, folder),
+            })
+        };
+        let end = last(self)?;
+        let (found, gap) = read(folder, &self.store_id(), end).map_err(failed)?;
+        if self.0.access == super::Access::Read {
+            let _ = self.0.ahead.set(found);
+            return Ok(());
+        }
+        if let Some(number) = gap {
+            // A file that was copied here from another time of the same store: no commit of ours leaves a gap.
+            let end = end + found.len() as u64;
+            tracing::warn!(
+                "the journal holds segment {number}, which does not follow segment {end}: it is passed over"
+            );
+        }
+        if !found.is_empty() {
+            self.write(|transaction, databases| append::absorb(transaction, databases, &found))?;
+        }
+        let journal = Journal::open(folder, self.store_id(), last(self)?).map_err(failed)?;
+        let _ = self.0.journal.set(journal);
+        Ok(())
+    }
+}
