@@ -22,9 +22,8 @@ impl Store {
         let (seal, current) = (self.seal(), self.seal().current()?);
         loop {
             let number = journal.last().checked_add(1).ok_or(meta_corrupt("no segment can follow the last one"))?;
-            if !Journal::fits(segment.largest()) {
-                self.absorb()?;
-                let number = self.append_to_log(segment)?;
+            if !Journal::takes(segment.largest()) {
+                let number = self.absorbing(journal, |entries| self.append_to_log(segment, entries))?;
                 journal.passed_by(number);
                 return Ok(number);
             }
@@ -37,10 +36,13 @@ impl Store {
         }
     }
 
-    /// As one transaction of LMDB: for what is larger than the journal.
-    fn append_to_log(&self, segment: &mut Segment) -> Result<u64, StoreError> {
+    /// As one transaction of LMDB, behind what the journal holds.
+    fn append_to_log(&self, segment: &mut Segment, entries: &[Arc<Entry>]) -> Result<u64, StoreError> {
         let current = self.seal().current()?;
         self.write(|transaction, databases| {
+            if !entries.is_empty() {
+                absorb(transaction, databases, entries)?;
+            }
             let last = match databases.log.last(transaction)? {
                 Some((key, value)) => {
                     let last = log_number(key)?;

@@ -38,9 +38,15 @@ const HEADER_BYTES: usize = 48;
 const MAGIC: [u8; 4] = *b"RYJL";
 /// Entries begin at multiples of this: no block of the disk holds two.
 const BLOCK_BYTES: usize = 4096;
-/// Entries kept to be used again, and the largest of them: what a busy writer needs between two absorptions.
+/// A value larger than this goes into the log at once, and takes everything that waits here with it: its pages cost more
+/// than the second flush, and need not be written twice.
+const VALUE_BYTES_MAX: usize = 160 * 1024;
+/// What is put into the log by one transaction: a commit of LMDB is shared by many, and delays none for long.
+pub const ABSORBED_AT_ONCE: u64 = 512 * 1024;
+/// A half is left for the other one, so that it can be used again, when it holds this much.
+const TURN_BYTES: u64 = 2 * 1024 * 1024;
+/// Entries kept to be used again: what a busy writer needs between two absorptions.
 const SPARE_MAX: usize = 64;
-const SPARE_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// A segment as it lies in the file.
 #[derive(Default)]
@@ -176,9 +182,9 @@ impl Journal {
         self.state.lock().refused
     }
 
-    /// Whether a value of so many bytes has a place here at all.
-    pub(super) fn fits(value_bytes: usize) -> bool {
-        Entry::space(value_bytes) <= HALF_BYTES
+    /// Whether a value of so many bytes has its place here, and not at once in the log.
+    pub(super) fn takes(value_bytes: usize) -> bool {
+        value_bytes <= VALUE_BYTES_MAX
     }
 
     /// Takes a place for an entry: in which half and where in the file, and which attempt it is. None: both halves are full.
@@ -249,15 +255,23 @@ impl Journal {
         self.last.store(number, Ordering::Release);
     }
 
-    /// What is to be put into the log now, by whoever holds the turn. New entries go to the other half if it is free.
-    pub(super) fn begin(&self) -> (MutexGuard<'_, ()>, Vec<Arc<Entry>>) {
+    /// What is to be put into the log now, by whoever holds the turn: about so many bytes of it. New entries go to the
+    /// other half if this one has served its turn.
+    fn begin(&self, bytes: u64) -> (MutexGuard<'_, ()>, Vec<Arc<Entry>>) {
         let turn = self.absorbing.lock();
         let mut state = self.state.lock();
         let other = 1 - state.active;
-        if state.halves[other].used == 0 && state.halves[state.active].used > 0 {
+        if state.halves[other].used == 0 && state.halves[state.active].used >= TURN_BYTES {
             state.active = other;
         }
-        let batch = state.entries.iter().cloned().collect();
+        let mut taken = 0;
+        let some = state.entries.iter().take_while(|entry| {
+            let more = taken < bytes;
+            taken += Entry::space(entry.value().len());
+            more
+        });
+        let batch = some.cloned().collect();
+        drop(state);
         (turn, batch)
     }
 
@@ -267,7 +281,7 @@ impl Journal {
         state.refused = false;
         while let Some(entry) = state.entries.pop_front_if(|entry| entry.number <= through) {
             self.waiting_bytes.fetch_sub(Entry::space(entry.value().len()), Ordering::Relaxed);
-            if state.spare.len() < SPARE_MAX && entry.bytes.capacity() <= SPARE_BYTES_MAX {
+            if state.spare.len() < SPARE_MAX {
                 state.spare.push(entry);
             }
         }
@@ -335,15 +349,37 @@ fn read_at_most(file: &File, bytes: &mut [u8], at: u64) -> io::Result<usize> {
 }
 
 impl Store {
+    /// Runs `put` with everything that is not in the log yet, to be put there by the same transaction as what is too large
+    /// for the journal.
+    pub(super) fn absorbing<R>(
+        &self,
+        journal: &Journal,
+        put: impl FnOnce(&[Arc<Entry>]) -> Result<R, StoreError>,
+    ) -> Result<R, StoreError> {
+        let (_turn, batch) = journal.begin(u64::MAX);
+        let through = batch.last().map_or(0, |entry| entry.number);
+        let done = put(&batch);
+        drop(batch);
+        if done.is_ok() {
+            journal.absorbed(through);
+        }
+        done
+    }
+
     /// Bytes that were appended and are not in the log yet.
     pub fn unabsorbed_bytes(&self) -> u64 {
         self.0.journal.get().map_or(0, Journal::waiting_bytes)
     }
 
-    /// Puts what was appended into the log. Anybody may, at any time; appends and reads go on meanwhile.
+    /// Puts everything that was appended into the log. Anybody may, at any time; appends and reads go on meanwhile.
     pub fn absorb(&self) -> Result<(), StoreError> {
+        self.absorb_some(u64::MAX)
+    }
+
+    /// Puts about so many bytes of what was appended into the log.
+    pub fn absorb_some(&self, bytes: u64) -> Result<(), StoreError> {
         let Some(journal) = self.0.journal.get() else { return Ok(()) };
-        let (_turn, batch) = journal.begin();
+        let (_turn, batch) = journal.begin(bytes);
         let Some(through) = batch.last().map(|entry| entry.number) else { return Ok(()) };
         let kept = self.write(|transaction, databases| append::absorb(transaction, databases, &batch));
         // Before entries are let go, so that their memory can be used again.

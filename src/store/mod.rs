@@ -35,6 +35,7 @@ mod sweep;
 pub use copy::{Copied, CopyError};
 pub use error::{Damage, OpenError, Part, StoreError};
 pub use follow::Follower;
+pub use journal::ABSORBED_AT_ONCE;
 pub use key::{Key, KeyError};
 pub use open::open_environment;
 pub use record::{MessageRef, RecipientsRef, RecordRef};

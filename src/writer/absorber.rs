@@ -3,7 +3,7 @@
 
 use super::{Gauges, Trouble, wall_ms};
 use crate::mesh::Mesh;
-use crate::store::Store;
+use crate::store::{ABSORBED_AT_ONCE, Store};
 use crate::uring::Waker;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +11,8 @@ use std::time::Duration;
 
 /// What has come since is absorbed this often.
 const INTERVAL: Duration = Duration::from_millis(20);
+/// The absorber's nice value: behind those who answer, before the keeper.
+const NICENESS: i32 = 10;
 /// How long the disk may refuse before it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -33,29 +35,29 @@ impl Absorber {
 
     /// Rests until something is appended, waits a moment for more, absorbs; until told to stop.
     pub fn run(mut self) {
+        let _ = rustix::process::setpriority_process(None, NICENESS);
         loop {
             let stopping = self.stop.load(Ordering::Acquire);
-            if self.store.unabsorbed_bytes() > 0 {
-                if !stopping {
-                    self.own.wait(Some(INTERVAL));
-                }
-                if !self.absorb() && !stopping {
-                    self.own.wait(Some(RETRY));
-                }
-            }
+            let absorbed = self.absorb(if stopping { u64::MAX } else { ABSORBED_AT_ONCE });
             if stopping {
                 return;
             }
             self.mesh.absorber_rest().doze();
-            if self.store.unabsorbed_bytes() == 0 && !self.stop.load(Ordering::Acquire) {
-                self.own.wait(None);
+            let timeout = match self.store.unabsorbed_bytes() {
+                _ if !absorbed => Some(RETRY),
+                0 => None,
+                ..ABSORBED_AT_ONCE => Some(INTERVAL),
+                _ => Some(Duration::ZERO),
+            };
+            if timeout != Some(Duration::ZERO) && !self.stop.load(Ordering::Acquire) {
+                self.own.wait(timeout);
             }
             self.mesh.absorber_rest().awake();
         }
     }
 
-    fn absorb(&mut self) -> bool {
-        let mut trouble = match self.store.absorb() {
+    fn absorb(&mut self, bytes: u64) -> bool {
+        let mut trouble = match self.store.absorb_some(bytes) {
             Ok(()) => {
                 if std::mem::take(&mut self.in_trouble) {
                     *self.gauges.trouble.lock() = None;

@@ -16,7 +16,7 @@ use crate::base::ShardId;
 use crate::base::limits::{WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX, WRITER_BATCHES_MAX};
 use crate::mesh::{Mesh, WriterPost};
 use crate::relay::{Question, Record};
-use crate::store::{Segment, Store, StoreError};
+use crate::store::{ABSORBED_AT_ONCE, Segment, Store, StoreError};
 use crate::uring::Waker;
 use parking_lot::Mutex;
 use std::num::NonZeroU64;
@@ -310,7 +310,7 @@ impl Writer {
     fn commit(&mut self) {
         let records = u64::from(self.segment.records());
         self.gauges.pending.store(records, Ordering::Relaxed);
-        let began = Instant::now();
+        let (began, unabsorbed) = (Instant::now(), self.store.unabsorbed_bytes());
         match self.store.append(&mut self.segment) {
             Ok(_) => {
                 self.commit_took = began.elapsed();
@@ -332,7 +332,9 @@ impl Writer {
                 if self.mesh.keeper_rest().rouse() {
                     self.bells.keeper.wake();
                 }
-                if self.mesh.absorber_rest().rouse() {
+                let waiting = self.store.unabsorbed_bytes();
+                let enough = waiting >= ABSORBED_AT_ONCE || (unabsorbed == 0 && waiting > 0);
+                if enough && self.mesh.absorber_rest().rouse() {
                     self.bells.absorber.wake();
                 }
             }
