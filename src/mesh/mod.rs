@@ -157,6 +157,8 @@ struct ShardPort {
     committed: CachePadded<AtomicU64>,
     /// Whether somebody at this shard waits for a commit: then the writer rings.
     awaits_commit: AtomicBool,
+    /// Whether somebody waits for what this shard handed to the writer last.
+    hurried: AtomicBool,
     presence: AtomicU64,
     sleeper: Sleeper,
     /// To the writer.
@@ -197,6 +199,7 @@ impl Mesh {
             notices: ArrayQueue::new(QUESTIONS_MAX),
             committed: CachePadded::default(),
             awaits_commit: AtomicBool::new(false),
+            hurried: AtomicBool::new(false),
             presence: AtomicU64::new(0),
             sleeper: Sleeper::default(),
             batches: ArrayQueue::new(WRITER_BATCHES_MAX),
@@ -291,6 +294,16 @@ impl Mesh {
     pub fn awaits_commit(&self, shard: ShardId) -> bool {
         fence(Ordering::SeqCst);
         self.port(shard).awaits_commit.load(Ordering::Relaxed)
+    }
+
+    /// Says whether somebody waits for what is handed to the writer next.
+    pub fn hurry(&self, shard: ShardId, hurried: bool) {
+        self.port(shard).hurried.store(hurried, Ordering::Release);
+    }
+
+    /// Whether somebody waits for what any shard handed to the writer last.
+    pub fn any_hurried(&self) -> bool {
+        self.shards.iter().any(|port| port.hurried.load(Ordering::Acquire))
     }
 
     /// Hands something to the writer; gives it back when the shard's queue there is full.

@@ -356,6 +356,7 @@ impl Inner {
             let awaited = (self.urgent || self.relay.awaits_commit()) && waiting < WRITER_AHEAD;
             self.behind = waiting >= WRITER_AHEAD;
             if at_once || (due && !self.behind) || triggered || awaited {
+                self.mesh.hurry(self.shard, self.urgent || self.relay.awaits_commit());
                 self.urgent = false;
                 self.relay.tell_progress(self.now, &mut self.outbox);
                 self.keep_records();

@@ -1,39 +1,47 @@
 //! The commit path: a segment into the journal, entries of the journal into the log.
 
-use super::error::StoreError;
+use super::error::{Part, StoreError};
 use super::journal::{Entry, Journal};
 use super::seal::{Current, Seal};
-use super::segment::Segment;
+use super::segment::{Behind, Segment};
 use super::snapshot::log_number;
 use super::{APPLIED_KEY, Databases, EPOCH_KEY, Failed, Store, meta_corrupt, u64_of};
 use heed::{PutFlags, RoTxn, RwTxn};
 use std::sync::Arc;
 
 impl Store {
-    /// Appends a segment; it is on the disk when this returns its number, and every look at the store sees it. After an
-    /// error the call may be repeated, also when more was pushed meanwhile: each record is kept once, whether or not what
-    /// failed has reached the disk. Clear the segment after success. One thread at a time.
+    /// Appends a segment for somebody who waits; it is on the disk when this returns its number, and every look at the
+    /// store sees it. After an error the call may be repeated, also when more was pushed meanwhile: each record is kept
+    /// once, whether or not what failed has reached the disk. Clear the segment after success. One thread at a time.
     pub fn append(&self, segment: &mut Segment) -> Result<u64, StoreError> {
-        let Some(journal) = self.0.journal.get() else { return Err(StoreError::ReadOnly) };
+        let journal = self.0.journal.get().ok_or(StoreError::ReadOnly)?;
         if journal.refused() {
             // No more is taken than what has a place in the log.
             self.absorb()?;
         }
         let (seal, current) = (self.seal(), self.seal().current()?);
-        loop {
+        while Journal::takes(segment.largest()) && !segment.was_tried() {
             let number = journal.last().checked_add(1).ok_or(meta_corrupt("no segment can follow the last one"))?;
-            if !Journal::takes(segment.largest()) {
-                let number = self.absorbing(journal, |entries| self.append_to_log(segment, entries))?;
-                journal.passed_by(number);
-                return Ok(number);
-            }
             let bytes = segment.prepare(number, seal, &current)?;
-            let value = |out: &mut Vec<u8>| segment.write(number, seal, &current, out);
+            let value = |out: &mut Vec<u8>| {
+                let written = segment.write(number, seal, &current, &mut Behind::new(out));
+                written.map_err(|error| StoreError::Io(error.to_string()))
+            };
             if journal.write(number, bytes, value)?.is_some() {
                 return Ok(number);
             }
             self.absorb()?;
         }
+        self.append_at_once(segment)
+    }
+
+    /// The same when nobody waits: into the log by one transaction of LMDB, with everything that the journal holds. Slower,
+    /// and less work in all.
+    pub fn append_at_once(&self, segment: &mut Segment) -> Result<u64, StoreError> {
+        let journal = self.0.journal.get().ok_or(StoreError::ReadOnly)?;
+        let number = self.absorbing(journal, |entries| self.append_to_log(segment, entries))?;
+        journal.passed_by(number);
+        Ok(number)
     }
 
     /// As one transaction of LMDB, behind what the journal holds.
@@ -103,9 +111,12 @@ pub(super) fn put(
     number: u64,
     segment: &mut Segment,
 ) -> Result<(), Failed> {
-    segment.prepare(number, seal, current)?;
-    let mut value = Vec::new();
-    segment.write(number, seal, current, &mut value)?;
-    databases.log.put_with_flags(transaction, PutFlags::APPEND, &number.to_be_bytes(), &value)?;
-    Ok(())
+    let bytes = segment.prepare(number, seal, current)?;
+    segment.tried(number);
+    let key = number.to_be_bytes();
+    let write = |space: &mut heed::ReservedSpace<'_>| segment.write(number, seal, current, space);
+    match databases.log.get_or_put_reserved_with_flags(transaction, PutFlags::APPEND, &key, bytes, write)? {
+        None => Ok(()),
+        Some(_) => Err(Failed::Store(StoreError::corrupt(Part::Log, number, "it is there already"))),
+    }
 }

@@ -38,15 +38,15 @@ const HEADER_BYTES: usize = 48;
 const MAGIC: [u8; 4] = *b"RYJL";
 /// Entries begin at multiples of this: no block of the disk holds two.
 const BLOCK_BYTES: usize = 4096;
-/// A value larger than this goes into the log at once, and takes everything that waits here with it: its pages cost more
-/// than the second flush, and need not be written twice.
-const VALUE_BYTES_MAX: usize = 160 * 1024;
+/// A value larger than this goes into the log at once: its pages cost more than the second flush, and need not be written
+/// twice.
+const VALUE_BYTES_MAX: usize = 1024 * 1024;
 /// What is put into the log by one transaction: a commit of LMDB is shared by many, and delays none for long.
 pub const ABSORBED_AT_ONCE: u64 = 512 * 1024;
 /// A half is left for the other one, so that it can be used again, when it holds this much.
 const TURN_BYTES: u64 = 2 * 1024 * 1024;
 /// Entries kept to be used again: what a busy writer needs between two absorptions.
-const SPARE_MAX: usize = 64;
+const SPARE_MAX: usize = 16;
 
 /// A segment as it lies in the file.
 #[derive(Default)]

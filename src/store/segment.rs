@@ -6,6 +6,7 @@ use super::record::{self, RecordRef};
 use super::seal::{Binding, Current, FLAG_SEALED, SALT_BYTES, Seal, TAG_BYTES};
 use crate::relay::{Place, Record};
 use ring::aead::LessSafeKey;
+use std::io::Write;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -36,7 +37,7 @@ pub struct Segment {
     timed: bool,
     /// Header and table as they were last written; what a failed commit tried to keep.
     head: Vec<u8>,
-    /// What that attempt was.
+    /// What the last attempt to commit it was.
     attempt: Option<Attempt>,
 }
 
@@ -130,6 +131,17 @@ impl Segment {
         self.attempt = None;
     }
 
+    /// It is given to a commit of LMDB as this number.
+    pub(super) fn tried(&mut self, number: u64) {
+        let Segment { records, messages, .. } = *self;
+        self.attempt = Some(Attempt { number, bytes: self.plain.len(), records, messages });
+    }
+
+    /// Whether a commit of LMDB has failed with it, and may have kept it all the same: only the log can tell.
+    pub(super) fn was_tried(&self) -> bool {
+        self.attempt.is_some()
+    }
+
     /// Whether this is the value that the last attempt, reported as failed, tried to keep under this number.
     pub(super) fn was_kept_as(&self, number: u64, value: &[u8]) -> bool {
         self.attempt.is_some_and(|attempt| attempt.number == number) && value.starts_with(&self.head)
@@ -190,8 +202,6 @@ impl Segment {
         }
         let checksum = head_checksum(&key, &self.head);
         self.head[40..44].copy_from_slice(&checksum.to_le_bytes());
-        let Segment { records, messages, .. } = *self;
-        self.attempt = Some(Attempt { number, bytes: self.plain.len(), records, messages });
         Ok(self.head.len() + self.plain.len() + if sealed { pieces * TAG_BYTES } else { 0 })
     }
 
@@ -200,27 +210,25 @@ impl Segment {
         HEADER_BYTES + self.plain.len() + self.starts.len() * (ENTRY_BYTES + TAG_BYTES)
     }
 
-    /// Writes the value behind what `out` holds, sealing it there.
+    /// Writes the value, sealing it where it lies.
     pub(super) fn write(
         &self,
         number: u64,
         seal: &Seal,
         current: &Current,
-        out: &mut Vec<u8>,
-    ) -> Result<(), StoreError> {
-        let begin = out.len();
-        out.extend_from_slice(&self.head);
+        out: &mut impl Space,
+    ) -> std::io::Result<()> {
+        out.write_all(&self.head)?;
         if !seal.is_sealed() {
-            out.extend_from_slice(&self.plain);
-            return Ok(());
+            return out.write_all(&self.plain);
         }
         for index in 0..self.starts.len() {
             let (start, end) = self.span(index);
-            out.extend_from_slice(&self.plain[start..end]);
-            out.extend_from_slice(&[0; TAG_BYTES]);
+            out.write_all(&self.plain[start..end])?;
+            out.write_all(&[0; TAG_BYTES])?;
         }
         let key = number.to_be_bytes();
-        let (head, mut rest) = out[begin..].split_at_mut(self.head.len());
+        let (head, mut rest) = out.written().split_at_mut(self.head.len());
         for index in 0..self.starts.len() {
             let (start, end) = self.span(index);
             let (piece, behind) = rest.split_at_mut(end - start);
@@ -228,7 +236,8 @@ impl Segment {
             rest = behind;
             let counter = entry(head, index).counter;
             let binding = Binding { part: Part::Log, key: &key, piece: index as u32, header: &head[..HEADER_BYTES] };
-            tag.copy_from_slice(&seal.seal(current, counter, binding, piece)?);
+            let sealed = seal.seal(current, counter, binding, piece).map_err(std::io::Error::other)?;
+            tag.copy_from_slice(&sealed);
         }
         Ok(())
     }
@@ -236,6 +245,48 @@ impl Segment {
     fn span(&self, index: usize) -> (usize, usize) {
         let end = self.starts.get(index + 1).map_or(self.plain.len(), |start| *start as usize);
         (self.starts[index] as usize, end)
+    }
+}
+
+/// Where a value is written: what was written can be changed.
+pub(super) trait Space: Write {
+    /// All that was written.
+    fn written(&mut self) -> &mut [u8];
+}
+
+impl Space for heed::ReservedSpace<'_> {
+    fn written(&mut self) -> &mut [u8] {
+        self.written_mut()
+    }
+}
+
+/// The end of a vector.
+pub(super) struct Behind<'a> {
+    bytes: &'a mut Vec<u8>,
+    begin: usize,
+}
+
+impl<'a> Behind<'a> {
+    pub(super) fn new(bytes: &'a mut Vec<u8>) -> Behind<'a> {
+        let begin = bytes.len();
+        Behind { bytes, begin }
+    }
+}
+
+impl Write for Behind<'_> {
+    fn write(&mut self, more: &[u8]) -> std::io::Result<usize> {
+        self.bytes.extend_from_slice(more);
+        Ok(more.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Space for Behind<'_> {
+    fn written(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.begin..]
     }
 }
 

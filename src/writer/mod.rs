@@ -311,7 +311,12 @@ impl Writer {
         let records = u64::from(self.segment.records());
         self.gauges.pending.store(records, Ordering::Relaxed);
         let (began, unabsorbed) = (Instant::now(), self.store.unabsorbed_bytes());
-        match self.store.append(&mut self.segment) {
+        let awaited = self.urgent || !self.questions.is_empty() || self.mesh.any_hurried();
+        let appended = match awaited {
+            true => self.store.append(&mut self.segment),
+            false => self.store.append_at_once(&mut self.segment),
+        };
+        match appended {
             Ok(_) => {
                 self.commit_took = began.elapsed();
                 self.gauges.commits.fetch_add(1, Ordering::Relaxed);
