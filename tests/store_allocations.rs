@@ -55,7 +55,7 @@ fn a_commit_of_messages_allocates_nothing_plain_or_sealed() {
                     recipients: Recipients::One(Addressee { agent: AgentId(2), sequence, channel: false }),
                 });
             }
-            store.append(&mut segment).unwrap();
+            if round % 2 == 0 { store.append(&mut segment) } else { store.append_at_once(&mut segment) }.unwrap();
             if round >= 10 {
                 counted += COUNT.with(Cell::get) - before;
             }

@@ -5,7 +5,7 @@ use crate::made::*;
 use agent_relay::base::keys::{ApiKey, KeyId, Scopes, hash_of};
 use agent_relay::store::control::{ControlChange, EVENT_BYTES_MAX, EVENTS_MAX, EventRow};
 use agent_relay::store::copy::{rekey, restore};
-use agent_relay::store::{Key, OpenError, Store, StoreError};
+use agent_relay::store::{Key, OpenError, SCHEMA, Store, StoreError};
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -229,7 +229,7 @@ fn a_store_of_format_one_is_read_as_it_is_and_gets_its_databases_when_it_is_writ
             assert_eq!(store.check(|_| {}).unwrap().damages, []);
         }
         let schema = raw_values(folder.path(), "meta").into_iter().find(|(name, _)| name == b"schema").unwrap().1;
-        assert_eq!(schema, 2u32.to_be_bytes());
+        assert_eq!(schema, SCHEMA.to_be_bytes());
     }
 }
 

@@ -63,6 +63,7 @@ fn a_segment_or_row_that_was_moved_is_refused() {
         fill(&store, 3, 5, 100);
         let changes: Vec<_> = memory.rows().map(|row| RowChange { row, labels_pushed: 0 }).collect();
         store.keep_rows(&changes, &[]).unwrap();
+        store.absorb().unwrap();
         drop(store);
         let log = raw_values(folder.path(), "log");
         put(folder.path(), "log", &2u64.to_be_bytes(), &log[2].1);
@@ -84,6 +85,7 @@ fn a_piece_that_was_exchanged_with_another_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path(), key.clone());
         store.append(&mut segment(&[message(1, 1, 70_000), message(2, 1, 70_000)])).unwrap();
+        store.absorb().unwrap();
         drop(store);
         let value = raw_values(folder.path(), "log").remove(0).1;
         let head = 44 + 2 * 20;

@@ -34,16 +34,24 @@ fn nothing_personal_can_be_read_in_an_encrypted_store() {
         let memory = store.recover(|_| {}).unwrap();
         let changes: Vec<_> = memory.rows().map(|row| RowChange { row, labels_pushed: 0 }).collect();
         store.keep_rows(&changes, &[]).unwrap();
+        store.absorb().unwrap();
+        // The journal holds this one alone.
+        store.append(&mut segment(&[message(1_000_000, 1, 400)])).unwrap();
     }
-    let has = |folder: &tempfile::TempDir, wanted: &[u8]| {
-        let bytes = fs::read(folder.path().join("data.mdb")).unwrap();
+    let has = |folder: &tempfile::TempDir, file: &str, wanted: &[u8]| {
+        let bytes = fs::read(folder.path().join(file)).unwrap();
         bytes.windows(wanted.len()).any(|window| window == wanted)
     };
     let ids = [agent(0).0.to_le_bytes(), agent(0).0.to_be_bytes()];
     for secret in [SECRET_WORD.as_bytes(), NAME_WORD.as_bytes(), b"claude", b"short-lived", &ids[0], &ids[1]] {
-        assert!(!has(&folder, secret), "{}", String::from_utf8_lossy(secret));
+        for file in ["data.mdb", "journal"] {
+            assert!(!has(&folder, file, secret), "{file}: {}", String::from_utf8_lossy(secret));
+        }
     }
-    assert!(has(&plain, SECRET_WORD.as_bytes()) && has(&plain, NAME_WORD.as_bytes()), "the search would find it");
+    for file in ["data.mdb", "journal"] {
+        assert!(has(&plain, file, SECRET_WORD.as_bytes()), "the search would find it");
+    }
+    assert!(has(&plain, "data.mdb", NAME_WORD.as_bytes()), "the search would find it");
 }
 
 /// (epoch, nonce counter) of each piece of each segment, as the file has it.
@@ -68,8 +76,9 @@ fn no_nonce_is_used_twice_over_failed_commits_and_openings() {
         for number in 0..20 {
             big.clear();
             (0..4).for_each(|part| _ = big.push(&message(number * 4 + part, 1, 50_000)));
-            store.append(&mut big).unwrap();
+            if number % 2 == 0 { store.append(&mut big) } else { store.append_at_once(&mut big) }.unwrap();
         }
+        store.absorb().unwrap();
     }
     let all = nonces(folder.path());
     assert!(all.len() >= 240);

@@ -99,13 +99,13 @@ fn a_commit_that_was_reported_as_failed_and_kept_after_all_is_not_repeated() {
         let store = open(folder.path(), key);
         fill(&store, 2, 3, 100);
         let mut again = segment(&[message(7, 1, 40_000), message(8, 1, 10)]);
-        assert_eq!(store.append(&mut again), Ok(3));
+        assert_eq!(store.append_at_once(&mut again), Ok(3));
         // As whoever got an error instead: once as it was, and once with more behind it.
-        assert_eq!(store.append(&mut again), Ok(3));
+        assert_eq!(store.append_at_once(&mut again), Ok(3));
         let mut more = segment(&[message(9, 1, 40_000)]);
-        assert_eq!(store.append(&mut more), Ok(4));
+        assert_eq!(store.append_at_once(&mut more), Ok(4));
         (10..14).for_each(|number| _ = more.push(&message(number, 1, 40_000)));
-        assert_eq!(store.append(&mut more), Ok(5));
+        assert_eq!(store.append_at_once(&mut more), Ok(5));
         assert_eq!((more.records(), more.messages()), (4, 4));
         let found: Vec<u64> = messages(&store).into_iter().map(|(number, _)| number).collect();
         assert_eq!(found, (1..14).collect::<Vec<u64>>());
@@ -296,5 +296,6 @@ fn a_full_map_grows_and_readers_go_on() {
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
     assert_eq!(messages(&store).len(), 1000);
+    store.absorb().unwrap();
     assert!(store.file_bytes().unwrap().0 > 3_000_000);
 }

@@ -5,6 +5,7 @@ mod control;
 mod copies;
 mod damage;
 mod fixtures;
+mod journal;
 mod keys;
 mod life;
 mod made;
