@@ -5,7 +5,7 @@ use super::journal::{Entry, Journal};
 use super::seal::{Current, Seal};
 use super::segment::{Behind, Segment};
 use super::snapshot::log_number;
-use super::{APPLIED_KEY, Databases, EPOCH_KEY, Failed, Store, meta_corrupt, u64_of};
+use super::{APPLIED_KEY, Databases, EPOCH_KEY, Failed, Store, meta_corrupt, u32_of, u64_of};
 use heed::{PutFlags, RoTxn, RwTxn};
 use std::sync::Arc;
 
@@ -98,8 +98,8 @@ pub(super) fn absorb(transaction: &mut RwTxn<'_>, databases: &Databases, entries
 
 /// A change that changes nothing: the commit reaches the disk.
 fn touch(transaction: &mut RwTxn<'_>, databases: &Databases) -> Result<(), Failed> {
-    let epoch = databases.meta.get(transaction, EPOCH_KEY)?.unwrap_or_default().to_vec();
-    Ok(databases.meta.put(transaction, EPOCH_KEY, &epoch)?)
+    let epoch = databases.meta.get(transaction, EPOCH_KEY)?.map_or(Ok(0), |value| u32_of(EPOCH_KEY, value))?;
+    Ok(databases.meta.put(transaction, EPOCH_KEY, &epoch.to_be_bytes())?)
 }
 
 /// Puts one segment at the end of the log.

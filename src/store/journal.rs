@@ -119,6 +119,8 @@ struct State {
     /// What is not in the log, ascending and without gaps.
     entries: VecDeque<Arc<Entry>>,
     spare: Vec<Arc<Entry>>,
+    /// Empty; for whoever absorbs next.
+    batch: Vec<Arc<Entry>>,
     halves: [Half; 2],
     active: usize,
     /// Writes so far.
@@ -141,8 +143,8 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Opens or makes the file in `folder`. The log's last number is `last`, and nothing in the file is wanted any more.
-    pub(super) fn open(folder: &Path, store_id: [u8; 16], last: u64) -> io::Result<Journal> {
+    /// Opens or makes the file in `folder`. The log's last number is `last`; `found` is what follows it here.
+    fn open(folder: &Path, store_id: [u8; 16], last: u64, found: Vec<Found>) -> io::Result<Journal> {
         let path = folder.join(JOURNAL_FILE);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
@@ -151,15 +153,25 @@ impl Journal {
         file.sync_all()?;
         File::open(folder)?.sync_all()?;
         let identity = open::identity_of(file.as_fd());
+        let mut state = State::default();
+        let (mut last, mut waiting_bytes) = (last, 0);
+        for Found { entry, half, end } in found {
+            let place = &mut state.halves[half];
+            (place.used, place.last) = (place.used.max(end), entry.number);
+            (state.active, last) = (half, entry.number);
+            state.attempts = state.attempts.max(entry.attempt);
+            waiting_bytes += Entry::space(entry.value().len());
+            state.entries.push_back(entry);
+        }
         Ok(Journal {
             path,
             file,
             identity,
             store_id,
-            state: Mutex::default(),
+            state: Mutex::new(state),
             absorbing: Mutex::default(),
             last: AtomicU64::new(last),
-            waiting_bytes: AtomicU64::new(0),
+            waiting_bytes: AtomicU64::new(waiting_bytes),
         })
     }
 
@@ -264,21 +276,30 @@ impl Journal {
         if state.halves[other].used == 0 && state.halves[state.active].used >= TURN_BYTES {
             state.active = other;
         }
+        let mut batch = std::mem::take(&mut state.batch);
         let mut taken = 0;
-        let some = state.entries.iter().take_while(|entry| {
-            let more = taken < bytes;
+        for entry in &state.entries {
+            if taken >= bytes {
+                break;
+            }
             taken += Entry::space(entry.value().len());
-            more
-        });
-        let batch = some.cloned().collect();
+            batch.push(entry.clone());
+        }
         drop(state);
         (turn, batch)
     }
 
-    /// Everything up to `through` is in the log, and on the disk.
-    pub(super) fn absorbed(&self, through: u64) {
+    /// What `begin` gave is in the log and on the disk, or is not.
+    fn end(&self, mut batch: Vec<Arc<Entry>>, is_kept: bool) {
+        let through = batch.last().map_or(0, |entry| entry.number);
+        // Before entries are let go, so that their memory can be used again.
+        batch.clear();
         let mut state = self.state.lock();
-        state.refused = false;
+        state.batch = batch;
+        state.refused = !is_kept;
+        if !is_kept {
+            return;
+        }
         while let Some(entry) = state.entries.pop_front_if(|entry| entry.number <= through) {
             self.waiting_bytes.fetch_sub(Entry::space(entry.value().len()), Ordering::Relaxed);
             if state.spare.len() < SPARE_MAX {
@@ -291,10 +312,6 @@ impl Journal {
             }
         }
     }
-
-    pub(super) fn not_absorbed(&self) {
-        self.state.lock().refused = true;
-    }
 }
 
 /// To the disk with what was written.
@@ -302,8 +319,15 @@ fn flush(file: &File) -> io::Result<()> {
     if cfg!(relay_unsafe_sync = "no_sync") { Ok(()) } else { file.sync_data() }
 }
 
+/// An entry that a file held, in which half, and where it ends there.
+struct Found {
+    entry: Arc<Entry>,
+    half: usize,
+    end: u64,
+}
+
 /// The entries behind segment `last` that the file in `folder` holds, without gaps; and the first behind a gap, if any.
-fn read(folder: &Path, store_id: &[u8; 16], last: u64) -> io::Result<(Vec<Arc<Entry>>, Option<u64>)> {
+fn read(folder: &Path, store_id: &[u8; 16], last: u64) -> io::Result<(Vec<Found>, Option<u64>)> {
     let file = match File::open(folder.join(JOURNAL_FILE)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), None)),
         file => file?,
@@ -322,14 +346,19 @@ fn read(folder: &Path, store_id: &[u8; 16], last: u64) -> io::Result<(Vec<Arc<En
             }
             before = Some(entry.number);
             rest = rest.get(Entry::space(entry.value().len()) as usize..).unwrap_or_default();
-            found.push(Arc::new(entry));
+            let end = (read - rest.len()) as u64;
+            found.push(Found {
+                entry: Arc::new(entry),
+                half: half as usize,
+                end: end.next_multiple_of(BLOCK_BYTES as u64),
+            });
         }
     }
-    found.retain(|entry| entry.number > last);
-    found.sort_unstable_by_key(|entry| (entry.number, Reverse(entry.attempt)));
-    found.dedup_by_key(|entry| entry.number);
-    let follows = found.iter().zip(last + 1..).take_while(|(entry, number)| entry.number == *number).count();
-    let gap = found.get(follows).map(|entry| entry.number);
+    found.retain(|found| found.entry.number > last);
+    found.sort_unstable_by_key(|found| (found.entry.number, Reverse(found.entry.attempt)));
+    found.dedup_by_key(|found| found.entry.number);
+    let follows = found.iter().zip(last + 1..).take_while(|(found, number)| found.entry.number == *number).count();
+    let gap = found.get(follows).map(|found| found.entry.number);
     found.truncate(follows);
     Ok((found, gap))
 }
@@ -357,12 +386,8 @@ impl Store {
         put: impl FnOnce(&[Arc<Entry>]) -> Result<R, StoreError>,
     ) -> Result<R, StoreError> {
         let (_turn, batch) = journal.begin(u64::MAX);
-        let through = batch.last().map_or(0, |entry| entry.number);
         let done = put(&batch);
-        drop(batch);
-        if done.is_ok() {
-            journal.absorbed(through);
-        }
+        journal.end(batch, done.is_ok());
         done
     }
 
@@ -380,19 +405,15 @@ impl Store {
     pub fn absorb_some(&self, bytes: u64) -> Result<(), StoreError> {
         let Some(journal) = self.0.journal.get() else { return Ok(()) };
         let (_turn, batch) = journal.begin(bytes);
-        let Some(through) = batch.last().map(|entry| entry.number) else { return Ok(()) };
-        let kept = self.write(|transaction, databases| append::absorb(transaction, databases, &batch));
-        // Before entries are let go, so that their memory can be used again.
-        drop(batch);
-        match kept {
-            Ok(()) => journal.absorbed(through),
-            Err(_) => journal.not_absorbed(),
-        }
+        let kept = match batch.is_empty() {
+            true => Ok(()),
+            false => self.write(|transaction, databases| append::absorb(transaction, databases, &batch)),
+        };
+        journal.end(batch, kept.is_ok());
         kept
     }
 
-    /// What the journal holds is put into the log when a store is opened for writing, and looked at when it is opened for
-    /// reading.
+    /// Finds what the log does not hold yet.
     pub(super) fn open_journal(&self) -> Result<(), StoreError> {
         let folder = &self.0.folder;
         let failed = |error: io::Error| error::of_io(&error, folder);
@@ -406,7 +427,7 @@ impl Store {
         let end = last(self)?;
         let (found, gap) = read(folder, &self.store_id(), end).map_err(failed)?;
         if self.0.access == super::Access::Read {
-            let _ = self.0.ahead.set(found);
+            let _ = self.0.ahead.set(found.into_iter().map(|found| found.entry).collect());
             return Ok(());
         }
         if let Some(number) = gap {
@@ -416,10 +437,8 @@ impl Store {
                 "the journal holds segment {number}, which does not follow segment {end}: it is passed over"
             );
         }
-        if !found.is_empty() {
-            self.write(|transaction, databases| append::absorb(transaction, databases, &found))?;
-        }
-        let journal = Journal::open(folder, self.store_id(), last(self)?).map_err(failed)?;
+        // Nothing is put into the log here: whoever opens a store first looks whether it is whole.
+        let journal = Journal::open(folder, self.store_id(), end, found).map_err(failed)?;
         let _ = self.0.journal.set(journal);
         Ok(())
     }

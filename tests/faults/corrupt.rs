@@ -98,7 +98,9 @@ fn a_damaged_store_is_reported_and_left_alone_and_delivers_nothing_that_was_not_
     assert!(matches!(durable, Some(Incoming::Receipt(_))), "{durable:?}");
     daemon.kill();
     let file = place.store();
+    let journal = file.with_file_name("journal");
     let intact = fs::read(&file).unwrap();
+    let intact_journal = fs::read(&journal).unwrap();
     let rounds = crate::tally::cycles(36);
     let (mut refused, mut told, mut passed, mut short, mut older, mut whole) = (0, 0, 0, 0, 0, 0);
     let mut ended = Vec::new();
@@ -107,6 +109,7 @@ fn a_damaged_store_is_reported_and_left_alone_and_delivers_nothing_that_was_not_
         let mut bytes = intact.clone();
         harm(&mut bytes, damage, &mut dice);
         fs::write(&file, &bytes).unwrap();
+        fs::write(&journal, &intact_journal).unwrap();
         let story = format!("{damage:?}, round {round}");
         let doctor = place.run(&["doctor", "--global"]);
         assert!(matches!(doctor.status.code(), Some(0 | 1)), "{story}: the doctor ends with {}", doctor.status);
@@ -160,6 +163,7 @@ fn a_damaged_store_is_reported_and_left_alone_and_delivers_nothing_that_was_not_
     assert!(ended.is_empty(), "damage ended the process: {ended:?}");
     // As it was, it is as good as new.
     fs::write(&file, &intact).unwrap();
+    fs::write(&journal, &intact_journal).unwrap();
     let daemon = place.start();
     assert_eq!(read_all(&place, "undamaged"), MESSAGES);
     daemon.kill();

@@ -164,7 +164,10 @@ fn commits_that_fail_are_never_acknowledged_and_always_made_up_for() {
             let receipts = swarm.receipts();
             swarm.fill(12);
             swarm.listen_out();
-            assert_eq!(swarm.receipts(), receipts, "a receipt without a commit: {story}");
+            // What is written in parts is written: the journal goes on until the log says that it can not.
+            if failure != Failure::Short {
+                assert_eq!(swarm.receipts(), receipts, "a receipt without a commit: {story}");
+            }
             let health = place.until_health("red", |health| !is_green(health));
             assert!(health.len() > 20, "says what to do: {health}");
             if swarm.dice.one_in(2) {
