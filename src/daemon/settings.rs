@@ -5,7 +5,7 @@ use super::paths::{Environment, Layout, PathError, Place};
 use super::settings_file::{self, FileValue};
 use super::settings_key::KeyText;
 pub use super::settings_protection::{LicenceSettings, TlsFiles};
-use super::settings_protection::{is_server_url, tls_of};
+use super::settings_protection::{file_of, is_server_url, tls_of};
 pub use super::settings_records::{CORES_MAX, DAYS_MAX, LISTEN_MAX, RECORDS, Record, Shape, UNLIMITED, days_of};
 use super::{cpus, paths};
 use crate::base::tier::Entitlement;
@@ -368,6 +368,7 @@ impl Settings {
         let size = |key| number(key) as usize;
         let switch = |key| text(key) == "true";
         let tls = tls_of(&layout, &resolved)?;
+        let licence_ca = file_of(&layout, &resolved, "licence.ca");
         let listen = find(&resolved, "listen");
         let mut addresses = Vec::new();
         for value in &listen.values {
@@ -411,6 +412,7 @@ impl Settings {
             licence: LicenceSettings {
                 given: None,
                 server: text("licence.server").trim_end_matches('/').to_owned(),
+                ca: licence_ca,
                 telemetry: switch("licence.telemetry"),
             },
             limits,
