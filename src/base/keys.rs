@@ -19,6 +19,8 @@ pub const SHOWN_LENGTH: usize = 15;
 pub const TOKEN_PREFIX: &str = "ar_tok_";
 /// Messages per minute of a key when nothing else is said.
 pub const PER_MINUTE: u32 = 1_000;
+/// The most messages per minute that a key may be given.
+pub const PER_MINUTE_MAX: u64 = 60_000_000;
 /// Longest credential there is: a token has 119 characters.
 pub const CREDENTIAL_BYTES_MAX: usize = 256;
 /// API keys of one daemon, revoked ones not counted: each shard holds the table in memory.

@@ -3,9 +3,10 @@
 
 use super::Failure;
 use super::print::{self, Style, ago, cell};
-use super::reach::{Reach, reaching, whole};
+use super::reach::{Reach, reaching};
 use super::talk;
-use crate::base::keys::Scopes;
+use crate::base::Whole;
+use crate::base::keys::{PER_MINUTE_MAX, Scopes, TOKEN_LIFE_MS};
 use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
 use serde_json::{Map, Value, json};
@@ -83,8 +84,8 @@ relay keys create --name monitor --scopes receive > monitor.key"
         #[argh(option, arg_name = "time")]
         expires: Option<String>,
         /// messages per minute, over all its connections (default: 1000)
-        #[argh(option, arg_name = "N", from_str_fn(whole))]
-        rate: Option<u64>,
+        #[argh(option, arg_name = "N")]
+        rate: Option<Whole<1, PER_MINUTE_MAX>>,
         /// print one JSON value
         #[argh(switch)]
         json: bool,
@@ -143,8 +144,8 @@ reaching! {
         #[argh(positional)]
         id: String,
         /// how long it lives, at most 15 (default: 15)
-        #[argh(option, arg_name = "N", from_str_fn(whole))]
-        minutes: Option<u64>,
+        #[argh(option, arg_name = "N")]
+        minutes: Option<Whole<1, { TOKEN_LIFE_MS / 60_000 }>>,
         /// print one JSON value
         #[argh(switch)]
         json: bool,
@@ -240,7 +241,7 @@ fn create(command: &Create) -> Result<(), Failure> {
         ("scopes", command.scopes.as_deref().map(words)),
         ("agents", command.agents.as_deref().map(words)),
         ("expires_ms", command.expires.as_deref().map(|text| time_ms("--expires", text)).transpose()?),
-        ("rate", command.rate.map(|rate| json!(rate))),
+        ("rate", command.rate.map(|rate| json!(rate.number()))),
     ]);
     show_secret(&ask(command.reach(), "create", arguments)?, command.json)
 }
@@ -260,7 +261,7 @@ fn rotate(command: &Rotate) -> Result<(), Failure> {
 }
 
 fn token(command: &Token) -> Result<(), Failure> {
-    let minutes = command.minutes.map(|minutes| json!(minutes));
+    let minutes = command.minutes.map(|minutes| json!(minutes.number()));
     let answer = ask(command.reach(), "token", members([("id", Some(json!(command.id))), ("minutes", minutes)]))?;
     if command.json {
         return print::json(&answer);

@@ -28,6 +28,7 @@ mod stored;
 mod talk;
 mod up;
 
+use crate::base::whole::refusal;
 use argh::{ArgsInfo, FromArgs};
 use std::fmt::Display;
 use std::process::ExitCode;
@@ -178,7 +179,8 @@ fn parse(arguments: &[String]) -> Result<Parsed, Failure> {
         Err(early) if early.status.is_ok() => Ok(Parsed::Help(format!("{}\n", early.output.trim_end()))),
         Err(early) => {
             let title = arguments::title(arguments);
-            Err(Failure::Usage(format!("{}\nRun `{title} --help` for more.", early.output.trim_end())))
+            let reason = refusal(&early.output).unwrap_or_else(|| early.output.trim_end().to_owned());
+            Err(Failure::Usage(format!("{reason}\nRun `{title} --help` for more.")))
         }
     }
 }

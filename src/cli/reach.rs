@@ -2,6 +2,7 @@
 //! comes from the environment only: a flag would show it to everybody who lists processes.
 
 use super::Failure;
+use crate::base::Whole;
 use crate::base::name::ERRAND_PREFIX;
 use crate::client::{self, Address, ClientFiles, Credential, Inquiry, Options, Security, Tls};
 use crate::daemon::paths::{Environment, Layout, Place};
@@ -67,11 +68,8 @@ macro_rules! reaching {
 }
 pub(super) use reaching;
 
-/// A number on the command line, in words where it is none.
-pub(super) fn whole<N: TryFrom<u64>>(text: &str) -> Result<N, String> {
-    let number = text.parse::<u64>().ok().and_then(|number| N::try_from(number).ok());
-    number.ok_or_else(|| "it is a whole number, such as 10".to_owned())
-}
+/// Seconds that a command may be told to wait: a day.
+pub(super) type Seconds = Whole<0, 86_400>;
 
 /// What the flags say.
 #[derive(Default)]

@@ -6,8 +6,8 @@ use super::audit::{AuditEvent, uuid_bytes};
 use super::presence::time_of;
 use crate::base::Name;
 use crate::base::keys::{
-    ALLOWED_AGENTS_MAX, ApiKey, KEY_LENGTH, KEY_PREFIX, KEYS_MAX, KeyId, KeyRing, PER_MINUTE, Ring, SHOWN_LENGTH,
-    Scopes, TOKEN_LIFE_MS, hash_of,
+    ALLOWED_AGENTS_MAX, ApiKey, KEY_LENGTH, KEY_PREFIX, KEYS_MAX, KeyId, KeyRing, PER_MINUTE, PER_MINUTE_MAX, Ring,
+    SHOWN_LENGTH, Scopes, TOKEN_LIFE_MS, hash_of,
 };
 use crate::base::name::check_agent;
 use crate::base::tier::{Entitlement, Feature};
@@ -41,8 +41,6 @@ const OVERLAP_MS: u64 = DAY_MS;
 const OVERLAP_MS_MAX: u64 = 30 * DAY_MS;
 /// The longest life of a key: a hundred years.
 const LIFE_MS_MAX: u64 = 36_500 * DAY_MS;
-/// The most messages per minute that a key may be given.
-const PER_MINUTE_MAX: u64 = 60_000_000;
 /// Hexadecimal digits of an id that are enough to look for it.
 const ID_DIGITS_MIN: usize = 4;
 /// Ids that are named when several fit.
