@@ -201,6 +201,19 @@ impl Source {
     }
 }
 
+impl fmt::Display for Source {
+    /// `uid:1000`, `192.0.2.1` or `2001:db8::/64`.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 >> 64 == 0x0100 << 48 {
+            return write!(out, "uid:{}", self.0 as u64);
+        }
+        match std::net::Ipv6Addr::from_bits(self.0).to_canonical() {
+            IpAddr::V4(address) => address.fmt(out),
+            IpAddr::V6(network) => write!(out, "{network}/64"),
+        }
+    }
+}
+
 /// Whom a verified client certificate speaks for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Identity {
@@ -476,6 +489,9 @@ mod tests {
         assert_eq!(of("2001:db8::1"), of("2001:db8::2"));
         assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
         assert_ne!(Source::of_user(0), Source::of_user(1));
+        let shown = ["192.0.2.1", "2001:db8::1", "::1"].map(|text| of(text).to_string());
+        assert_eq!(shown, ["192.0.2.1", "2001:db8::/64", "::/64"]);
+        assert_eq!(Source::of_user(1000).to_string(), "uid:1000");
     }
 
     #[test]
