@@ -493,6 +493,7 @@ fn every_command_of_keys_has_a_golden_help_and_needs_a_daemon() {
         ("revoke", &["3f2a"]),
         ("rotate", &["3f2a"]),
         ("token", &["3f2a"]),
+        ("log", &[]),
     ] {
         let text = stdout(&run(directory.path(), &["keys", command, "--help"]));
         assert!(text.contains("Examples:"), "{command}: {text}");

@@ -2,6 +2,7 @@
 //! output, so that a script can keep it; everything else about it goes to standard error.
 
 use super::Failure;
+use super::keys_log;
 use super::print::{self, Style, ago, cell};
 use super::reach::{Reach, reaching};
 use super::talk;
@@ -11,7 +12,7 @@ use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
 use serde_json::{Map, Value, json};
 
-/// Make, list, revoke and rotate API keys: what agents present where the relay asks who they are (Pro tier).
+/// Make, list, revoke and rotate API keys, what agents present where the relay asks who they are (Pro tier), and see what became of them.
 #[derive(FromArgs, ArgsInfo)]
 #[argh(
     subcommand,
@@ -19,7 +20,8 @@ use serde_json::{Map, Value, json};
     help_triggers("-h", "--help"),
     example = "relay keys create --name build --agents build-1,build-2 --expires 90d
 relay keys list
-relay keys rotate 3f2a --overlap 1h",
+relay keys rotate 3f2a --overlap 1h
+relay keys log --since 7d",
     note = "`relay keys COMMAND --help` says more about each."
 )]
 pub(super) struct Keys {
@@ -35,6 +37,7 @@ enum KeysCommand {
     Revoke(Revoke),
     Rotate(Rotate),
     Token(Token),
+    Log(keys_log::Log),
 }
 
 reaching! {
@@ -159,10 +162,15 @@ pub(super) fn run(command: &Keys) -> Result<(), Failure> {
         KeysCommand::Revoke(command) => revoke(command),
         KeysCommand::Rotate(command) => rotate(command),
         KeysCommand::Token(command) => token(command),
+        KeysCommand::Log(command) => keys_log::run(command),
     }
 }
 
-fn ask(reach: Result<Reach, Failure>, op: &str, mut arguments: Map<String, Value>) -> Result<Value, Failure> {
+pub(super) fn ask(
+    reach: Result<Reach, Failure>,
+    op: &str,
+    mut arguments: Map<String, Value>,
+) -> Result<Value, Failure> {
     arguments.insert("op".to_owned(), op.into());
     talk::ask(&reach?, QueryKind::Keys, &Value::Object(arguments))
 }

@@ -15,6 +15,7 @@ mod history;
 mod import;
 mod keygen;
 mod keys;
+mod keys_log;
 mod launch;
 mod license;
 mod listen;

@@ -104,6 +104,38 @@ fn a_key_is_shown_once_listed_without_its_secret_and_is_there_after_a_restart() 
 }
 
 #[test]
+fn the_trail_of_keys_is_read_in_pages_and_holds_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut desk = Desk::open(store(folder.path()));
+    let events: Vec<String> = (0..450)
+        .map(|number| {
+            let event_type = if number % 2 == 0 { "ssh_key.created" } else { "settings.updated" };
+            json!({ "event_type": event_type, "n": number }).to_string()
+        })
+        .collect();
+    let rows: Vec<(u64, &str)> =
+        events.iter().enumerate().map(|(number, text)| (NOW + number as u64, text.as_str())).collect();
+    desk.registrar.store.change_control(ControlChange { events: &rows, ..ControlChange::default() }).unwrap();
+    let mut page = |arguments: Value| {
+        let mut arguments = arguments;
+        arguments["op"] = json!("log");
+        desk.ask(arguments, NOW).unwrap().0
+    };
+    let numbers = |page: &Value| -> Vec<u64> {
+        page["events"].as_array().unwrap().iter().map(|event| event["n"].as_u64().unwrap()).collect()
+    };
+    let first = page(json!({}));
+    assert_eq!((numbers(&first).len(), numbers(&first)[0]), (200, 448));
+    let second = page(json!({ "before": first["next"] }));
+    assert_eq!((numbers(&second).last(), &second["next"]), (Some(&0), &Value::Null));
+    assert_eq!(numbers(&first).len() + numbers(&second).len(), 225);
+    assert_eq!(numbers(&page(json!({ "since_ms": NOW + 10, "until_ms": NOW + 13 }))), [12, 10]);
+    assert_eq!(numbers(&page(json!({ "limit": 1, "before": 400 }))), [398]);
+    assert!(desk.ask(json!({ "op": "log", "limit": "many" }), NOW).is_err());
+    assert!(desk.ask(json!({ "op": "log", "colour": 1 }), NOW).is_err());
+}
+
+#[test]
 fn a_revoked_key_is_unknown_and_a_rotated_one_lives_for_its_overlap() {
     let folder = tempfile::tempdir().unwrap();
     let mut desk = Desk::open(store(folder.path()));
