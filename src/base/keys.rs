@@ -1,6 +1,7 @@
 //! API keys and access tokens as values: what a credential is, what it grants, and the table it is looked up in.
 //! The table is immutable: a change makes a new one, which every shard is handed. No secret is kept here, only hashes.
 
+use super::ids::{UUID_LENGTH, read_uuid, write_uuid};
 use super::name::Name;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
@@ -36,30 +37,14 @@ pub struct KeyId(pub [u8; 16]);
 
 impl fmt::Display for KeyId {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, byte) in self.0.iter().enumerate() {
-            if matches!(index, 4 | 6 | 8 | 10) {
-                out.write_str("-")?;
-            }
-            write!(out, "{byte:02x}")?;
-        }
-        Ok(())
+        write_uuid(&self.0, out)
     }
 }
 
 impl KeyId {
     /// The id that `text` is, hyphens or not.
     pub fn parse(text: &str) -> Option<KeyId> {
-        let digits: Vec<u8> = text.bytes().filter(|byte| *byte != b'-').collect();
-        if digits.len() != 32 || text.len() > 36 {
-            return None;
-        }
-        let mut id = [0; 16];
-        for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
-            let high = char::from(pair[0]).to_digit(16)?;
-            let low = char::from(pair[1]).to_digit(16)?;
-            *byte = (high << 4 | low) as u8;
-        }
-        Some(KeyId(id))
+        if text.len() <= UUID_LENGTH { read_uuid(text.as_bytes()).map(KeyId) } else { None }
     }
 }
 
