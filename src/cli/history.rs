@@ -3,7 +3,8 @@
 use super::Failure;
 use super::filter::Filter;
 use super::print::{self, Style, cell};
-use super::reach::{Reach, reaching};
+use super::reach::Reach;
+use super::sharing::sharing;
 use super::talk;
 use crate::base::Whole;
 use crate::wire::QueryKind;
@@ -11,7 +12,8 @@ use argh::{ArgsInfo, FromArgs};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde_json::Value;
 
-reaching! {
+sharing! {
+    [filter reach]
     /// Show stored messages, newest first, and with --follow those that come.
     #[derive(FromArgs, ArgsInfo)]
     #[argh(
@@ -24,27 +26,6 @@ relay history --from alice --to bob --follow",
         note = "Messages are kept as long as the retention time says: `relay status --verbose` shows it."
     )]
     pub(super) struct History {
-        /// only messages from this agent
-        #[argh(option, arg_name = "name")]
-        from: Option<String>,
-        /// only messages to this agent, to everybody (*) or to a #topic
-        #[argh(option, arg_name = "name")]
-        to: Option<String>,
-        /// only messages from or to this agent
-        #[argh(option, arg_name = "name")]
-        agent: Option<String>,
-        /// only messages of this thread
-        #[argh(option, arg_name = "thread")]
-        thread: Option<String>,
-        /// only messages to this topic
-        #[argh(option, arg_name = "topic")]
-        topic: Option<String>,
-        /// only messages since then: 90m, 2h, 7d ago, or a time such as 2026-11-21T10:00:00Z
-        #[argh(option, arg_name = "time")]
-        since: Option<String>,
-        /// only messages until then, said in the same way
-        #[argh(option, arg_name = "time")]
-        until: Option<String>,
         /// at most this many of those that are there (default: 50); `relay export` has no limit
         #[argh(option, arg_name = "N", default = "Whole::of(50)")]
         limit: Whole<0, LIMIT_MAX>,
@@ -65,15 +46,7 @@ const LIMIT_MAX: u64 = 100_000;
 const ASK_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
 
 pub(super) fn run(command: &History) -> Result<(), Failure> {
-    let filter = Filter::of(&[
-        ("from", &command.from),
-        ("to", &command.to),
-        ("agent", &command.agent),
-        ("thread", &command.thread),
-        ("topic", &command.topic),
-        ("since", &command.since),
-        ("until", &command.until),
-    ])?;
+    let filter = command.filter()?;
     let reach = command.reach()?;
     if command.follow {
         return follow(command, &reach, &filter);

@@ -23,6 +23,7 @@ mod print;
 mod reach;
 mod read;
 mod send;
+mod sharing;
 mod status;
 mod store_check;
 mod stored;
