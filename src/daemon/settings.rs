@@ -346,6 +346,14 @@ impl Settings {
         Ok(Settings { db_key, licence, warnings, ..settings })
     }
 
+    /// Looks at the text of a settings file alone: whether it is one, its keys exist and its values are within bounds.
+    /// What they need of each other, and the files that they name, are not looked at.
+    pub fn check_file(path: &Path, text: &str) -> Result<(), SettingsError> {
+        let entries = settings_file::parse(path, text)?;
+        let (flags, environment) = (Flags::default(), Environment::default());
+        RECORDS.iter().try_for_each(|record| resolve(record, &flags, &environment, &entries).map(drop))
+    }
+
     /// That `entitlement` allows less retention than was asked for, if it does.
     pub fn retention_note(&self, entitlement: &Entitlement) -> Option<String> {
         let days = entitlement.retention_days(self.retention_days);
