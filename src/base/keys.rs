@@ -186,6 +186,16 @@ impl Source {
     }
 }
 
+impl Source {
+    /// Reads what `Display` writes.
+    pub fn parse(text: &str) -> Option<Source> {
+        if let Some(uid) = text.strip_prefix("uid:") {
+            return uid.parse().ok().map(Source::of_user);
+        }
+        text.strip_suffix("/64").unwrap_or(text).parse().ok().map(Source::of_address)
+    }
+}
+
 impl fmt::Display for Source {
     /// `uid:1000`, `192.0.2.1` or `2001:db8::/64`.
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -477,6 +487,10 @@ mod tests {
         let shown = ["192.0.2.1", "2001:db8::1", "::1"].map(|text| of(text).to_string());
         assert_eq!(shown, ["192.0.2.1", "2001:db8::/64", "::/64"]);
         assert_eq!(Source::of_user(1000).to_string(), "uid:1000");
+        for source in [of("192.0.2.1"), of("2001:db8::1"), of("::1"), Source::of_user(u32::MAX)] {
+            assert_eq!(Source::parse(&source.to_string()), Some(source));
+        }
+        assert_eq!(["", "uid:", "uid:-1", "somewhere", "::/32"].map(Source::parse), [None; 5]);
     }
 
     #[test]

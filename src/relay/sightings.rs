@@ -4,7 +4,7 @@
 use super::counters::AuthFailure;
 use crate::base::Name;
 use crate::base::keys::{Grant, KeyId, Source};
-use crate::base::limits::{SIGHTINGS_KNOWN_MAX, SIGHTINGS_WAITING_MAX};
+use crate::base::limits::{REFUSALS_WAITING_MAX, SIGHTINGS_KNOWN_MAX};
 use std::collections::BTreeSet;
 
 /// Something that was seen, perhaps several times.
@@ -41,13 +41,14 @@ pub enum Sighted {
 pub(super) struct Sightings {
     /// Where keys came from. Forgotten as a whole when it is full: whoever keeps the trail knows better.
     known: BTreeSet<(KeyId, Source)>,
-    waiting: Vec<Sighting>,
+    used: Vec<Sighting>,
+    refused: Vec<Sighting>,
 }
 
 impl Sightings {
     /// A HELLO's credential was good.
     pub(super) fn used(&mut self, grant: &Grant, source: Source, agent: &str, at_ms: u64) {
-        if self.known.contains(&(grant.key, source)) || self.waiting.len() >= SIGHTINGS_WAITING_MAX {
+        if self.known.contains(&(grant.key, source)) || self.used.len() >= SIGHTINGS_KNOWN_MAX {
             return;
         }
         if self.known.len() >= SIGHTINGS_KNOWN_MAX {
@@ -55,24 +56,25 @@ impl Sightings {
         }
         self.known.insert((grant.key, source));
         let what = Sighted::Used { key: grant.key, by_token: grant.by_token };
-        self.waiting.push(Sighting { what, source, agent: agent.into(), at_ms, count: 1 });
+        self.used.push(Sighting { what, source, agent: agent.into(), at_ms, count: 1 });
     }
 
     /// It was not.
     pub(super) fn refused(&mut self, failure: AuthFailure, source: Source, agent: &str, at_ms: u64) {
         let what = Sighted::Refused(failure);
-        // Guesses leave room for what was right.
-        let full = self.waiting.len() >= SIGHTINGS_WAITING_MAX / 2;
-        match self.waiting.iter_mut().find(|seen| seen.what == what && seen.source == source) {
+        let full = self.refused.len() >= REFUSALS_WAITING_MAX;
+        match self.refused.iter_mut().find(|seen| seen.what == what && seen.source == source) {
             Some(seen) => seen.count += 1,
             None if full => {}
-            None => self.waiting.push(Sighting { what, source, agent: agent.into(), at_ms, count: 1 }),
+            None => self.refused.push(Sighting { what, source, agent: agent.into(), at_ms, count: 1 }),
         }
     }
 
     /// What was seen since this was last asked.
     pub(super) fn take(&mut self) -> Vec<Sighting> {
-        std::mem::take(&mut self.waiting)
+        let mut seen = std::mem::take(&mut self.used);
+        seen.append(&mut self.refused);
+        seen
     }
 }
 
@@ -107,7 +109,7 @@ mod tests {
             .into_iter()
             .map(|seen| (matches!(seen.what, Sighted::Used { .. }), seen.source, seen.count))
             .collect();
-        assert_eq!(told, [(true, here, 1), (false, here, 2), (true, there, 1), (false, there, 1), (false, here, 1)]);
+        assert_eq!(told, [(true, here, 1), (true, there, 1), (false, here, 2), (false, there, 1), (false, here, 1)]);
         seen.used(&grant(1), here, "ann", 10);
         assert!(seen.take().is_empty(), "it is known");
     }
@@ -123,8 +125,7 @@ mod tests {
             assert!(seen.known.len() <= SIGHTINGS_KNOWN_MAX);
             let told = seen.take();
             let refused = told.iter().filter(|seen| matches!(seen.what, Sighted::Refused(_))).count();
-            assert!(told.len() <= SIGHTINGS_WAITING_MAX && refused <= SIGHTINGS_WAITING_MAX / 2);
-            assert!(told.len() - refused >= SIGHTINGS_WAITING_MAX / 2, "{refused} of {}", told.len());
+            assert_eq!((told.len() - refused, refused), (1_000, REFUSALS_WAITING_MAX));
         }
     }
 }
