@@ -18,8 +18,8 @@ reaching! {
         help_triggers("-h", "--help"),
         example = "relay keys log --since 7d
 relay keys log --json | jq -r 'select(.severity == \"warning\") | .meta.reason'",
-        note = "Kept as long as messages are. A place is an address or a user of this machine; which ones a key came from is
-remembered until the relay stops. Refused credentials of one place and reason are told once in ten minutes, with their number."
+        note = "Kept as long as messages are. A place is an address or a user of this machine.
+Refused credentials of one place and reason are told once in ten minutes, with their number."
     )]
     pub(super) struct Log {
         /// at most this many (default: 50)

@@ -75,6 +75,7 @@ impl Registrar {
     pub(super) fn open(store: Store, retention_ms: u64, now_ms: u64) -> Result<Registrar, StoreError> {
         let token_secret = store.secret(TOKEN_SECRET)?;
         let keys = read_keys(&store)?;
+        let witness = Witness::of(&store);
         let now = Instant::now();
         Ok(Registrar {
             store,
@@ -84,7 +85,7 @@ impl Registrar {
             used: BTreeSet::new(),
             used_written: now,
             swept: None,
-            witness: Witness::default(),
+            witness,
             retention_ms,
             started: (now_ms, now),
         })

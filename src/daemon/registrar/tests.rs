@@ -1,8 +1,9 @@
 //! The registrar over a real store, the clock in the test's hand.
 
 use super::*;
-use crate::base::keys::AuthError;
+use crate::base::keys::{AuthError, Source};
 use crate::base::tier::Tier;
+use crate::relay::Sighted;
 use crate::store::{Key, Options};
 use std::path::Path;
 
@@ -101,6 +102,32 @@ fn a_key_is_shown_once_listed_without_its_secret_and_is_there_after_a_restart() 
     assert_eq!(verified.key.to_string(), id);
     let late = ring.verify("token", token["token"].as_str().unwrap(), NOW + 5 * 60_000);
     assert_eq!(late, Err(AuthError::Invalid));
+}
+
+#[test]
+fn where_a_key_came_from_is_known_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let opened = store(folder.path());
+    let mut desk = Desk::open(opened.clone());
+    let (id, _) = desk.create(json!({ "name": "a" }));
+    let seen = |source: Source| Sighting {
+        what: Sighted::Used { key: KeyId::parse(&id).unwrap(), by_token: false },
+        source,
+        agent: "ann".into(),
+        at_ms: NOW,
+        count: 1,
+    };
+    let address = |text: &str| Source::of_address(text.parse().unwrap());
+    let places = [Source::of_user(7), address("192.0.2.1"), address("2001:db8::1")];
+    let used = |desk: &Desk| desk.events().iter().filter(|event| event["event_type"] == "ssh_key.used").count();
+    desk.registrar.witness(&places.map(seen), NOW);
+    assert_eq!(used(&desk), 3);
+    drop(desk);
+    let mut desk = Desk::open(opened);
+    desk.registrar.witness(&places.map(seen), NOW);
+    assert_eq!(used(&desk), 3, "none of them is new");
+    desk.registrar.witness(&[seen(address("192.0.2.2"))], NOW);
+    assert_eq!(used(&desk), 4);
 }
 
 #[test]
