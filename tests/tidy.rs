@@ -18,7 +18,7 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("mesh", &["base", "wire", "relay", "tls"]),
     ("client", &["base", "wire", "tls"]),
     ("store", &["base", "wire", "relay"]),
-    ("http", &["base"]),
+    ("http", &["base", "tls"]),
     ("shard", &["base", "wire", "relay", "tls", "uring", "mesh"]),
     ("writer", &["base", "wire", "relay", "uring", "mesh", "store"]),
     ("keeper", &["base", "wire", "relay", "uring", "mesh", "store"]),

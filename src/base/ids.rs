@@ -112,27 +112,40 @@ pub struct Token(pub [u8; 16]);
 impl Token {
     /// Reads the form that `Display` writes.
     pub fn parse(text: &[u8]) -> Option<Token> {
-        let mut bytes = [0; 16];
-        let mut digits = text.iter().filter(|byte| **byte != b'-');
-        for byte in &mut bytes {
-            let high = (*digits.next()? as char).to_digit(16)?;
-            let low = (*digits.next()? as char).to_digit(16)?;
-            *byte = (high << 4 | low) as u8;
-        }
-        (digits.next().is_none() && text.len() == 36).then_some(Token(bytes))
+        if text.len() == UUID_LENGTH { read_uuid(text).map(Token) } else { None }
     }
 }
 
 impl fmt::Display for Token {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, byte) in self.0.iter().enumerate() {
-            if matches!(index, 4 | 6 | 8 | 10) {
-                out.write_str("-")?;
-            }
-            write!(out, "{byte:02x}")?;
-        }
-        Ok(())
+        write_uuid(&self.0, out)
     }
+}
+
+/// Characters of a UUID: 32 digits and four hyphens.
+pub(super) const UUID_LENGTH: usize = 36;
+
+/// Sixteen bytes in the form of a UUID (RFC 9562).
+pub(super) fn write_uuid(bytes: &[u8; 16], out: &mut fmt::Formatter<'_>) -> fmt::Result {
+    for (index, byte) in bytes.iter().enumerate() {
+        if matches!(index, 4 | 6 | 8 | 10) {
+            out.write_str("-")?;
+        }
+        write!(out, "{byte:02x}")?;
+    }
+    Ok(())
+}
+
+/// The bytes that a UUID's digits say, wherever its hyphens are.
+pub(super) fn read_uuid(text: &[u8]) -> Option<[u8; 16]> {
+    let mut bytes = [0; 16];
+    let mut digits = text.iter().filter(|byte| **byte != b'-');
+    for byte in &mut bytes {
+        let high = char::from(*digits.next()?).to_digit(16)?;
+        let low = char::from(*digits.next()?).to_digit(16)?;
+        *byte = (high << 4 | low) as u8;
+    }
+    digits.next().is_none().then_some(bytes)
 }
 
 // A resume token is a secret: its debug form says only that it is there.

@@ -1,6 +1,7 @@
 //! API keys and access tokens as values: what a credential is, what it grants, and the table it is looked up in.
 //! The table is immutable: a change makes a new one, which every shard is handed. No secret is kept here, only hashes.
 
+use super::ids::{UUID_LENGTH, read_uuid, write_uuid};
 use super::name::Name;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
@@ -19,6 +20,8 @@ pub const SHOWN_LENGTH: usize = 15;
 pub const TOKEN_PREFIX: &str = "ar_tok_";
 /// Messages per minute of a key when nothing else is said.
 pub const PER_MINUTE: u32 = 1_000;
+/// The most messages per minute that a key may be given.
+pub const PER_MINUTE_MAX: u64 = 60_000_000;
 /// Longest credential there is: a token has 119 characters.
 pub const CREDENTIAL_BYTES_MAX: usize = 256;
 /// API keys of one daemon, revoked ones not counted: each shard holds the table in memory.
@@ -34,30 +37,14 @@ pub struct KeyId(pub [u8; 16]);
 
 impl fmt::Display for KeyId {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, byte) in self.0.iter().enumerate() {
-            if matches!(index, 4 | 6 | 8 | 10) {
-                out.write_str("-")?;
-            }
-            write!(out, "{byte:02x}")?;
-        }
-        Ok(())
+        write_uuid(&self.0, out)
     }
 }
 
 impl KeyId {
     /// The id that `text` is, hyphens or not.
     pub fn parse(text: &str) -> Option<KeyId> {
-        let digits: Vec<u8> = text.bytes().filter(|byte| *byte != b'-').collect();
-        if digits.len() != 32 || text.len() > 36 {
-            return None;
-        }
-        let mut id = [0; 16];
-        for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
-            let high = char::from(pair[0]).to_digit(16)?;
-            let low = char::from(pair[1]).to_digit(16)?;
-            *byte = (high << 4 | low) as u8;
-        }
-        Some(KeyId(id))
+        if text.len() <= UUID_LENGTH { read_uuid(text.as_bytes()).map(KeyId) } else { None }
     }
 }
 
@@ -195,6 +182,29 @@ impl Source {
         match address.to_canonical() {
             IpAddr::V4(address) => Source(address.to_ipv6_mapped().to_bits()),
             IpAddr::V6(address) => Source(address.to_bits() & !u128::from(u64::MAX)),
+        }
+    }
+}
+
+impl Source {
+    /// Reads what `Display` writes.
+    pub fn parse(text: &str) -> Option<Source> {
+        if let Some(uid) = text.strip_prefix("uid:") {
+            return uid.parse().ok().map(Source::of_user);
+        }
+        text.strip_suffix("/64").unwrap_or(text).parse().ok().map(Source::of_address)
+    }
+}
+
+impl fmt::Display for Source {
+    /// `uid:1000`, `192.0.2.1` or `2001:db8::/64`.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 >> 64 == 0x0100 << 48 {
+            return write!(out, "uid:{}", self.0 as u64);
+        }
+        match std::net::Ipv6Addr::from_bits(self.0).to_canonical() {
+            IpAddr::V4(address) => address.fmt(out),
+            IpAddr::V6(network) => write!(out, "{network}/64"),
         }
     }
 }
@@ -474,6 +484,13 @@ mod tests {
         assert_eq!(of("2001:db8::1"), of("2001:db8::2"));
         assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
         assert_ne!(Source::of_user(0), Source::of_user(1));
+        let shown = ["192.0.2.1", "2001:db8::1", "::1"].map(|text| of(text).to_string());
+        assert_eq!(shown, ["192.0.2.1", "2001:db8::/64", "::/64"]);
+        assert_eq!(Source::of_user(1000).to_string(), "uid:1000");
+        for source in [of("192.0.2.1"), of("2001:db8::1"), of("::1"), Source::of_user(u32::MAX)] {
+            assert_eq!(Source::parse(&source.to_string()), Some(source));
+        }
+        assert_eq!(["", "uid:", "uid:-1", "somewhere", "::/32"].map(Source::parse), [None; 5]);
     }
 
     #[test]

@@ -126,6 +126,25 @@ pub const FETCHES_IN_HAND_MAX: usize = 64;
 /// Questions (status, agents, read) of one shard on their way.
 pub const QUESTIONS_MAX: usize = 1024;
 
+/// Places (users, addresses) that one shard remembers keys to have come from: 256 KiB; beyond it, it asks anew.
+pub const SIGHTINGS_KNOWN_MAX: usize = 4096;
+/// Refusals (by place and reason) that one shard has not yet told the audit trail, which asks every ten seconds. A storm of
+/// guesses says no more by being told in full.
+pub const REFUSALS_WAITING_MAX: usize = 256;
+/// Places that the audit trail remembers of one key, the latest: those of a team behind one key. Coming back from one that is
+/// forgotten counts as new. 10,000 keys with as many are 5 MiB.
+pub const KEY_PLACES_MAX: usize = 32;
+/// Events of one key about new places in an hour: whoever holds a key and many addresses cannot push out the rest.
+pub const KEY_PLACES_PER_HOUR_MAX: u32 = 64;
+/// Events that are read at a start to know the places of before: some tens of milliseconds.
+pub const PLACES_READ_MAX: usize = 10_000;
+/// Refused credentials are written to the audit trail once in this time for each place and reason, with their number …
+pub const REFUSALS_TOLD_EVERY_MS: u64 = 10 * 60_000;
+/// … and no more often than this in an hour in all: nobody who guesses can push out what others did.
+pub const REFUSALS_PER_HOUR_MAX: u32 = 120;
+/// Places and reasons of refusals that are remembered for that.
+pub const REFUSALS_KNOWN_MAX: usize = 1024;
+
 const _: () = assert!(IN_FLIGHT_MAX as u64 >= 2 * ACK_STRIDE, "a window must outlast the acknowledgement stride");
 const _: () = assert!(WAITING_BYTES_MAX >= FRAME_BYTES_MAX, "the largest frame must fit an empty queue");
 const _: () = assert!(TAKE_OVER_SILENCE < DEAD_AFTER, "a dead holder can be replaced before it is given up");

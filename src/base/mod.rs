@@ -10,9 +10,11 @@ pub mod reason;
 pub mod table;
 pub mod tier;
 pub mod time;
+pub mod whole;
 
 pub use chunk::{Bytes, Chunks};
 pub use ids::{AgentId, MessageId, Sequence, SessionId, ShardId};
 pub use name::{Name, NameHash, NameHasher};
 pub use reason::{CloseReason, RefuseReason};
 pub use time::{Mono, Now};
+pub use whole::Whole;

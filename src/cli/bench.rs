@@ -1,12 +1,13 @@
 //! `relay bench`: pairs of agents that talk as fast as they may, against a running daemon or a temporary one.
 
 use super::print::{self, Progress};
-use super::reach::{reaching, whole};
+use super::reach::reaching;
 use super::{Failure, launch, talk};
+use crate::base::Whole;
 use crate::base::tier::Tier;
 use crate::client::{Address, Client, Error, Incoming, Options, Outgoing, ask};
 use crate::daemon::paths::{Environment, Place};
-use crate::daemon::settings::{Flags, Settings};
+use crate::daemon::settings::{CORES_MAX, Flags, Settings};
 use crate::daemon::{DaemonError, lock};
 use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
@@ -33,23 +34,23 @@ it without queueing."
     )]
     pub(super) struct Bench {
         /// pairs of a sender and a receiver (default: 2)
-        #[argh(option, arg_name = "N", default = "2", from_str_fn(whole))]
-        pairs: usize,
+        #[argh(option, arg_name = "N", default = "Whole::of(2)")]
+        pairs: Whole<1, 256>,
         /// messages of each pair on their way at once (default: 64)
-        #[argh(option, arg_name = "N", default = "64", from_str_fn(whole))]
-        window: u64,
+        #[argh(option, arg_name = "N", default = "Whole::of(64)")]
+        window: Whole<1, 65_536>,
         /// bytes of each body (default: 256)
-        #[argh(option, arg_name = "bytes", default = "256", from_str_fn(whole))]
-        body: usize,
+        #[argh(option, arg_name = "bytes", default = "Whole::of(256)")]
+        body: Whole<{ STAMP_BYTES as u64 }, 1_000_000>,
         /// how long to measure (default: 5)
-        #[argh(option, arg_name = "seconds", default = "5", from_str_fn(whole))]
-        seconds: u64,
+        #[argh(option, arg_name = "seconds", default = "Whole::of(5)")]
+        seconds: Whole<1, 3600>,
         /// start a relay of its own even if one is running
         #[argh(switch)]
         temporary: bool,
         /// shards of that relay
-        #[argh(option, arg_name = "N", from_str_fn(whole))]
-        cores: Option<u16>,
+        #[argh(option, arg_name = "N")]
+        cores: Option<Whole<1, CORES_MAX>>,
         /// print one JSON value
         #[argh(switch)]
         json: bool,
@@ -57,10 +58,6 @@ it without queueing."
 }
 
 pub(super) fn run(command: &Bench) -> Result<(), Failure> {
-    bounds("--pairs", command.pairs as u64, 1, 256)?;
-    bounds("--window", command.window, 1, 65_536)?;
-    bounds("--body", command.body as u64, STAMP_BYTES as u64, 1_000_000)?;
-    bounds("--seconds", command.seconds, 1, 3600)?;
     let reach = command.reach()?;
     let running = command.connect.is_some() || command.socket.is_some() || lock::live_holder(&reach.layout).is_some();
     if running && !command.temporary {
@@ -73,7 +70,7 @@ pub(super) fn run(command: &Bench) -> Result<(), Failure> {
         let status = talk::ask(&reach, QueryKind::Status, &serde_json::json!({})).unwrap_or_default();
         return report(command, &result, "running", Limit::of(&status).as_ref());
     }
-    let relay = Temporary::start(command.cores)?;
+    let relay = Temporary::start(command.cores.map(Whole::number))?;
     let options = Options { program: "relay bench".to_owned(), ..Options::named("") };
     let result = measure(&relay.address, &options, command).map_err(Failure::failed)?;
     relay.stop()?;
@@ -101,13 +98,6 @@ impl Limit {
     }
 }
 
-fn bounds(flag: &str, value: u64, min: u64, max: u64) -> Result<(), Failure> {
-    if (min..=max).contains(&value) {
-        return Ok(());
-    }
-    Err(Failure::Usage(format!("{flag} {value}: it is a whole number from {min} to {max}")))
-}
-
 /// A relay on a thread of this process, in a directory of its own; both go when this does. It has no limits because it has
 /// no way in but its socket there, which nobody else may open.
 struct Temporary {
@@ -126,7 +116,7 @@ impl Drop for Directory {
 }
 
 impl Temporary {
-    fn start(cores: Option<u16>) -> Result<Temporary, Failure> {
+    fn start(cores: Option<u64>) -> Result<Temporary, Failure> {
         let path = std::env::temp_dir().join(format!("relay-bench-{:016x}", launch::random()));
         std::fs::DirBuilder::new()
             .mode(0o700)
@@ -202,12 +192,12 @@ struct Measured {
 fn measure(address: &Address, options: &Options, command: &Bench) -> Result<Measured, Error> {
     let run = format!("{:08x}", launch::random() as u32);
     let begun = Instant::now();
-    let deadline = Duration::from_secs(command.seconds);
+    let deadline = Duration::from_secs(command.seconds.number());
     // Receivers, senders and this thread: nobody starts before everybody is connected.
-    let start = Arc::new(Barrier::new(2 * command.pairs + 1));
+    let start = Arc::new(Barrier::new(2 * command.pairs.size() + 1));
     let mut threads = Vec::new();
     let mut pairs = Vec::new();
-    for number in 0..command.pairs {
+    for number in 0..command.pairs.number() {
         // All connections are made here, one after the other: a failure then ends the run instead of leaving a thread
         // at the barrier for ever. Names with __ hold no seat and are hidden from listings.
         let receiver_name = format!("__bench-{run}-r{number}");
@@ -226,7 +216,8 @@ fn measure(address: &Address, options: &Options, command: &Bench) -> Result<Meas
             done: AtomicBool::new(false),
         });
         pairs.push(Arc::clone(&pair));
-        let (shared, barrier, window, body) = (Arc::clone(&pair), Arc::clone(&start), command.window, command.body);
+        let (shared, barrier, window, body) =
+            (Arc::clone(&pair), Arc::clone(&start), command.window.number(), command.body.size());
         let handle = thread::spawn(move || {
             barrier.wait();
             let result =
@@ -425,9 +416,9 @@ fn report(command: &Bench, measured: &Measured, which: &str, limit: Option<&Limi
     let max_us = measured.latencies.max as f64 / 1000.0;
     if command.json {
         return print::json(&serde_json::json!({
-            "relay": which, "pairs": command.pairs, "window": command.window, "body_bytes": command.body,
+            "relay": which, "pairs": command.pairs.number(), "window": command.window.number(), "body_bytes": command.body.number(),
             "seconds": seconds, "messages": measured.messages, "messages_per_second": rate,
-            "body_bytes_per_second": rate * command.body as f64,
+            "body_bytes_per_second": rate * command.body.number() as f64,
             "latency_us": { "p50": latency(500), "p99": latency(990), "p99_9": latency(999), "max": max_us },
             "busy": measured.busy, "undelivered": measured.undelivered,
             "limited_by": limit.map(|limit| limit.per_second),
@@ -440,7 +431,7 @@ fn report(command: &Bench, measured: &Measured, which: &str, limit: Option<&Limi
         command.pairs,
         command.window,
         command.body,
-        print::bytes((rate * command.body as f64) as u64),
+        print::bytes((rate * command.body.number() as f64) as u64),
         measured.messages,
         latency(500),
         latency(990),

@@ -1,6 +1,7 @@
 //! `relay config`: every setting, its value and where that came from.
 
 use super::print::{self, Style};
+use super::sharing::sharing;
 use super::{Failure, up};
 use crate::daemon::paths::Place;
 use crate::daemon::settings::{DAYS_MAX, Flags, Resolved, Settings, Shape, UNLIMITED};
@@ -8,33 +9,27 @@ use argh::{ArgsInfo, FromArgs};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
-/// Print every setting with its value, where it came from, its unit, default and bounds.
-#[derive(FromArgs, ArgsInfo)]
-#[argh(
-    subcommand,
-    name = "config",
-    help_triggers("-h", "--help"),
-    example = "relay config
+sharing! {
+    [place]
+    /// Print every setting with its value, where it came from, its unit, default and bounds.
+    #[derive(FromArgs, ArgsInfo)]
+    #[argh(
+        subcommand,
+        name = "config",
+        help_triggers("-h", "--help"),
+        example = "relay config
 relay config --config ./relay.toml --json",
-    note = "Precedence: flag, environment, relay.toml, default. A running relay keeps the settings it started with:
+        note = "Precedence: flag, environment, relay.toml, default. A running relay keeps the settings it started with:
 every change needs a restart."
-)]
-pub(super) struct Config {
-    /// print one JSON value
-    #[argh(switch)]
-    json: bool,
-    /// settings file instead of relay.toml in the project folder
-    #[argh(option, arg_name = "file")]
-    config: Option<PathBuf>,
-    /// base directory of all data
-    #[argh(option, arg_name = "directory")]
-    data_dir: Option<PathBuf>,
-    /// the Unix socket
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-    /// the machine's relay instead of the project's
-    #[argh(switch)]
-    global: bool,
+    )]
+    pub(super) struct Config {
+        /// print one JSON value
+        #[argh(switch)]
+        json: bool,
+        /// settings file instead of relay.toml in the project folder
+        #[argh(option, arg_name = "file")]
+        config: Option<PathBuf>,
+    }
 }
 
 pub(super) fn run(command: Config) -> Result<(), Failure> {

@@ -3,105 +3,97 @@
 
 use super::Failure;
 use super::print::{self, Progress, bytes};
+use super::sharing::sharing;
 use super::stored::{self, Place};
 use crate::daemon::settings_key::KeyText;
 use crate::store::copy::{self, Copied, CopyError};
 use argh::{ArgsInfo, FromArgs};
 use std::path::{Path, PathBuf};
 
-/// Copy the store to a new folder, while the relay runs or while it does not.
-#[derive(FromArgs, ArgsInfo)]
-#[argh(
-    subcommand,
-    name = "backup",
-    help_triggers("-h", "--help"),
-    example = "relay backup /mnt/backups/relay-$(date +%F)",
-    note = "The copy holds everything that had a durable receipt when it was begun. That of an encrypted store is encrypted
+sharing! {
+    [folder]
+    /// Copy the store to a new folder, while the relay runs or while it does not.
+    #[derive(FromArgs, ArgsInfo)]
+    #[argh(
+        subcommand,
+        name = "backup",
+        help_triggers("-h", "--help"),
+        example = "relay backup /mnt/backups/relay-$(date +%F)",
+        note = "The copy holds everything that had a durable receipt when it was begun. That of an encrypted store is encrypted
 with the same key: keep the key elsewhere."
-)]
-pub(super) struct Backup {
-    /// the folder to make; it must not exist, or be empty
-    #[argh(positional)]
-    directory: PathBuf,
-    /// file with the key of an encrypted store (else AGENT_RELAY_DB_KEY)
-    #[argh(option, arg_name = "file")]
-    db_key: Option<PathBuf>,
-    /// print one JSON value
-    #[argh(switch)]
-    json: bool,
-    /// base directory of all data
-    #[argh(option, arg_name = "directory")]
-    data_dir: Option<PathBuf>,
-    /// the machine's relay instead of the project's
-    #[argh(switch)]
-    global: bool,
+    )]
+    pub(super) struct Backup {
+        /// the folder to make; it must not exist, or be empty
+        #[argh(positional)]
+        directory: PathBuf,
+        /// file with the key of an encrypted store (else AGENT_RELAY_DB_KEY)
+        #[argh(option, arg_name = "file")]
+        db_key: Option<PathBuf>,
+        /// print one JSON value
+        #[argh(switch)]
+        json: bool,
+    }
 }
 
-/// Put a backup where the store is. The relay must be stopped.
-#[derive(FromArgs, ArgsInfo)]
-#[argh(
-    subcommand,
-    name = "restore",
-    help_triggers("-h", "--help"),
-    example = "relay down
+sharing! {
+    [folder]
+    /// Put a backup where the store is. The relay must be stopped.
+    #[derive(FromArgs, ArgsInfo)]
+    #[argh(
+        subcommand,
+        name = "restore",
+        help_triggers("-h", "--help"),
+        example = "relay down
 relay restore /mnt/backups/relay-2026-11-21 --replace
 relay up --detach",
-    note = "The backup is checked as a whole first, and stays as it is. With --replace the present store is moved aside, not
+        note = "The backup is checked as a whole first, and stays as it is. With --replace the present store is moved aside, not
 removed: its new name is printed."
-)]
-pub(super) struct Restore {
-    /// the folder that `relay backup` made
-    #[argh(positional)]
-    directory: PathBuf,
-    /// move a store that is there aside
-    #[argh(switch)]
-    replace: bool,
-    /// file with the key of an encrypted backup (else AGENT_RELAY_DB_KEY)
-    #[argh(option, arg_name = "file")]
-    db_key: Option<PathBuf>,
-    /// print one JSON value
-    #[argh(switch)]
-    json: bool,
-    /// base directory of all data
-    #[argh(option, arg_name = "directory")]
-    data_dir: Option<PathBuf>,
-    /// the machine's relay instead of the project's
-    #[argh(switch)]
-    global: bool,
+    )]
+    pub(super) struct Restore {
+        /// the folder that `relay backup` made
+        #[argh(positional)]
+        directory: PathBuf,
+        /// move a store that is there aside
+        #[argh(switch)]
+        replace: bool,
+        /// file with the key of an encrypted backup (else AGENT_RELAY_DB_KEY)
+        #[argh(option, arg_name = "file")]
+        db_key: Option<PathBuf>,
+        /// print one JSON value
+        #[argh(switch)]
+        json: bool,
+    }
 }
 
-/// Encrypt the store, change its key, or decrypt it. The relay must be stopped.
-#[derive(FromArgs, ArgsInfo)]
-#[argh(
-    subcommand,
-    name = "rekey",
-    help_triggers("-h", "--help"),
-    example = "relay rekey --new-db-key new.key                    encrypt a store that is not
+sharing! {
+    [folder]
+    /// Encrypt the store, change its key, or decrypt it. The relay must be stopped.
+    #[derive(FromArgs, ArgsInfo)]
+    #[argh(
+        subcommand,
+        name = "rekey",
+        help_triggers("-h", "--help"),
+        example = "relay rekey --new-db-key new.key                    encrypt a store that is not
 relay rekey --db-key old.key --new-db-key new.key   change its key
 relay rekey --db-key old.key --to-plain             decrypt it",
-    note = "The store is written anew beside the old one, which needs as much space again; then the two change places at once.
+        note = "The store is written anew beside the old one, which needs as much space again; then the two change places at once.
 Backups that were made before keep the old key. What was on the disk in clear may stay readable there until
 its blocks are used again."
-)]
-pub(super) struct Rekey {
-    /// file with the present key of an encrypted store (else AGENT_RELAY_DB_KEY)
-    #[argh(option, arg_name = "file")]
-    db_key: Option<PathBuf>,
-    /// file with the new key; `relay keygen` makes one
-    #[argh(option, arg_name = "file")]
-    new_db_key: Option<PathBuf>,
-    /// decrypt it
-    #[argh(switch)]
-    to_plain: bool,
-    /// print one JSON value
-    #[argh(switch)]
-    json: bool,
-    /// base directory of all data
-    #[argh(option, arg_name = "directory")]
-    data_dir: Option<PathBuf>,
-    /// the machine's relay instead of the project's
-    #[argh(switch)]
-    global: bool,
+    )]
+    pub(super) struct Rekey {
+        /// file with the present key of an encrypted store (else AGENT_RELAY_DB_KEY)
+        #[argh(option, arg_name = "file")]
+        db_key: Option<PathBuf>,
+        /// file with the new key; `relay keygen` makes one
+        #[argh(option, arg_name = "file")]
+        new_db_key: Option<PathBuf>,
+        /// decrypt it
+        #[argh(switch)]
+        to_plain: bool,
+        /// print one JSON value
+        #[argh(switch)]
+        json: bool,
+    }
 }
 
 pub(super) fn backup(command: &Backup) -> Result<(), Failure> {

@@ -2,6 +2,7 @@
 
 use super::Failure;
 use super::print::{self, Style};
+use super::sharing::sharing;
 use super::store_check;
 use super::talk::Reach;
 use crate::daemon::paths::SOCKET_PATH_BYTES_MAX;
@@ -12,36 +13,30 @@ use rustix::process::Resource;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Check kernel, io_uring, limits, data directory, store, clock and CPUs, and print the command that repairs each.
-#[derive(FromArgs, ArgsInfo)]
-#[argh(
-    subcommand,
-    name = "doctor",
-    help_triggers("-h", "--help"),
-    example = "relay doctor
+sharing! {
+    [place]
+    /// Check kernel, io_uring, limits, data directory, store, clock and CPUs, and print the command that repairs each.
+    #[derive(FromArgs, ArgsInfo)]
+    #[argh(
+        subcommand,
+        name = "doctor",
+        help_triggers("-h", "--help"),
+        example = "relay doctor
 relay doctor --json",
-    note = "Changes nothing. Exits with 1 when something fails; a warning is no failure. The store is read by a process of
+        note = "Changes nothing. Exits with 1 when something fails; a warning is no failure. The store is read by a process of
 its own for at most 30 seconds: one that is damaged cannot take this one with it."
-)]
-pub(super) struct Doctor {
-    /// file with the key of an encrypted store (else AGENT_RELAY_DB_KEY)
-    #[argh(option, arg_name = "file")]
-    db_key: Option<PathBuf>,
-    /// the process of its own: looks through the whole store, however long that takes
-    #[argh(switch, hidden_help)]
-    check_store: bool,
-    /// print one JSON value
-    #[argh(switch)]
-    json: bool,
-    /// base directory of all data
-    #[argh(option, arg_name = "directory")]
-    data_dir: Option<PathBuf>,
-    /// the Unix socket
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-    /// the machine's relay instead of the project's
-    #[argh(switch)]
-    global: bool,
+    )]
+    pub(super) struct Doctor {
+        /// file with the key of an encrypted store (else AGENT_RELAY_DB_KEY)
+        #[argh(option, arg_name = "file")]
+        db_key: Option<PathBuf>,
+        /// the process of its own: looks through the whole store, however long that takes
+        #[argh(switch, hidden_help)]
+        check_store: bool,
+        /// print one JSON value
+        #[argh(switch)]
+        json: bool,
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,7 +1,7 @@
 //! `relay down`: asks the daemon of this place to drain and stop, and waits until it has.
 
 use super::print::{self, Progress};
-use super::reach::{Reach, reaching};
+use super::reach::{Reach, Seconds, reaching};
 use super::{Failure, talk};
 use crate::daemon::lock;
 use crate::wire::QueryKind;
@@ -25,8 +25,8 @@ relay down --now"
         #[argh(switch)]
         now: bool,
         /// seconds to wait for it (default: 60)
-        #[argh(option, arg_name = "seconds", default = "60")]
-        timeout: u64,
+        #[argh(option, arg_name = "seconds", default = "Seconds::of(60)")]
+        timeout: Seconds,
         /// print one JSON value
         #[argh(switch)]
         json: bool,
@@ -63,7 +63,7 @@ pub(super) fn run(command: &Down) -> Result<(), Failure> {
         if rustix::event::poll(&mut watched, Some(&pause)).is_ok_and(|ready| ready > 0) {
             break;
         }
-        if begun.elapsed() > Duration::from_secs(command.timeout) {
+        if begun.elapsed() > Duration::from_secs(command.timeout.number()) {
             return Err(Failure::Failed(format!(
                 "process {} is still draining after {} s; `relay down --now` does not wait for that",
                 pid.as_raw_pid(),
@@ -93,7 +93,8 @@ fn stop_elsewhere(command: &Down, reach: &Reach) -> Result<(), Failure> {
     }
     let begun = Instant::now();
     talk::ask(reach, QueryKind::Stop, &serde_json::json!({}))?;
-    let closed = reach.take_inquiry().is_none_or(|mut open| open.until_closed(Duration::from_secs(command.timeout)));
+    let closed =
+        reach.take_inquiry().is_none_or(|mut open| open.until_closed(Duration::from_secs(command.timeout.number())));
     if !closed {
         return Err(Failure::Failed(format!("{} is still draining after {} s", reach.address(), command.timeout)));
     }

@@ -4,6 +4,7 @@
 use super::Failure;
 use super::filter::Filter;
 use super::print::{self, Progress};
+use super::sharing::sharing;
 use super::stored::{Place, Reader};
 use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
@@ -13,54 +14,30 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
-/// Write stored messages as JSON lines, the oldest first, while the relay runs or while it does not.
-#[derive(FromArgs, ArgsInfo)]
-#[argh(
-    subcommand,
-    name = "export",
-    help_triggers("-h", "--help"),
-    example = "relay export --output messages.jsonl
+sharing! {
+    [filter folder]
+    /// Write stored messages as JSON lines, the oldest first, while the relay runs or while it does not.
+    #[derive(FromArgs, ArgsInfo)]
+    #[argh(
+        subcommand,
+        name = "export",
+        help_triggers("-h", "--help"),
+        example = "relay export --output messages.jsonl
 relay export --agent bob --since 7d | jq -r .text",
-    note = "Each line is one message as `relay history --json` shows it, with data, metadata, recipients and state. It is for
+        note = "Each line is one message as `relay history --json` shows it, with data, metadata, recipients and state. It is for
 other programs; `relay backup` makes what `relay restore` takes."
-)]
-pub(super) struct Export {
-    /// jsonl, the only one so far
-    #[argh(option, arg_name = "format", default = "String::from(\"jsonl\")")]
-    format: String,
-    /// a new file instead of standard output; one that exists is not overwritten
-    #[argh(option, arg_name = "file")]
-    output: Option<PathBuf>,
-    /// only messages from this agent
-    #[argh(option, arg_name = "name")]
-    from: Option<String>,
-    /// only messages to this agent, to everybody (*) or to a #topic
-    #[argh(option, arg_name = "name")]
-    to: Option<String>,
-    /// only messages from or to this agent
-    #[argh(option, arg_name = "name")]
-    agent: Option<String>,
-    /// only messages of this thread
-    #[argh(option, arg_name = "thread")]
-    thread: Option<String>,
-    /// only messages to this topic
-    #[argh(option, arg_name = "topic")]
-    topic: Option<String>,
-    /// only messages since then: 90m, 2h, 7d ago, or a time such as 2026-11-21T10:00:00Z
-    #[argh(option, arg_name = "time")]
-    since: Option<String>,
-    /// only messages until then, said in the same way
-    #[argh(option, arg_name = "time")]
-    until: Option<String>,
-    /// file with the key of an encrypted store (else AGENT_RELAY_DB_KEY)
-    #[argh(option, arg_name = "file")]
-    db_key: Option<PathBuf>,
-    /// base directory of all data
-    #[argh(option, arg_name = "directory")]
-    data_dir: Option<PathBuf>,
-    /// the machine's relay instead of the project's
-    #[argh(switch)]
-    global: bool,
+    )]
+    pub(super) struct Export {
+        /// jsonl, the only one so far
+        #[argh(option, arg_name = "format", default = "String::from(\"jsonl\")")]
+        format: String,
+        /// a new file instead of standard output; one that exists is not overwritten
+        #[argh(option, arg_name = "file")]
+        output: Option<PathBuf>,
+        /// file with the key of an encrypted store (else AGENT_RELAY_DB_KEY)
+        #[argh(option, arg_name = "file")]
+        db_key: Option<PathBuf>,
+    }
 }
 
 /// The cursor before every message.
@@ -72,15 +49,7 @@ pub(super) fn run(command: &Export) -> Result<(), Failure> {
     if command.format != "jsonl" {
         return Err(Failure::Usage("--format: only jsonl is written".to_owned()));
     }
-    let filter = Filter::of(&[
-        ("from", &command.from),
-        ("to", &command.to),
-        ("agent", &command.agent),
-        ("thread", &command.thread),
-        ("topic", &command.topic),
-        ("since", &command.since),
-        ("until", &command.until),
-    ])?;
+    let filter = command.filter()?;
     let place = Place::of(command.data_dir.as_deref(), command.global, command.db_key.as_deref())?;
     let mut progress = Progress::start();
     progress.show("reading the store …");

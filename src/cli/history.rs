@@ -3,14 +3,17 @@
 use super::Failure;
 use super::filter::Filter;
 use super::print::{self, Style, cell};
-use super::reach::{Reach, reaching};
+use super::reach::Reach;
+use super::sharing::sharing;
 use super::talk;
+use crate::base::Whole;
 use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde_json::Value;
 
-reaching! {
+sharing! {
+    [filter reach]
     /// Show stored messages, newest first, and with --follow those that come.
     #[derive(FromArgs, ArgsInfo)]
     #[argh(
@@ -23,30 +26,9 @@ relay history --from alice --to bob --follow",
         note = "Messages are kept as long as the retention time says: `relay status --verbose` shows it."
     )]
     pub(super) struct History {
-        /// only messages from this agent
-        #[argh(option, arg_name = "name")]
-        from: Option<String>,
-        /// only messages to this agent, to everybody (*) or to a #topic
-        #[argh(option, arg_name = "name")]
-        to: Option<String>,
-        /// only messages from or to this agent
-        #[argh(option, arg_name = "name")]
-        agent: Option<String>,
-        /// only messages of this thread
-        #[argh(option, arg_name = "thread")]
-        thread: Option<String>,
-        /// only messages to this topic
-        #[argh(option, arg_name = "topic")]
-        topic: Option<String>,
-        /// only messages since then: 90m, 2h, 7d ago, or a time such as 2026-11-21T10:00:00Z
-        #[argh(option, arg_name = "time")]
-        since: Option<String>,
-        /// only messages until then, said in the same way
-        #[argh(option, arg_name = "time")]
-        until: Option<String>,
-        /// at most this many of those that are there (default: 50)
-        #[argh(option, arg_name = "N", default = "50")]
-        limit: u32,
+        /// at most this many of those that are there (default: 50); `relay export` has no limit
+        #[argh(option, arg_name = "N", default = "Whole::of(50)")]
+        limit: Whole<0, LIMIT_MAX>,
         /// print new messages as they come, until interrupted; what is there comes first, oldest first
         #[argh(switch)]
         follow: bool,
@@ -59,29 +41,18 @@ relay history --from alice --to bob --follow",
 /// Messages asked for at once.
 const PAGE_MESSAGES: u32 = 200;
 /// Messages that may be asked for in all; an export has no such bound.
-const LIMIT_MAX: u32 = 100_000;
+const LIMIT_MAX: u64 = 100_000;
 /// How often --follow asks.
 const ASK_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
 
 pub(super) fn run(command: &History) -> Result<(), Failure> {
-    if command.limit > LIMIT_MAX {
-        return Err(Failure::Usage(format!("--limit: at most {LIMIT_MAX}; `relay export` has no limit")));
-    }
-    let filter = Filter::of(&[
-        ("from", &command.from),
-        ("to", &command.to),
-        ("agent", &command.agent),
-        ("thread", &command.thread),
-        ("topic", &command.topic),
-        ("since", &command.since),
-        ("until", &command.until),
-    ])?;
+    let filter = command.filter()?;
     let reach = command.reach()?;
     if command.follow {
         return follow(command, &reach, &filter);
     }
     let mut rows = Vec::new();
-    let mut left = command.limit;
+    let mut left = command.limit.number() as u32;
     let mut before = Value::Null;
     while left > 0 {
         let (messages, next) = page(&reach, &filter, left, "before", &before)?;
@@ -104,7 +75,7 @@ pub(super) fn run(command: &History) -> Result<(), Failure> {
 /// What is there, oldest first, then what comes.
 fn follow(command: &History, reach: &Reach, filter: &Filter) -> Result<(), Failure> {
     let show = |message: &Value| if command.json { print::json_line(message) } else { print::out(&line(message)) };
-    let (mut messages, mut left) = (Vec::new(), command.limit.max(1));
+    let (mut messages, mut left) = (Vec::new(), (command.limit.number() as u32).max(1));
     let (mut before, mut after) = (Value::Null, Value::Null);
     while left > 0 {
         let answer = ask(reach, filter, left, "before", &before)?;
@@ -119,7 +90,7 @@ fn follow(command: &History, reach: &Reach, filter: &Filter) -> Result<(), Failu
         }
         before = next;
     }
-    messages.truncate(command.limit as usize);
+    messages.truncate(command.limit.size());
     messages.iter().rev().try_for_each(show)?;
     drop(messages);
     loop {

@@ -3,6 +3,7 @@
 
 use super::Failure;
 use super::print::{self, Progress};
+use super::sharing::sharing;
 use super::stored::{self, Place};
 use crate::base::ids::number_of_label;
 use crate::base::limits::{FRAME_BYTES_MAX, LABEL_BYTES_MAX};
@@ -19,33 +20,30 @@ use rusqlite::{Connection, OpenFlags, Row};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-/// Bring the messages of an npm agent-relay into the store. The relay must be stopped meanwhile.
-#[derive(FromArgs, ArgsInfo)]
-#[argh(
-    subcommand,
-    name = "import",
-    help_triggers("-h", "--help"),
-    example = "relay import ~/.agent-relay/1a2b3c4d5e6f/messages.sqlite",
-    note = "Reads what agent-relay 1.0.9 to 1.6.0 wrote and changes nothing there. Imported messages are history: they keep
+sharing! {
+    [folder]
+    /// Bring the messages of an npm agent-relay into the store. The relay must be stopped meanwhile.
+    #[derive(FromArgs, ArgsInfo)]
+    #[argh(
+        subcommand,
+        name = "import",
+        help_triggers("-h", "--help"),
+        example = "relay import ~/.agent-relay/1a2b3c4d5e6f/messages.sqlite",
+        note = "Reads what agent-relay 1.0.9 to 1.6.0 wrote and changes nothing there. Imported messages are history: they keep
 their times and are owed to nobody. Importing the same file again adds nothing twice. Import before the
 agents come back, so that what is old stands before what is new."
-)]
-pub(super) struct Import {
-    /// the npm package's messages.sqlite
-    #[argh(positional)]
-    file: PathBuf,
-    /// file with the key of an encrypted store (else AGENT_RELAY_DB_KEY)
-    #[argh(option, arg_name = "file")]
-    db_key: Option<PathBuf>,
-    /// print one JSON value
-    #[argh(switch)]
-    json: bool,
-    /// base directory of all data
-    #[argh(option, arg_name = "directory")]
-    data_dir: Option<PathBuf>,
-    /// the machine's relay instead of the project's
-    #[argh(switch)]
-    global: bool,
+    )]
+    pub(super) struct Import {
+        /// the npm package's messages.sqlite
+        #[argh(positional)]
+        file: PathBuf,
+        /// file with the key of an encrypted store (else AGENT_RELAY_DB_KEY)
+        #[argh(option, arg_name = "file")]
+        db_key: Option<PathBuf>,
+        /// print one JSON value
+        #[argh(switch)]
+        json: bool,
+    }
 }
 
 /// Messages in one commit.

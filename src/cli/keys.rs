@@ -2,15 +2,17 @@
 //! output, so that a script can keep it; everything else about it goes to standard error.
 
 use super::Failure;
+use super::keys_log;
 use super::print::{self, Style, ago, cell};
-use super::reach::{Reach, reaching, whole};
+use super::reach::{Reach, reaching};
 use super::talk;
-use crate::base::keys::Scopes;
+use crate::base::Whole;
+use crate::base::keys::{PER_MINUTE_MAX, Scopes, TOKEN_LIFE_MS};
 use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
 use serde_json::{Map, Value, json};
 
-/// Make, list, revoke and rotate API keys: what agents present where the relay asks who they are (Pro tier).
+/// Make, list, revoke and rotate API keys, what agents present where the relay asks who they are (Pro tier), and see what became of them.
 #[derive(FromArgs, ArgsInfo)]
 #[argh(
     subcommand,
@@ -18,7 +20,8 @@ use serde_json::{Map, Value, json};
     help_triggers("-h", "--help"),
     example = "relay keys create --name build --agents build-1,build-2 --expires 90d
 relay keys list
-relay keys rotate 3f2a --overlap 1h",
+relay keys rotate 3f2a --overlap 1h
+relay keys log --since 7d",
     note = "`relay keys COMMAND --help` says more about each."
 )]
 pub(super) struct Keys {
@@ -34,6 +37,7 @@ enum KeysCommand {
     Revoke(Revoke),
     Rotate(Rotate),
     Token(Token),
+    Log(keys_log::Log),
 }
 
 reaching! {
@@ -83,8 +87,8 @@ relay keys create --name monitor --scopes receive > monitor.key"
         #[argh(option, arg_name = "time")]
         expires: Option<String>,
         /// messages per minute, over all its connections (default: 1000)
-        #[argh(option, arg_name = "N", from_str_fn(whole))]
-        rate: Option<u64>,
+        #[argh(option, arg_name = "N")]
+        rate: Option<Whole<1, PER_MINUTE_MAX>>,
         /// print one JSON value
         #[argh(switch)]
         json: bool,
@@ -143,8 +147,8 @@ reaching! {
         #[argh(positional)]
         id: String,
         /// how long it lives, at most 15 (default: 15)
-        #[argh(option, arg_name = "N", from_str_fn(whole))]
-        minutes: Option<u64>,
+        #[argh(option, arg_name = "N")]
+        minutes: Option<Whole<1, { TOKEN_LIFE_MS / 60_000 }>>,
         /// print one JSON value
         #[argh(switch)]
         json: bool,
@@ -158,10 +162,15 @@ pub(super) fn run(command: &Keys) -> Result<(), Failure> {
         KeysCommand::Revoke(command) => revoke(command),
         KeysCommand::Rotate(command) => rotate(command),
         KeysCommand::Token(command) => token(command),
+        KeysCommand::Log(command) => keys_log::run(command),
     }
 }
 
-fn ask(reach: Result<Reach, Failure>, op: &str, mut arguments: Map<String, Value>) -> Result<Value, Failure> {
+pub(super) fn ask(
+    reach: Result<Reach, Failure>,
+    op: &str,
+    mut arguments: Map<String, Value>,
+) -> Result<Value, Failure> {
     arguments.insert("op".to_owned(), op.into());
     talk::ask(&reach?, QueryKind::Keys, &Value::Object(arguments))
 }
@@ -240,7 +249,7 @@ fn create(command: &Create) -> Result<(), Failure> {
         ("scopes", command.scopes.as_deref().map(words)),
         ("agents", command.agents.as_deref().map(words)),
         ("expires_ms", command.expires.as_deref().map(|text| time_ms("--expires", text)).transpose()?),
-        ("rate", command.rate.map(|rate| json!(rate))),
+        ("rate", command.rate.map(|rate| json!(rate.number()))),
     ]);
     show_secret(&ask(command.reach(), "create", arguments)?, command.json)
 }
@@ -260,7 +269,7 @@ fn rotate(command: &Rotate) -> Result<(), Failure> {
 }
 
 fn token(command: &Token) -> Result<(), Failure> {
-    let minutes = command.minutes.map(|minutes| json!(minutes));
+    let minutes = command.minutes.map(|minutes| json!(minutes.number()));
     let answer = ask(command.reach(), "token", members([("id", Some(json!(command.id))), ("minutes", minutes)]))?;
     if command.json {
         return print::json(&answer);

@@ -2,6 +2,7 @@
 
 use super::Failure;
 use super::print::{self, Style, cell};
+use super::sharing::sharing;
 use super::talk::Reach;
 use crate::client;
 use crate::daemon::licence_desk::{self, Desk, DeskPlace};
@@ -12,7 +13,7 @@ use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
@@ -25,35 +26,29 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the licence server may take to confirm what is activated.
 const CONFIRM_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Show the licence and what it allows, activate one, or forget it.
-#[derive(FromArgs, ArgsInfo)]
-#[argh(
-    subcommand,
-    name = "license",
-    help_triggers("-h", "--help"),
-    example = "relay license show
+sharing! {
+    [place]
+    /// Show the licence and what it allows, activate one, or forget it.
+    #[derive(FromArgs, ArgsInfo)]
+    #[argh(
+        subcommand,
+        name = "license",
+        help_triggers("-h", "--help"),
+        example = "relay license show
 relay license activate ar_pro_a1b2c3d4e5f6g7h8_1ht9
 relay license activate ./offline.licence
 relay license deactivate",
-    note = "A licence is this machine's, not a project's. A running relay takes it over at once, and nobody is disconnected
+        note = "A licence is this machine's, not a project's. A running relay takes it over at once, and nobody is disconnected
 whatever it says. docs/TIERS.md tells what each tier has."
-)]
-pub(super) struct License {
-    /// show (also when nothing is said), activate with a licence key or the file of an offline licence, deactivate
-    #[argh(positional, arg_name = "action")]
-    action: Vec<String>,
-    /// print one JSON value
-    #[argh(switch)]
-    json: bool,
-    /// base directory of all data
-    #[argh(option, arg_name = "directory")]
-    data_dir: Option<PathBuf>,
-    /// the Unix socket
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-    /// the machine's relay instead of the project's
-    #[argh(switch)]
-    global: bool,
+    )]
+    pub(super) struct License {
+        /// show (also when nothing is said), activate with a licence key or the file of an offline licence, deactivate
+        #[argh(positional, arg_name = "action")]
+        action: Vec<String>,
+        /// print one JSON value
+        #[argh(switch)]
+        json: bool,
+    }
 }
 
 pub(super) fn run(command: &License) -> Result<(), Failure> {

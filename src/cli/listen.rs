@@ -2,8 +2,9 @@
 
 use super::Failure;
 use super::print;
-use super::reach::{reaching, whole};
+use super::reach::{Seconds, reaching};
 use super::talk::{Heard, Session};
+use crate::base::Whole;
 use crate::base::name::{check_agent, check_topic, topic_of};
 use argh::{ArgsInfo, FromArgs};
 use serde_json::json;
@@ -28,11 +29,11 @@ relay listen --as bob --count 1 --timeout 60"
         #[argh(option, arg_name = "topic")]
         topic: Vec<String>,
         /// end after this many messages
-        #[argh(option, arg_name = "N", from_str_fn(whole))]
-        count: Option<u64>,
+        #[argh(option, arg_name = "N")]
+        count: Option<Whole<0, 1_000_000_000>>,
         /// end after this many seconds; with --count, fewer messages than that are a failure
-        #[argh(option, arg_name = "seconds", from_str_fn(whole))]
-        timeout: Option<u64>,
+        #[argh(option, arg_name = "seconds")]
+        timeout: Option<Seconds>,
         /// print one JSON value a line
         #[argh(switch)]
         json: bool,
@@ -53,9 +54,10 @@ pub(super) fn run(command: &Listen) -> Result<(), Failure> {
     let reach = command.reach()?;
     let mut session = Session::open(&reach, &command.name, &topics)?;
     let begun = Instant::now();
-    let left = || command.timeout.map(|timeout| Duration::from_secs(timeout).saturating_sub(begun.elapsed()));
+    let left = || command.timeout.map(|timeout| Duration::from_secs(timeout.number()).saturating_sub(begun.elapsed()));
     let mut heard = 0;
-    while command.count.is_none_or(|count| heard < count) {
+    let count = command.count.map(Whole::number);
+    while count.is_none_or(|count| heard < count) {
         let wait = left().unwrap_or(LOOK_EVERY);
         if wait.is_zero() {
             break;
@@ -70,9 +72,10 @@ pub(super) fn run(command: &Listen) -> Result<(), Failure> {
         session.handled()?;
     }
     session.close();
-    match command.count {
+    match count {
         Some(count) if heard < count => {
-            Err(Failure::Failed(format!("{heard} of {count} messages came within {} s", command.timeout.unwrap_or(0))))
+            let seconds = command.timeout.map_or(0, Whole::number);
+            Err(Failure::Failed(format!("{heard} of {count} messages came within {seconds} s")))
         }
         _ => Ok(()),
     }

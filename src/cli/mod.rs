@@ -15,6 +15,7 @@ mod history;
 mod import;
 mod keygen;
 mod keys;
+mod keys_log;
 mod launch;
 mod license;
 mod listen;
@@ -22,12 +23,14 @@ mod print;
 mod reach;
 mod read;
 mod send;
+mod sharing;
 mod status;
 mod store_check;
 mod stored;
 mod talk;
 mod up;
 
+use crate::base::whole::refusal;
 use argh::{ArgsInfo, FromArgs};
 use std::fmt::Display;
 use std::process::ExitCode;
@@ -178,7 +181,8 @@ fn parse(arguments: &[String]) -> Result<Parsed, Failure> {
         Err(early) if early.status.is_ok() => Ok(Parsed::Help(format!("{}\n", early.output.trim_end()))),
         Err(early) => {
             let title = arguments::title(arguments);
-            Err(Failure::Usage(format!("{}\nRun `{title} --help` for more.", early.output.trim_end())))
+            let reason = refusal(&early.output).unwrap_or_else(|| early.output.trim_end().to_owned());
+            Err(Failure::Usage(format!("{reason}\nRun `{title} --help` for more.")))
         }
     }
 }

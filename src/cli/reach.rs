@@ -2,6 +2,7 @@
 //! comes from the environment only: a flag would show it to everybody who lists processes.
 
 use super::Failure;
+use crate::base::Whole;
 use crate::base::name::ERRAND_PREFIX;
 use crate::client::{self, Address, ClientFiles, Credential, Inquiry, Options, Security, Tls};
 use crate::daemon::paths::{Environment, Layout, Place};
@@ -67,11 +68,8 @@ macro_rules! reaching {
 }
 pub(super) use reaching;
 
-/// A number on the command line, in words where it is none.
-pub(super) fn whole<N: TryFrom<u64>>(text: &str) -> Result<N, String> {
-    let number = text.parse::<u64>().ok().and_then(|number| N::try_from(number).ok());
-    number.ok_or_else(|| "it is a whole number, such as 10".to_owned())
-}
+/// Seconds that a command may be told to wait: a day.
+pub(super) type Seconds = Whole<0, 86_400>;
 
 /// What the flags say.
 #[derive(Default)]
@@ -156,14 +154,16 @@ impl Reach {
 
     /// Whether a name and mostly a credential are needed, because the daemon does not take us for its owner.
     pub(super) fn needs_session(&self) -> bool {
+        // Who is not there is somebody's whom we shall not find either way.
+        self.address.is_tcp() || self.security.is_tls(&self.address) || self.is_anothers()
+    }
+
+    /// Whether it is a socket of this machine that another user has made.
+    fn is_anothers(&self) -> bool {
+        let me = rustix::process::geteuid().as_raw();
         match &self.address {
-            Address::Tcp { .. } => true,
-            Address::Unix(path) => {
-                let me = rustix::process::geteuid().as_raw();
-                let is_mine = std::fs::metadata(path).is_ok_and(|about| about.uid() == me || me == 0);
-                // Who is not there is somebody's whom we shall not find either way.
-                self.security.is_tls(&self.address) || path.exists() && !is_mine
-            }
+            Address::Tcp { .. } => false,
+            Address::Unix(path) => std::fs::metadata(path).is_ok_and(|about| about.uid() != me && me != 0),
         }
     }
 
@@ -224,6 +224,11 @@ impl Reach {
             client::Error::NoDaemon(_) => Failure::Failed(self.not_running()),
             client::Error::Timeout(ref address) if address.is_tcp() => Failure::Failed(format!(
                 "what listens at {address} did not answer in time; it is busy, wants TLS (--ca FILE), or is no relay"
+            )),
+            // It hangs up without a word: whoever may not speak is not spoken to.
+            client::Error::Lost(_) if self.is_anothers() => Failure::Failed(format!(
+                "the relay at {} is another user's and has closed the connection; it serves nobody else unless it runs with --require-auth",
+                self.address
             )),
             client::Error::Refused { code: ErrorCode::Unauthorized, .. } => {
                 let advice = if credential_text().is_some() {

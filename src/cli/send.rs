@@ -2,7 +2,7 @@
 
 use super::Failure;
 use super::print;
-use super::reach::{reaching, whole};
+use super::reach::{Seconds, reaching};
 use super::talk::{self, Letter, Stage};
 use crate::base::limits::FRAME_BYTES_MAX;
 use crate::base::name::{check_agent, check_topic};
@@ -43,8 +43,8 @@ name need not be connected."
         #[argh(option, arg_name = "stage")]
         wait: Option<String>,
         /// seconds to wait for that (default: 30)
-        #[argh(option, arg_name = "seconds", default = "30", from_str_fn(whole))]
-        timeout: u64,
+        #[argh(option, arg_name = "seconds", default = "Seconds::of(30)")]
+        timeout: Seconds,
         /// print one JSON value
         #[argh(switch)]
         json: bool,
@@ -66,7 +66,7 @@ pub(super) fn run(command: &Send) -> Result<(), Failure> {
     let reach = command.reach()?;
     let thread = command.thread.as_deref().unwrap_or_default();
     let letter = Letter { from: &command.from, to, topic, thread, text: &text, ttl_ms };
-    let fate = talk::submit(&reach, &letter, wait, Duration::from_secs(command.timeout))?;
+    let fate = talk::submit(&reach, &letter, wait, Duration::from_secs(command.timeout.number()))?;
     if command.json {
         print::json(&fate.as_json())?;
     } else if fate.good {

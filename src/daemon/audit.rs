@@ -1,6 +1,7 @@
 //! What happened to keys, licence and settings, as events in the one form that hooks, plugins and the audit log read:
 //! fourteen fields, always in this order. No secret is ever in one.
 
+use crate::base::keys::Source;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -52,6 +53,20 @@ impl AuditEvent {
             severity: "info",
             at_ms,
         }
+    }
+
+    /// The same, caused from there: an address stands where addresses do, a user of this machine in `meta`.
+    pub(super) fn from(mut self, source: &Source) -> AuditEvent {
+        match source.to_string() {
+            user if user.starts_with("uid:") => drop(self.meta.insert("source".to_owned(), user.into())),
+            address => self.ip = Some(address),
+        }
+        self
+    }
+
+    /// The same as something that somebody should look at.
+    pub(super) fn warning(self) -> AuditEvent {
+        AuditEvent { severity: "warning", ..self }
     }
 
     pub(super) fn at_ms(&self) -> u64 {

@@ -147,8 +147,9 @@ impl Clerk {
                 }
                 ClerkPost::Question(shard, question) => self.errands.push_back(Errand::Answer { shard, question }),
                 ClerkPost::Census(part, gauges) => self.take_part(part, gauges),
-                ClerkPost::Finished(shard, uses) => {
+                ClerkPost::Finished(shard, uses, sightings) => {
                     self.facts.registrar.absorb(shard.0, &uses);
+                    self.facts.registrar.witness(&sightings, wall_ms());
                     self.finished[usize::from(shard.0)] = true;
                 }
             }
@@ -205,8 +206,8 @@ impl Clerk {
     /// may rely on it: the answer comes behind the news.
     fn keys(&mut self, shard: ShardId, question: Question) {
         let arguments: Value = serde_json::from_str(&question.arguments).unwrap_or_default();
-        if arguments["op"] == "list" {
-            // With what the shards have counted until now.
+        if matches!(arguments["op"].as_str(), Some("list" | "log")) {
+            // With what the shards have counted and seen until now.
             return self.errands.push_back(Errand::Answer { shard, question });
         }
         let (session, number) = (question.session, question.number);
@@ -301,6 +302,7 @@ impl Clerk {
         }
         let gauges = part.gauges.map(|gauges| *gauges).unwrap_or_default();
         self.facts.registrar.absorb(part.shard.0, &gauges.keys);
+        self.facts.registrar.witness(&gauges.sightings, wall_ms());
         census.gauges.push((gauges, shard_gauges));
         census.shard += 1;
         if census.shard < self.mesh.shards() {

@@ -6,11 +6,12 @@ use super::paths::Layout;
 use super::presence::time_of;
 use super::settings::{DAYS_MAX, Settings};
 use crate::base::tier::Entitlement;
-use crate::http::{Answer, Client, ClientError};
+use crate::http::{Answer, Believed, Client, ClientError};
 use crate::licence::{
     Beginning, CACHE_BYTES_MAX, Cache, DOCUMENT_BYTES_MAX, Given, Holder, KeyHash, Lapse, PublicKey, Reading, Standing,
     USAGE_BYTES_MAX, Usage, is_evaluation_build,
 };
+use crate::tls::{Authorities, LinkError};
 use rustix::fs::OFlags;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -41,6 +42,8 @@ pub struct DeskPlace {
     pub given: Option<Zeroizing<String>>,
     /// The licence server; empty: none.
     pub server: String,
+    /// Authorities by which its certificate is believed, PEM; none: the public ones.
+    pub server_ca: Option<PathBuf>,
     /// Whether usage is reported.
     pub telemetry: bool,
     /// The retention that is asked for, in days; `None` is unlimited.
@@ -58,6 +61,7 @@ impl DeskPlace {
             project: id.clone(),
             given: licence.given.as_ref().map(|text| Zeroizing::new(text.reveal().to_owned())),
             server: licence.server.clone(),
+            server_ca: licence.ca.clone(),
             telemetry: licence.telemetry,
             retention_days: Some(settings.retention_days).filter(|days| *days < DAYS_MAX),
         }
@@ -85,6 +89,7 @@ impl DeskPlace {
 pub struct Errand {
     url: String,
     body: String,
+    ca: Option<PathBuf>,
     about: About,
 }
 
@@ -97,9 +102,13 @@ enum About {
 }
 
 impl Errand {
-    /// Does it; only here is anybody ever connected to.
+    /// Does it; only here is anybody ever connected to. The authorities are read each time: they may have been renewed.
     pub fn run(&self, patience: Duration) -> Result<Answer, ClientError> {
-        Client::new(concat!("agent-relay/", env!("CARGO_PKG_VERSION"))).post(&self.url, &self.body, patience)
+        let believed = match &self.ca {
+            Some(file) if self.url.starts_with("https://") => Believed::These(Authorities::read(file)?),
+            _ => Believed::Public,
+        };
+        Client::new(concat!("agent-relay/", env!("CARGO_PKG_VERSION")), believed).post(&self.url, &self.body, patience)
     }
 }
 
@@ -186,7 +195,8 @@ impl Desk {
             let nonce = random_text();
             let body = json!({ "key_hash": key.to_string(), "version": env!("CARGO_PKG_VERSION"), "nonce": nonce });
             let url = format!("{}/v1/license", self.place.server);
-            return Some(Errand { url, body: body.to_string(), about: About::Licence { key, nonce } });
+            let ca = self.place.server_ca.clone();
+            return Some(Errand { url, body: body.to_string(), ca, about: About::Licence { key, nonce } });
         }
         self.report(now)
     }
@@ -212,7 +222,8 @@ impl Desk {
         let body =
             json!({ "key_hash": key_hash, "version": env!("CARGO_PKG_VERSION"), "daemon": daemon, "days": rows });
         let url = format!("{}/v1/usage", self.place.server);
-        Some(Errand { url, body: body.to_string(), about: About::Usage { last_day } })
+        let ca = self.place.server_ca.clone();
+        Some(Errand { url, body: body.to_string(), ca, about: About::Usage { last_day } })
     }
 
     /// Takes in what came of an errand.
@@ -226,7 +237,7 @@ impl Desk {
                     let _ = self.holder.answered(now, answer.body.trim(), nonce, random());
                 }
                 Ok(answer) => self.holder.unreachable(now, &format!("it answered {}", answer.status), random()),
-                Err(error) => self.holder.unreachable(now, &error.to_string(), random()),
+                Err(error) => self.holder.unreachable(now, &why_unreachable(&error), random()),
             },
             About::Usage { last_day } => {
                 if answer.is_ok_and(|answer| answer.status == 200) {
@@ -442,6 +453,20 @@ fn holder(place: &DeskPlace, public: PublicKey, boot: &str, lapse: Lapse, now: R
     };
     let cache = read(&place.cache_file(), CACHE_BYTES_MAX).map(|text| Cache::parse(&text, public)).unwrap_or_default();
     Holder::new(Beginning { given, public, has_server: !place.server.is_empty(), cache: &cache, lapse, boot }, now)
+}
+
+/// Why the server was not asked, with what to do about it where that is known.
+fn why_unreachable(error: &ClientError) -> String {
+    match error {
+        ClientError::Tls(LinkError::Untrusted) => {
+            "its certificate is not signed by an authority that is believed here; name its authority's file (PEM) as licence.ca in relay.toml".to_owned()
+        }
+        ClientError::Tls(LinkError::Expired) => "its certificate has expired; whoever runs it must renew it".to_owned(),
+        ClientError::Tls(LinkError::WrongName(names)) => {
+            format!("its certificate is not for the name in licence.server: {names}")
+        }
+        other => other.to_string(),
+    }
 }
 
 /// Whether a text is more likely meant to name a file than to be what the file holds.

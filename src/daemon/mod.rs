@@ -21,5 +21,7 @@ pub mod settings_key;
 mod settings_protection;
 mod settings_records;
 mod storage;
+mod trail;
+mod witness;
 
 pub use run::{DaemonError, Ready, run, run_temporary};

@@ -4,14 +4,16 @@
 
 use super::audit::{AuditEvent, uuid_bytes};
 use super::presence::time_of;
+use super::trail;
+use super::witness::{Witness, meta_of};
 use crate::base::Name;
 use crate::base::keys::{
-    ALLOWED_AGENTS_MAX, ApiKey, KEY_LENGTH, KEY_PREFIX, KEYS_MAX, KeyId, KeyRing, PER_MINUTE, Ring, SHOWN_LENGTH,
-    Scopes, TOKEN_LIFE_MS, hash_of,
+    ALLOWED_AGENTS_MAX, ApiKey, KEY_LENGTH, KEY_PREFIX, KEYS_MAX, KeyId, KeyRing, PER_MINUTE, PER_MINUTE_MAX, Ring,
+    SHOWN_LENGTH, Scopes, TOKEN_LIFE_MS, hash_of,
 };
 use crate::base::name::check_agent;
 use crate::base::tier::{Entitlement, Feature};
-use crate::relay::counters::KeyUse;
+use crate::relay::{KeyUse, Sighting};
 use crate::store::control::{
     CREATED_BY_BYTES_MAX, ControlChange, EVENT_BYTES_MAX, KEY_DESCRIPTION_BYTES_MAX, KEY_NAME_BYTES_MAX,
 };
@@ -32,6 +34,8 @@ const TOKEN_SECRET: &[u8] = b"token";
 const USAGE_EVERY: Duration = Duration::from_secs(60);
 /// Keys of one transaction that writes counters: commits of messages wait meanwhile.
 const KEYS_AT_ONCE: usize = 128;
+/// Events of one transaction, likewise.
+const EVENTS_AT_ONCE: usize = 64;
 /// How often what has outlived its time is deleted.
 const SWEEP_EVERY: Duration = Duration::from_secs(3_600);
 /// Revoked and expired keys are remembered this long.
@@ -41,8 +45,6 @@ const OVERLAP_MS: u64 = DAY_MS;
 const OVERLAP_MS_MAX: u64 = 30 * DAY_MS;
 /// The longest life of a key: a hundred years.
 const LIFE_MS_MAX: u64 = 36_500 * DAY_MS;
-/// The most messages per minute that a key may be given.
-const PER_MINUTE_MAX: u64 = 60_000_000;
 /// Hexadecimal digits of an id that are enough to look for it.
 const ID_DIGITS_MIN: usize = 4;
 /// Ids that are named when several fit.
@@ -61,6 +63,7 @@ pub(super) struct Registrar {
     used: BTreeSet<KeyId>,
     used_written: Instant,
     swept: Option<Instant>,
+    witness: Witness,
     /// How long events are kept.
     retention_ms: u64,
     /// The wall clock at the start, and when that was: the sweep's clock follows the monotonic one.
@@ -72,6 +75,7 @@ impl Registrar {
     pub(super) fn open(store: Store, retention_ms: u64, now_ms: u64) -> Result<Registrar, StoreError> {
         let token_secret = store.secret(TOKEN_SECRET)?;
         let keys = read_keys(&store)?;
+        let witness = Witness::of(&store);
         let now = Instant::now();
         Ok(Registrar {
             store,
@@ -81,6 +85,7 @@ impl Registrar {
             used: BTreeSet::new(),
             used_written: now,
             swept: None,
+            witness,
             retention_ms,
             started: (now_ms, now),
         })
@@ -101,7 +106,7 @@ impl Registrar {
     ) -> Result<(Value, bool), String> {
         let op = arguments["op"].as_str().unwrap_or_default();
         // Keys that were made under a licence that has ended are still believed: they can be looked at, and taken back.
-        let is_left = matches!(op, "list" | "revoke") && !self.keys.is_empty();
+        let is_left = matches!(op, "list" | "revoke" | "log") && !self.keys.is_empty();
         if !is_left {
             entitlement.require(Feature::ApiKeys).map_err(|refused| refused.to_string())?;
         }
@@ -115,11 +120,12 @@ impl Registrar {
         }
         match op {
             "list" => Ok((self.list(arguments["all"] == true), false)),
+            "log" => trail::page(&self.store, arguments).map(|answer| (answer, false)),
             "create" => self.create(arguments, who, now_ms).map(|answer| (answer, true)),
             "revoke" => self.revoke(arguments, who, now_ms).map(|answer| (answer, true)),
             "rotate" => self.rotate(arguments, who, now_ms).map(|answer| (answer, true)),
             "token" => self.token(arguments, who, now_ms).map(|answer| (answer, false)),
-            _ => Err("\"op\" must be one of list, create, revoke, rotate, token".to_owned()),
+            _ => Err("\"op\" must be one of list, create, revoke, rotate, token, log".to_owned()),
         }
     }
 
@@ -278,6 +284,14 @@ impl Registrar {
         }
     }
 
+    /// Keeps what a shard has seen of credentials, as far as it is news. A disk that refuses is logged.
+    pub(super) fn witness(&mut self, seen: &[Sighting], now_ms: u64) {
+        let events = self.witness.events(seen, &self.keys, now_ms);
+        for some in events.chunks(EVENTS_AT_ONCE) {
+            let _ = self.commit(&[], &[], some);
+        }
+    }
+
     /// Takes what `shard` has counted since the start, all in all: key, messages, last use.
     pub(super) fn absorb(&mut self, shard: u16, uses: &[KeyUse]) {
         for KeyUse { key: id, messages, last_used_ms } in uses {
@@ -393,12 +407,13 @@ impl Registrar {
 }
 
 /// What can be asked for, each with what may be said about it.
-const OPS: [(&str, &[&str]); 5] = [
+const OPS: [(&str, &[&str]); 6] = [
     ("list", &["all"]),
     ("create", &["name", "description", "scopes", "agents", "expires_ms", "rate"]),
     ("revoke", &["id"]),
     ("rotate", &["id", "overlap_ms"]),
     ("token", &["id", "minutes"]),
+    ("log", &["limit", "before", "since_ms", "until_ms"]),
 ];
 
 fn is_op(op: &str) -> bool {
@@ -451,10 +466,7 @@ fn event<const N: usize>(
     more: [(&str, Value); N],
     now_ms: u64,
 ) -> AuditEvent {
-    let mut meta = Map::new();
-    meta.insert("key_prefix".to_owned(), json!(key.prefix));
-    meta.insert("scopes".to_owned(), json!(key.scopes.names()));
-    meta.insert("expires_at".to_owned(), json!(key.expires_at_ms.and_then(time_of)));
+    let mut meta = meta_of(key);
     meta.extend(more.into_iter().map(|(name, value)| (name.to_owned(), value)));
     AuditEvent::new(event_type, who, ("ssh_key", &key.id.to_string()), meta, now_ms)
 }

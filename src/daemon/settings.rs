@@ -5,7 +5,7 @@ use super::paths::{Environment, Layout, PathError, Place};
 use super::settings_file::{self, FileValue};
 use super::settings_key::KeyText;
 pub use super::settings_protection::{LicenceSettings, TlsFiles};
-use super::settings_protection::{is_server_url, tls_of};
+use super::settings_protection::{file_of, is_server_url, tls_of};
 pub use super::settings_records::{CORES_MAX, DAYS_MAX, LISTEN_MAX, RECORDS, Record, Shape, UNLIMITED, days_of};
 use super::{cpus, paths};
 use crate::base::tier::Entitlement;
@@ -346,6 +346,14 @@ impl Settings {
         Ok(Settings { db_key, licence, warnings, ..settings })
     }
 
+    /// Looks at the text of a settings file alone: whether it is one, its keys exist and its values are within bounds.
+    /// What they need of each other, and the files that they name, are not looked at.
+    pub fn check_file(path: &Path, text: &str) -> Result<(), SettingsError> {
+        let entries = settings_file::parse(path, text)?;
+        let (flags, environment) = (Flags::default(), Environment::default());
+        RECORDS.iter().try_for_each(|record| resolve(record, &flags, &environment, &entries).map(drop))
+    }
+
     /// That `entitlement` allows less retention than was asked for, if it does.
     pub fn retention_note(&self, entitlement: &Entitlement) -> Option<String> {
         let days = entitlement.retention_days(self.retention_days);
@@ -368,6 +376,7 @@ impl Settings {
         let size = |key| number(key) as usize;
         let switch = |key| text(key) == "true";
         let tls = tls_of(&layout, &resolved)?;
+        let licence_ca = file_of(&layout, &resolved, "licence.ca");
         let listen = find(&resolved, "listen");
         let mut addresses = Vec::new();
         for value in &listen.values {
@@ -411,6 +420,7 @@ impl Settings {
             licence: LicenceSettings {
                 given: None,
                 server: text("licence.server").trim_end_matches('/').to_owned(),
+                ca: licence_ca,
                 telemetry: switch("licence.telemetry"),
             },
             limits,

@@ -28,6 +28,8 @@ pub struct LicenceSettings {
     pub given: Option<KeyText>,
     /// The server; empty: none is known.
     pub server: String,
+    /// Authorities by which the server's certificate is believed, PEM; none: the public ones.
+    pub ca: Option<PathBuf>,
     /// Whether usage is reported to it.
     pub telemetry: bool,
 }
@@ -38,13 +40,16 @@ impl fmt::Debug for LicenceSettings {
     }
 }
 
-/// What TLS is set up from, if it is on. A file named in relay.toml is seen from that file's folder.
+/// The file that a setting names, if it names one. One named in relay.toml is seen from that file's folder.
+pub(super) fn file_of(layout: &Layout, resolved: &[Resolved], key: &str) -> Option<PathBuf> {
+    let entry = find(resolved, key);
+    let path = PathBuf::from(entry.values.first()?);
+    Some(if matches!(entry.source, Source::File { .. }) { layout.folder.join(path) } else { path })
+}
+
+/// What TLS is set up from, if it is on.
 pub(super) fn tls_of(layout: &Layout, resolved: &[Resolved]) -> Result<Option<TlsFiles>, SettingsError> {
-    let path = |key| {
-        let entry = find(resolved, key);
-        let path = PathBuf::from(entry.values.first()?);
-        Some(if matches!(entry.source, Source::File { .. }) { layout.folder.join(path) } else { path })
-    };
+    let path = |key| file_of(layout, resolved, key);
     let on = |key| find(resolved, key).values.first().is_some_and(|value| value == "true");
     let needs = |key: &'static str, needed, how| {
         let origin = find(resolved, key).source.clone();
@@ -127,13 +132,36 @@ mod tests {
         let settings = read(&[], &environment, "[licence]\nserver = \"https://licences.example/\"\n").unwrap();
         assert_eq!(settings.licence.server, "https://licences.example");
         assert!(settings.licence.given.is_some() && !format!("{settings:?}").contains("a1b2"), "{settings:?}");
-        for url in ["http://licences.example", "https://", "ftp://x", "https://user@x", "http://localhost.evil.example"]
-        {
+        for url in [
+            "http://licences.example",
+            "http://127.0.0.1.evil.example",
+            "http://localhost.evil.example",
+            "http://127.0.0.1@evil.example",
+            "http://10.0.0.1:8443",
+            "HTTP://127.0.0.1",
+            "https://",
+            "ftp://x",
+            "https://user@x",
+        ] {
             let file = format!("[licence]\nserver = \"{url}\"\n");
             let text = read(&[], &Environment::default(), &file).unwrap_err().to_string();
             assert!(text.contains("a URL that begins with https://"), "{url}: {text}");
         }
         let text = read(&[], &Environment::default(), "[licence]\nkey = \"x\"\n").unwrap_err().to_string();
         assert!(text.contains("relay license activate"), "{text}");
+        let key = find(&settings.resolved, "licence.key");
+        assert_eq!(key.default, "", "a vendor's build names its server, not a key");
+    }
+
+    #[test]
+    fn the_licence_servers_authority_is_a_file_seen_from_where_it_is_named() {
+        let file = "[licence]\nca = \"own-ca.pem\"\n";
+        let settings = read(&[], &Environment::default(), file).unwrap();
+        assert_eq!(settings.licence.ca, Some(settings.layout.folder.join("own-ca.pem")));
+        let environment = Environment::of([("AGENT_RELAY_LICENSE_CA", "other.pem")]);
+        let settings = read(&[], &environment, file).unwrap();
+        assert_eq!(settings.licence.ca, Some("other.pem".into()));
+        assert_eq!(find(&settings.resolved, "licence.ca").source.to_string(), "AGENT_RELAY_LICENSE_CA");
+        assert_eq!(read(&[], &Environment::default(), "").unwrap().licence.ca, None);
     }
 }

@@ -255,14 +255,27 @@ pub const RECORDS: &[Record] = &[
         shape: Shape::Licence,
         flag: None,
         in_file: false,
+        ..path("licence.key", "The licence key or document, instead of the activated one.", "")
+    },
+    Record {
+        shape: Shape::Url,
+        flag: None,
         // Given when the program is built for the vendor; an evaluation build knows of none.
         default: match option_env!("RELAY_LICENCE_SERVER") {
             Some(url) => url,
             None => "",
         },
-        ..path("licence.key", "The licence key or document, instead of the activated one.", "")
+        ..path("licence.server", "The licence server.", "")
     },
-    Record { shape: Shape::Url, flag: None, ..path("licence.server", "The licence server.", "") },
+    Record {
+        environment: Some("AGENT_RELAY_LICENSE_CA"),
+        flag: None,
+        ..path(
+            "licence.ca",
+            "The authorities that the licence server's certificate is believed by, PEM; without it the public ones.",
+            "",
+        )
+    },
     Record {
         environment: Some("AGENT_RELAY_TELEMETRY"),
         flag: None,

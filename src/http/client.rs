@@ -1,9 +1,10 @@
 //! The client: one POST at a time, on the caller's thread. Every step has an end: no redirects, no answer longer than
 //! 64 KiB, and none that takes longer than the caller allows, a byte a second included.
 
+use crate::tls::{Authorities, LinkError, TlsError};
 use std::time::Duration;
 use ureq::config::Config;
-use ureq::tls::{TlsConfig, TlsProvider};
+use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 use ureq::{Agent, Error};
 
 /// Longest answer that is read.
@@ -28,12 +29,30 @@ pub enum ClientError {
     /// Nobody was reached, or it took too long.
     #[error("{0}")]
     Unreachable(String),
+    /// Whoever is there has no certificate that is believed, or no TLS at all.
+    #[error("{0}")]
+    Tls(LinkError),
     /// More than anybody asked for.
     #[error("the answer is longer than {ANSWER_BYTES_MAX} bytes")]
     TooLong,
     /// Not text.
     #[error("the answer is not text")]
     NotText,
+}
+
+impl From<TlsError> for ClientError {
+    /// Nobody is asked where it is not known whom to believe.
+    fn from(error: TlsError) -> ClientError {
+        ClientError::Unreachable(error.to_string())
+    }
+}
+
+/// By whom a server's certificate is believed to be what it says.
+pub enum Believed {
+    /// The authorities that browsers believe.
+    Public,
+    /// These, and no others.
+    These(Authorities),
 }
 
 /// A client.
@@ -43,8 +62,12 @@ pub struct Client {
 
 impl Client {
     /// A client that calls itself so.
-    pub fn new(user_agent: &str) -> Client {
-        let tls = TlsConfig::builder().provider(TlsProvider::Rustls).build();
+    pub fn new(user_agent: &str, believed: Believed) -> Client {
+        let roots = match believed {
+            Believed::Public => RootCerts::WebPki,
+            Believed::These(these) => these.ders().map(|der| Certificate::from_der(der).to_owned()).into(),
+        };
+        let tls = TlsConfig::builder().provider(TlsProvider::Rustls).root_certs(roots).build();
         let config = Config::builder()
             .tls_config(tls)
             .user_agent(user_agent)
@@ -77,6 +100,11 @@ impl Client {
 }
 
 fn unreachable(error: Error) -> ClientError {
+    if let Error::Io(error) = &error
+        && let Some(problem) = LinkError::within(error)
+    {
+        return ClientError::Tls(problem);
+    }
     ClientError::Unreachable(match error {
         Error::Timeout(_) => "it does not answer in time".to_owned(),
         Error::HostNotFound => "there is no host of that name".to_owned(),

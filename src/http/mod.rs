@@ -5,5 +5,5 @@
 mod client;
 mod server;
 
-pub use client::{ANSWER_BYTES_MAX, Answer, Client, ClientError};
+pub use client::{ANSWER_BYTES_MAX, Answer, Believed, Client, ClientError};
 pub use server::{Bounds, Reply, Request, Server};

@@ -1,6 +1,6 @@
 //! Client and server against each other and against peers that are slow, greedy or gone.
 
-use super::super::{Client, ClientError};
+use super::super::{Believed, Client, ClientError};
 use super::*;
 use std::io::{Read, Write};
 use std::time::Instant;
@@ -27,7 +27,7 @@ fn echo(bounds: Bounds) -> Server {
 }
 
 fn ask(server: &Server, path: &str, body: &str) -> Result<super::super::Answer, ClientError> {
-    Client::new("test").post(&format!("http://{}{path}", server.address()), body, PATIENCE)
+    Client::new("test", Believed::Public).post(&format!("http://{}{path}", server.address()), body, PATIENCE)
 }
 
 fn raw(server: &Server, text: &str) -> std::net::TcpStream {
@@ -141,14 +141,14 @@ fn the_client_gives_up_in_time_whatever_the_server_does() {
     });
     for _ in 0..2 {
         let begun = Instant::now();
-        let error = Client::new("test").post(&url, "{}", Duration::from_millis(400)).unwrap_err();
+        let error = Client::new("test", Believed::Public).post(&url, "{}", Duration::from_millis(400)).unwrap_err();
         assert!(matches!(error, ClientError::Unreachable(_)), "{error}");
         assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
     }
     done_in.send(()).unwrap();
     peer.join().unwrap();
     assert!(
-        matches!(Client::new("test").post(&url, "", PATIENCE), Err(ClientError::Unreachable(_))),
+        matches!(Client::new("test", Believed::Public).post(&url, "", PATIENCE), Err(ClientError::Unreachable(_))),
         "nobody is there"
     );
 }

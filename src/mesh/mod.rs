@@ -15,7 +15,7 @@ use crate::base::keys::{Grant, Ring};
 use crate::base::limits::{FETCHES_MAX, LANE_MAILS_MAX, QUESTIONS_MAX, WRITER_BATCHES_MAX};
 use crate::base::tier::Entitled;
 use crate::base::{SessionId, ShardId};
-use crate::relay::{CensusPart, CensusTicket, Fetch, Fetched, KeyUse, Mail, Peer, Question, Record};
+use crate::relay::{CensusPart, CensusTicket, Fetch, Fetched, KeyUse, Mail, Peer, Question, Record, Sighting};
 use crate::tls::{Acceptor, ServerLink};
 use crate::wire::{Dialect, Hello};
 use crossbeam::queue::ArrayQueue;
@@ -101,8 +101,8 @@ pub enum ClerkPost {
     Question(ShardId, Question),
     /// A part of the list of agents, and how the shard that tells it is doing.
     Census(CensusPart, ShardGauges),
-    /// A shard has returned, and this is what it has counted of keys in the end.
-    Finished(ShardId, Vec<KeyUse>),
+    /// A shard has returned, and this is what it has counted and seen of keys in the end.
+    Finished(ShardId, Vec<KeyUse>, Vec<Sighting>),
 }
 
 /// How a shard's thread is doing, beside what its heart knows.

@@ -32,7 +32,14 @@ impl Relay {
             seats_peak,
             seats_today,
             keys: self.meters.uses(),
+            sightings: Vec::new(),
         }
+    }
+
+    /// The same with what was seen of credentials since this was last asked.
+    pub fn take_gauges(&mut self) -> Gauges {
+        let sightings = self.sightings.take();
+        Gauges { sightings, ..self.gauges() }
     }
 
     pub(super) fn on_query(&mut self, now: Now, id: SessionId, query: &Query<'_>, outbox: &mut Outbox) {
@@ -111,7 +118,7 @@ impl Relay {
             });
         let rows = rows.collect();
         let next = (end < self.agents.slots()).then_some(end);
-        let gauges = next.is_none().then(|| Box::new(self.gauges()));
+        let gauges = next.is_none().then(|| Box::new(self.take_gauges()));
         outbox.census.push(CensusPart { ticket: ticket.ticket, shard: self.options.shard, next, rows, gauges });
     }
 }

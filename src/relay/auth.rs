@@ -78,6 +78,9 @@ impl Relay {
     /// Says so and closes; late, when wrong credentials come from there again and again.
     pub(super) fn deny(&mut self, now: Now, id: SessionId, claimed: &str, denied: Denied, outbox: &mut Outbox) {
         self.counters.auth_failures[denied.kind() as usize] += 1;
+        if let Some(session) = self.sessions.find(id) {
+            self.sightings.refused(denied.kind(), session.peer.source, claimed, now.wall_ms);
+        }
         let error = match denied {
             Denied::Credential(error) => error,
             Denied::KeyName | Denied::CertificateName => {

@@ -1,5 +1,6 @@
 //! Plain numbers of one shard: counted where things happen, read by the census.
 
+use super::sightings::Sighting;
 use crate::base::keys::KeyId;
 use crate::base::{CloseReason, RefuseReason};
 
@@ -113,4 +114,6 @@ pub struct Gauges {
     pub seats_today: (u64, u32),
     /// Keys that were used here.
     pub keys: Vec<KeyUse>,
+    /// What the audit trail is to be told of credentials; each is told once.
+    pub sightings: Vec<Sighting>,
 }

@@ -35,6 +35,9 @@ impl Relay {
             Ok(grant) => grant,
             Err(denied) => return self.deny(now, id, claimed, denied, outbox),
         };
+        if let (Some(grant), Some(session)) = (&grant, self.sessions.find(id)) {
+            self.sightings.used(grant, session.peer.source, claimed, now.wall_ms);
+        }
         let home = self.hasher.hash(claimed.as_bytes()).home(self.options.shards);
         // From here on nobody needs the credential itself.
         let hello = Hello { auth_type: "".into(), credential: Default::default(), ..hello };

@@ -25,6 +25,7 @@ mod route;
 mod seats;
 mod send;
 mod session;
+mod sightings;
 mod sources;
 mod subscribe;
 mod tell;
@@ -40,6 +41,7 @@ pub use outbox::{
     Addressee, AgentRow, CensusPart, CensusTicket, Delivery, Fetch, Fetched, FetchedMessage, Outbox, Output, Place,
     Profile, Question, Recipients, Record, Wanted,
 };
+pub use sightings::{Sighted, Sighting};
 
 use crate::base::ids::TokenSource;
 use crate::base::limits;
@@ -57,6 +59,7 @@ use purse::Request;
 use refused::RefusedLately;
 use route::Topics;
 use session::{Session, Sessions, State};
+use sightings::Sightings;
 use sources::Sources;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
@@ -102,6 +105,8 @@ pub struct Relay {
     parted: Vec<(MessageId, Vec<AgentId>)>,
     /// Where wrong credentials come from.
     sources: Sources,
+    /// What the audit trail is to be told of credentials.
+    sightings: Sightings,
     /// When the first credential of a connection here ends, milliseconds since 1970.
     credential_ends_at_ms: u64,
     /// Whether a timer is running for that.
@@ -159,6 +164,7 @@ impl Relay {
             progress: Vec::new(),
             parted: Vec::new(),
             sources: Sources::default(),
+            sightings: Sightings::default(),
             credential_ends_at_ms: u64::MAX,
             credentials_watched: false,
             seats: Seats::default(),

@@ -238,8 +238,8 @@ impl Shard {
         while !self.inner.is_done() {
             self.turn()?;
         }
-        let uses = self.inner.relay.gauges().keys;
-        let _ = self.inner.mesh.push_clerk(ClerkPost::Finished(self.inner.shard, uses));
+        let last = self.inner.relay.take_gauges();
+        let _ = self.inner.mesh.push_clerk(ClerkPost::Finished(self.inner.shard, last.keys, last.sightings));
         self.inner.bells.clerk.wake();
         Ok(())
     }

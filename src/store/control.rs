@@ -200,6 +200,25 @@ impl Snapshot<'_> {
         Ok(())
     }
 
+    /// Each event before number `before`, the newest first, until told to stop.
+    pub fn events_before(
+        &self,
+        before: u64,
+        mut each: impl FnMut(EventRow) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
+        let Some(control) = self.databases().control else { return Ok(()) };
+        let mut buffer = Vec::new();
+        let before = before.to_be_bytes();
+        let range = (Bound::Unbounded, Bound::Excluded(&before[..]));
+        for item in control.events.rev_range(self.transaction(), &range).map_err(|error| self.store().failed(error))? {
+            let (key, value) = item.map_err(|error| self.store().failed(error))?;
+            if each(self.event_of(key, value, &mut buffer)?).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn event_of(&self, key: &[u8], value: &[u8], buffer: &mut Vec<u8>) -> Result<EventRow, StoreError> {
         let sequence = event_number(key)?;
         let plain = self.store().seal().unwrap(Part::Events, key, value, buffer, |epoch| self.salt(epoch))?;

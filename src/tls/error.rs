@@ -157,6 +157,13 @@ impl From<Error> for LinkError {
     }
 }
 
+impl LinkError {
+    /// What ended the handshake that an error of the stream below speaks of; none: it speaks of something else.
+    pub fn within(error: &std::io::Error) -> Option<LinkError> {
+        error.get_ref()?.downcast_ref::<Error>().cloned().map(LinkError::from)
+    }
+}
+
 /// At most so many names of a certificate are said.
 const NAMES_MAX: usize = 8;
 

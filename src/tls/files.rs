@@ -9,7 +9,7 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 /// Longest file that is read: all authorities of a system are a quarter of this.
@@ -17,6 +17,9 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Before this many seconds are over, a certificate's end is spoken of.
 const SOON_SECONDS: i64 = 14 * 24 * 3_600;
+
+/// What is said when the certificate of an authority is meant.
+const AUTHORITY: &str = "authority's certificate";
 
 /// Where systems keep the authorities they believe.
 const SYSTEM_AUTHORITIES: [&str; 4] = [
@@ -74,12 +77,31 @@ pub(super) fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsErro
     }
 }
 
+/// Authorities of a file, for whoever does the handshake elsewhere.
+pub struct Authorities(Vec<CertificateDer<'static>>);
+
+impl Authorities {
+    /// Reads them, PEM.
+    pub fn read(file: &Path) -> Result<Authorities, TlsError> {
+        let found = certificates(AUTHORITY, file)?;
+        for certificate in &found {
+            // One that cannot be believed in would otherwise be left out without a word.
+            RootCertStore::empty().add(certificate.clone()).map_err(|error| unusable(AUTHORITY, file, error))?;
+        }
+        Ok(Authorities(found))
+    }
+
+    /// Each of them, DER.
+    pub fn ders(&self) -> impl Iterator<Item = &[u8]> {
+        self.0.iter().map(|certificate| &certificate[..])
+    }
+}
+
 /// The authorities in a file.
 pub(super) fn authorities(file: &Path) -> Result<RootCertStore, TlsError> {
-    const WHAT: &str = "authority's certificate";
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(WHAT, file)? {
-        roots.add(certificate).map_err(|error| unusable(WHAT, file, error))?;
+    for certificate in certificates(AUTHORITY, file)? {
+        roots.add(certificate).map_err(|error| unusable(AUTHORITY, file, error))?;
     }
     Ok(roots)
 }
@@ -92,7 +114,7 @@ pub(super) fn system_authorities() -> Result<RootCertStore, TlsError> {
         }
         let mut roots = RootCertStore::empty();
         // One that cannot be used does not spoil the others: the list is not the user's.
-        roots.add_parsable_certificates(certificates("authority's certificate", place)?);
+        roots.add_parsable_certificates(certificates(AUTHORITY, place)?);
         if !roots.is_empty() {
             return Ok(roots);
         }
@@ -112,20 +134,24 @@ pub(super) fn concerns(cert: &Path, key: &Path, chain: &[CertificateDer<'_>]) ->
         ));
     }
     let Some(Ok((_, certificate))) = chain.first().map(|first| X509Certificate::from_der(first)) else { return said };
-    let (begins, ends) = (certificate.validity().not_before.timestamp(), certificate.validity().not_after.timestamp());
+    let (begins, ends) = (certificate.validity().not_before, certificate.validity().not_after);
     let (now, cert) = (now_seconds(), cert.display());
-    if ends <= now {
-        said.push(format!(
-            "the certificate {cert} has expired ({}); clients will refuse it",
-            certificate.validity().not_after
-        ));
-    } else if ends - now < SOON_SECONDS {
-        said.push(format!("the certificate {cert} expires soon ({})", certificate.validity().not_after));
+    if ends.timestamp() <= now {
+        said.push(format!("the certificate {cert} has expired ({}); clients will refuse it", time_of(ends)));
+    } else if ends.timestamp() - now < SOON_SECONDS {
+        said.push(format!("the certificate {cert} expires soon ({})", time_of(ends)));
     }
-    if begins > now {
-        said.push(format!("the certificate {cert} is not valid yet (from {})", certificate.validity().not_before));
+    if begins.timestamp() > now {
+        said.push(format!("the certificate {cert} is not valid yet (from {})", time_of(begins)));
     }
     said
+}
+
+/// A certificate's time as times are written everywhere here: ISO 8601, UTC.
+fn time_of(time: ASN1Time) -> String {
+    let time = time.to_datetime();
+    let (year, month, day) = (time.year(), u8::from(time.month()), time.day());
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", time.hour(), time.minute(), time.second())
 }
 
 /// Seconds since 1970.

@@ -19,6 +19,7 @@ mod tests;
 
 pub use client::{ClientFiles, ClientLink, Connector};
 pub use error::{LinkError, TlsError};
+pub use files::Authorities;
 pub use link::Workspace;
 pub use server::{Acceptor, Files, ServerLink};
 

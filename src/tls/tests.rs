@@ -397,7 +397,7 @@ fn a_client_believes_only_a_relay_that_its_authority_names_now() {
     assert_eq!(refused(&shown(&stranger), "localhost"), LinkError::Untrusted);
     let old = place.authority.issue(place.path(), &Wanted { expired: true, ..Wanted::named("old") });
     let old = shown(&old);
-    assert!(old.warnings()[0].contains("has expired"), "{:?}", old.warnings());
+    assert!(old.warnings()[0].contains("has expired (2021-01-01T00:00:00Z); clients"), "{:?}", old.warnings());
     assert_eq!(refused(&old, "localhost"), LinkError::Expired);
     assert!(matches!(refused(&place.acceptor(), "relay.example.org"), LinkError::WrongName(_)));
     assert!(matches!(refused(&place.acceptor(), "127.0.0.2"), LinkError::WrongName(_)));

@@ -2,7 +2,9 @@
 
 use super::registry::{Licence, Registry, RegistryError};
 use super::service;
+use crate::base::Whole;
 use crate::base::tier::{Entitlement, Feature, Tier};
+use crate::base::whole::{EXPECTED, refusal};
 use crate::http::{Bounds, Server};
 use crate::licence::{Document, KeyHash, LicenceKey, LimitTerms, SigningKey, date};
 use argh::FromArgs;
@@ -80,7 +82,7 @@ struct Issue {
     tier: String,
     /// how many days it is good for
     #[argh(option, arg_name = "days")]
-    days: u32,
+    days: Whole<1, { DAYS_MAX as u64 }>,
     /// a document that stands alone: no server is ever asked (enterprise only)
     #[argh(switch)]
     offline: bool,
@@ -139,7 +141,7 @@ struct List {
 )]
 struct Serve {
     /// the address; port 0 lets the kernel choose
-    #[argh(option, arg_name = "address")]
+    #[argh(option, arg_name = "address", from_str_fn(address))]
     listen: SocketAddr,
     /// the registry's folder
     #[argh(option, arg_name = "directory")]
@@ -147,6 +149,10 @@ struct Serve {
     /// the vendor's signing key
     #[argh(option, arg_name = "file")]
     signing_key: PathBuf,
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("{EXPECTED}an address with a port, such as 127.0.0.1:8443"))
 }
 
 /// Why a command ends other than well.
@@ -190,7 +196,8 @@ fn run(arguments: &[String]) -> Result<(), Failure> {
         Ok(tool) => tool,
         Err(early) if early.status.is_ok() => return say(early.output.trim_end()),
         Err(early) => {
-            return Err(Failure::Usage(format!("{}\nRun `relay-license --help` for more.", early.output.trim_end())));
+            let reason = refusal(&early.output).unwrap_or_else(|| early.output.trim_end().to_owned());
+            return Err(Failure::Usage(format!("{reason}\nRun `relay-license --help` for more.")));
         }
     };
     match tool.command {
@@ -229,9 +236,6 @@ fn issue(command: &Issue) -> Result<(), Failure> {
     let tier = Tier::of(&command.tier).filter(|tier| *tier != Tier::Community);
     let tier =
         tier.ok_or_else(|| Failure::Usage(format!("--tier \"{}\" is none of pro, team, enterprise", command.tier)))?;
-    if !(1..=DAYS_MAX).contains(&command.days) {
-        return Err(Failure::Usage(format!("--days must be from 1 to {DAYS_MAX}")));
-    }
     let limits = limits(command, tier)?;
     let signing = match (command.offline, &command.signing_key) {
         (true, _) if Entitlement::of_tier(tier).require(Feature::OfflineLicense).is_err() => {
@@ -255,7 +259,7 @@ fn issue(command: &Issue) -> Result<(), Failure> {
         key_hash: key.hash().to_string(),
         key: key.shown(),
         tier: tier.name().to_owned(),
-        valid_until_ms: now_ms + u64::from(command.days) * DAY_MS,
+        valid_until_ms: now_ms + command.days.number() * DAY_MS,
         offline: command.offline,
         limits,
         issued_at_ms: now_ms,

@@ -21,7 +21,7 @@ fn is_green(health: &str) -> bool {
 const RECOVERY: Duration = Duration::from_secs(10);
 
 /// Fills the file system that this file is on; the file is what has to go.
-fn fill(path: &Path) {
+pub(crate) fn fill(path: &Path) {
     use std::io::Write;
     let mut file = fs::File::create(path).unwrap();
     let mut piece = vec![7; 1 << 20];

@@ -13,6 +13,7 @@ mod dice;
 mod disk;
 #[path = "../evaluation/mod.rs"]
 mod evaluation;
+mod keys;
 mod ledger;
 mod ledger_tests;
 mod mount;

@@ -80,11 +80,69 @@ fn a_key_made_on_the_command_line_is_printed_alone_and_lives_through_a_crash() {
         assert_eq!(last_words(&ann.rest()), "Invalid API key");
 
         let directory = daemon.crash();
-        let types: Vec<Value> = events(directory.path()).iter().map(|event| event["event_type"].clone()).collect();
+        let all = events(directory.path());
+        let (came, done): (Vec<&Value>, Vec<&Value>) = all.iter().partition(|event| event["meta"]["agent"].is_string());
+        let types: Vec<&Value> = done.iter().map(|event| &event["event_type"]).collect();
         assert_eq!(types, ["ssh_key.created", "ssh_key.used", "ssh_key.deleted"]);
+        assert!(came.len() <= 1, "two agents of one key from one place: {came:?}");
         let daemon = Setup { directory: Some(directory), ..strict(way) }.start();
         assert!(!native(daemon.stream(), "ann", "api_key", key).welcomed());
         assert!(listed(&daemon, &id)["revokedAt"].is_string());
+    });
+}
+
+#[test]
+fn the_log_of_keys_tells_who_did_what_who_came_from_where_and_who_was_refused() {
+    every_way(|way| {
+        let daemon = strict(way).argument("--listen").argument("127.0.0.1:0").start();
+        let run = |line: &[&str]| {
+            let output = daemon.run(&[&["keys", "log", "--global"], line].concat());
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let said = daemon.run(&["keys", "log", "--global"]);
+        assert_eq!(String::from_utf8(said.stdout).unwrap(), "nothing of the kind is in the audit trail\n");
+        let (id, key) = make(&daemon, json!({ "name": "watched" }));
+        // Enough names that every shard has some, from two places.
+        let address = daemon.status()["listen"][0].as_str().unwrap().to_owned();
+        for number in 0..6 {
+            assert!(native(daemon.stream(), &format!("here-{number}"), "api_key", &key).welcomed());
+            assert!(native(crate::tunnel::tcp(&address), &format!("there-{number}"), "api_key", &key).welcomed());
+        }
+        let wrong = format!("ar_key_{}", "x".repeat(32));
+        for _ in 0..3 {
+            let mut eve = native(crate::tunnel::tcp(&address), "eve", "api_key", &wrong);
+            assert_eq!(last_words(&eve.rest()), "Invalid API key");
+        }
+        ask(&daemon, json!({ "op": "revoke", "id": id }));
+        let text = run(&["--json"]);
+        let told: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let of = |event_type: &str| -> Vec<&Value> {
+            told.iter().filter(|event| event["event_type"] == event_type).collect()
+        };
+        let made_and_revoked = [of("ssh_key.created").len(), of("ssh_key.deleted").len()];
+        assert_eq!(made_and_revoked, [1, 1], "{text}");
+        let mut places: Vec<String> = of("ssh_key.used")
+            .iter()
+            .map(|event| event["ip"].as_str().or(event["meta"]["source"].as_str()).unwrap().to_owned())
+            .collect();
+        places.sort();
+        assert_eq!(places, ["127.0.0.1".to_owned(), format!("uid:{}", rustix::process::getuid().as_raw())]);
+        // One shard may have told its first before the others had theirs: what comes later is in the next.
+        let refused = of("user.login");
+        let [refused] = refused[..] else { panic!("{text}") };
+        assert_eq!(
+            (&refused["severity"], &refused["ip"], &refused["meta"]["reason"], &refused["meta"]["agent"]),
+            (&json!("warning"), &json!("127.0.0.1"), &json!("unknown_key"), &json!("eve"))
+        );
+        assert!((1..=3).contains(&refused["meta"]["count"].as_u64().unwrap()), "{refused}");
+        assert!(!text.contains(&key) && !text.contains(&wrong));
+        let table = run(&[]);
+        for words in ["created", "revoked", "refused", "127.0.0.1", &id[..8], "unknown_key", "as here-"] {
+            assert!(table.contains(words), "{words}: {table}");
+        }
+        assert_eq!(run(&["--limit", "2", "--json"]).lines().count(), 2);
+        assert_eq!(run(&["--until", "2020-01-01T00:00:00Z", "--json"]), "");
     });
 }
 
@@ -297,5 +355,6 @@ fn an_admin_key_manages_keys_over_tls_and_no_other_key_does_and_the_trail_says_w
     let all = events(daemon.directory.path());
     let users: Vec<&Value> =
         all.iter().filter(|event| event["target_id"] == id).map(|event| &event["username"]).collect();
-    assert_eq!(users, [&json!(by)]);
+    // Who made it, and then it came by itself.
+    assert_eq!(users, [&json!(by), &json!(format!("key:{id}"))]);
 }

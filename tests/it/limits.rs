@@ -4,6 +4,7 @@ use crate::harness::{Daemon, EPOLL_TWO, PATIENCE, Setup, URING_ONE, available, e
 use crate::peers::{JsonPeer, NativePeer, Owned, json_frame};
 use agent_relay::base::Sequence;
 use agent_relay::wire::{Kind, MessageFields, Wants};
+use rustix::event::{PollFd, PollFlags};
 use serde_json::json;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -18,23 +19,37 @@ fn ends(stream: &mut UnixStream) -> Vec<u8> {
     }
 }
 
+/// Those that are open and those that the relay has closed, as soon as so many are closed.
+fn parted(streams: Vec<UnixStream>, closed_min: usize) -> (Vec<UnixStream>, Vec<UnixStream>) {
+    let deadline = Instant::now() + PATIENCE;
+    let mut open: Vec<UnixStream> = streams;
+    let mut closed = Vec::new();
+    while closed.len() < closed_min {
+        let ready: Vec<bool> = {
+            let mut watched: Vec<PollFd<'_>> = open.iter().map(|stream| PollFd::new(stream, PollFlags::IN)).collect();
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "{} of {closed_min} were closed", closed.len());
+            rustix::event::poll(&mut watched, Some(&left.try_into().unwrap())).unwrap();
+            watched.iter().map(|watched| !watched.revents().is_empty()).collect()
+        };
+        let (gone, stay): (Vec<_>, Vec<_>) = open.into_iter().zip(ready).partition(|(_, ready)| *ready);
+        closed.extend(gone.into_iter().map(|(stream, _)| stream));
+        open = stay.into_iter().map(|(stream, _)| stream).collect();
+    }
+    (open, closed)
+}
+
 #[test]
 fn connections_without_hello_are_bounded_and_the_bound_frees_itself() {
     every_way(|way| {
         let daemon = Setup::new(way).settings("[limits]\nhalf_open = 4\n").start();
-        let mut silent: Vec<UnixStream> = (0..40).map(|_| daemon.stream()).collect();
         // The bound is each shard's; a connection that is too many is closed at once, without a word.
-        let mut open = Vec::new();
-        for mut stream in silent.drain(..) {
-            stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
-            match stream.read(&mut [0; 16]) {
-                Ok(0) => {}
-                Ok(_) => panic!("nothing is said"),
-                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
-                Err(_) => open.push(stream),
-            }
+        let most = 4 * usize::from(way.cores);
+        let (open, closed) = parted((0..40).map(|_| daemon.stream()).collect(), 40 - most);
+        assert!((1..=most).contains(&open.len()), "{} are open", open.len());
+        for mut stream in closed {
+            assert!(ends(&mut stream).is_empty(), "nothing is said");
         }
-        assert!((1..=4 * usize::from(way.cores)).contains(&open.len()), "{} are open", open.len());
         drop(open);
         let deadline = Instant::now() + PATIENCE;
         let mut ann = loop {
@@ -252,26 +267,15 @@ fn a_connection_beyond_the_limit_is_refused_and_the_others_go_on() {
     let way = if available(URING_ONE) { URING_ONE } else { EPOLL_TWO };
     for way in [way, EPOLL_TWO] {
         let daemon = Setup::new(way).settings("[limits]\nconnections = 16\n").start();
-        let mut held = Vec::new();
-        for index in 0..16 * usize::from(way.cores) + 20 {
-            held.push((index, daemon.stream()));
+        let held = (0..16 * usize::from(way.cores) + 20).map(|_| daemon.stream()).collect();
+        let (open, closed) = parted(held, 20);
+        for mut stream in closed {
+            assert!(ends(&mut stream).is_empty(), "nothing is said");
         }
-        let mut refused = 0;
-        held.retain_mut(|(_, stream)| {
-            stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
-            let closed = match stream.read(&mut [0; 16]) {
-                Ok(_) => true,
-                Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
-            };
-            refused += usize::from(closed);
-            !closed
-        });
-        assert!(refused >= 20, "{refused}");
-        held.truncate(0);
+        drop(open);
         let deadline = Instant::now() + PATIENCE;
         loop {
             let mut probe = daemon.stream();
-            probe.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
             let hello = r#"{"type":"HELLO","id":"h","payload":{"agent":"probe"}}"#;
             // While slots are still being freed this one may be refused as well, at any point.
             if probe.write_all(&json_frame(hello)).is_ok() && matches!(probe.read(&mut [0; 4]), Ok(4)) {

@@ -16,6 +16,7 @@ mod keys;
 mod lifecycle;
 mod limits;
 mod order;
+mod other_user;
 mod paused;
 mod peers;
 mod python;

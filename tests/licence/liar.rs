@@ -3,13 +3,13 @@
 use crate::evaluation;
 use agent_relay::base::tier::Tier;
 use agent_relay::licence::{Document, KeyHash, LicenceKey, SigningKey};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 /// What the server does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,15 +160,22 @@ fn tell(lie: Lie, mut stream: TcpStream, over: &AtomicBool) -> Option<TcpStream>
     match lie {
         Lie::NotText => drop(stream.write_all(&[0xff, 0xfe])),
         Lie::Drip => {
-            // A pace: slower than anybody waits, never silent.
-            while !over.load(Ordering::Acquire) && stream.write_all(b"a").is_ok() {
-                std::thread::sleep(Duration::from_millis(20));
-            }
+            // Slower than anybody waits, never silent, and over when the other end has gone.
+            while !over.load(Ordering::Acquire) && stream.write_all(b"a").is_ok() && !gone_within(&stream, PACE) {}
         }
         Lie::CutOff | Lie::NotHttp => drop(stream.shutdown(Shutdown::Both)),
         _ => {}
     }
     Some(stream)
+}
+
+/// How often a dripping server says something.
+const PACE: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+
+/// Waits so long, or until the other end has closed the connection.
+fn gone_within(stream: &TcpStream, time: Timespec) -> bool {
+    let mut watched = [PollFd::new(stream, PollFlags::RDHUP)];
+    rustix::event::poll(&mut watched, Some(&time)).is_ok_and(|ready| ready > 0)
 }
 
 /// Reads the whole request, so that closing does not reset it; its body is JSON.

@@ -2,8 +2,11 @@
 //! is an argument; connections are counted by the sockets they arrive at.
 #![allow(missing_docs, clippy::unwrap_used, reason = "the whole file is a test")]
 
+#[path = "../it/certificates.rs"]
+mod certificates;
 mod command_line;
 mod daemon;
+mod https;
 mod liar;
 mod vendor;
 
@@ -34,6 +37,7 @@ fn place(folder: &Path, given: &str, server: &str) -> DeskPlace {
         project: "test".into(),
         given: Some(Zeroizing::new(given.to_owned())),
         server: server.to_owned(),
+        server_ca: None,
         telemetry: false,
         retention_days: Some(7),
     }

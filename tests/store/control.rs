@@ -50,6 +50,17 @@ pub(crate) fn events(store: &Store, after: u64) -> Vec<EventRow> {
     found
 }
 
+/// Numbers of the two newest events before one.
+fn newest(store: &Store, before: u64) -> Vec<u64> {
+    let mut found = Vec::new();
+    let each = |event: EventRow| {
+        found.push(event.sequence);
+        if found.len() < 2 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    };
+    store.snapshot().unwrap().events_before(before, each).unwrap();
+    found
+}
+
 pub(crate) fn event_text(number: u64) -> String {
     format!("{{\"n\":{number},\"who\":\"{NAME_WORD}\"}}")
 }
@@ -83,6 +94,10 @@ fn control_data_is_there_after_every_opening_and_a_secret_is_drawn_once() {
         assert_eq!(*store.secret(b"token").unwrap(), secret);
         assert_eq!(events(&store, 1).iter().map(|event| event.sequence).collect::<Vec<_>>(), [2, 3]);
         assert_eq!(&*events(&store, 2)[0].text, event_text(3));
+        assert_eq!(
+            [u64::MAX, 4, 3, 1].map(|before| newest(&store, before)),
+            [vec![3, 2], vec![3, 2], vec![2, 1], vec![]]
+        );
         let changed = ApiKey { total_messages: 9, ..api_key(2) };
         let change = ControlChange { keys: &[&changed], gone: &[api_key(1).id], events: &[] };
         store.change_control(change).unwrap();

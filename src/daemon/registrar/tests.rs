@@ -1,8 +1,9 @@
 //! The registrar over a real store, the clock in the test's hand.
 
 use super::*;
-use crate::base::keys::AuthError;
+use crate::base::keys::{AuthError, Source};
 use crate::base::tier::Tier;
+use crate::relay::Sighted;
 use crate::store::{Key, Options};
 use std::path::Path;
 
@@ -101,6 +102,64 @@ fn a_key_is_shown_once_listed_without_its_secret_and_is_there_after_a_restart() 
     assert_eq!(verified.key.to_string(), id);
     let late = ring.verify("token", token["token"].as_str().unwrap(), NOW + 5 * 60_000);
     assert_eq!(late, Err(AuthError::Invalid));
+}
+
+#[test]
+fn where_a_key_came_from_is_known_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let opened = store(folder.path());
+    let mut desk = Desk::open(opened.clone());
+    let (id, _) = desk.create(json!({ "name": "a" }));
+    let seen = |source: Source| Sighting {
+        what: Sighted::Used { key: KeyId::parse(&id).unwrap(), by_token: false },
+        source,
+        agent: "ann".into(),
+        at_ms: NOW,
+        count: 1,
+    };
+    let address = |text: &str| Source::of_address(text.parse().unwrap());
+    let places = [Source::of_user(7), address("192.0.2.1"), address("2001:db8::1")];
+    let used = |desk: &Desk| desk.events().iter().filter(|event| event["event_type"] == "ssh_key.used").count();
+    desk.registrar.witness(&places.map(seen), NOW);
+    assert_eq!(used(&desk), 3);
+    drop(desk);
+    let mut desk = Desk::open(opened);
+    desk.registrar.witness(&places.map(seen), NOW);
+    assert_eq!(used(&desk), 3, "none of them is new");
+    desk.registrar.witness(&[seen(address("192.0.2.2"))], NOW);
+    assert_eq!(used(&desk), 4);
+}
+
+#[test]
+fn the_trail_of_keys_is_read_in_pages_and_holds_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut desk = Desk::open(store(folder.path()));
+    let events: Vec<String> = (0..450)
+        .map(|number| {
+            let event_type = if number % 2 == 0 { "ssh_key.created" } else { "settings.updated" };
+            json!({ "event_type": event_type, "n": number }).to_string()
+        })
+        .collect();
+    let rows: Vec<(u64, &str)> =
+        events.iter().enumerate().map(|(number, text)| (NOW + number as u64, text.as_str())).collect();
+    desk.registrar.store.change_control(ControlChange { events: &rows, ..ControlChange::default() }).unwrap();
+    let mut page = |arguments: Value| {
+        let mut arguments = arguments;
+        arguments["op"] = json!("log");
+        desk.ask(arguments, NOW).unwrap().0
+    };
+    let numbers = |page: &Value| -> Vec<u64> {
+        page["events"].as_array().unwrap().iter().map(|event| event["n"].as_u64().unwrap()).collect()
+    };
+    let first = page(json!({}));
+    assert_eq!((numbers(&first).len(), numbers(&first)[0]), (200, 448));
+    let second = page(json!({ "before": first["next"] }));
+    assert_eq!((numbers(&second).last(), &second["next"]), (Some(&0), &Value::Null));
+    assert_eq!(numbers(&first).len() + numbers(&second).len(), 225);
+    assert_eq!(numbers(&page(json!({ "since_ms": NOW + 10, "until_ms": NOW + 13 }))), [12, 10]);
+    assert_eq!(numbers(&page(json!({ "limit": 1, "before": 400 }))), [398]);
+    assert!(desk.ask(json!({ "op": "log", "limit": "many" }), NOW).is_err());
+    assert!(desk.ask(json!({ "op": "log", "colour": 1 }), NOW).is_err());
 }
 
 #[test]
