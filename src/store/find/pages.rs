@@ -7,7 +7,7 @@ use super::{
     Filter, FoundMessage, HistoryQuery, PAGE_BYTES_MAX, PAGE_MESSAGES_MAX, PAGE_RECIPIENTS_MAX, Page, is_fanout,
 };
 use crate::relay::Place;
-use crate::store::RecordRef;
+use crate::store::{RecordRef, SegmentHeader};
 use crate::wire::Message;
 use parking_lot::RwLock;
 use std::ops::ControlFlow;
@@ -107,17 +107,14 @@ impl Builder<'_> {
     }
 
     /// Reads candidates until there may be enough for the page; what fits, and how many candidates were looked at.
-    fn read_some(
-        &self,
-        walk: &mut Walk<'_>,
-        candidates: &[Place],
-    ) -> Result<(Vec<FoundMessage>, usize), StoreError> {
+    fn read_some(&self, walk: &mut Walk<'_>, candidates: &[Place]) -> Result<(Vec<FoundMessage>, usize), StoreError> {
         let room = (self.limit - self.rows.len()).min(READ_AT_ONCE_MAX);
         let (mut found, mut bytes, mut examined) = (Vec::with_capacity(room), 0, 0);
         for run in candidates.chunk_by(|one, other| one.segment == other.segment) {
             walk.breathe()?;
             let mut last = None;
-            walk.read(run.iter().copied(), |place, record| {
+            let in_time = |header: &SegmentHeader| self.filter.spans((header.first_ms, header.last_ms));
+            walk.read_if(run.iter().copied(), in_time, |place, record| {
                 last = Some(place);
                 if let RecordRef::Message(message) = record
                     && self.filter.fits(message)

@@ -6,7 +6,7 @@ use super::{FoundMessage, OUTCOMES_MAX, Outcome, PARTS_APART_MS, PARTS_GROUPS_MA
 use crate::base::{AgentId, MessageId};
 use crate::relay::Place;
 use crate::store::error::Damage;
-use crate::store::{MessageRef, RecordRef};
+use crate::store::{MessageRef, RecordRef, SegmentHeader};
 use parking_lot::RwLock;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::{ControlFlow, RangeInclusive};
@@ -128,6 +128,16 @@ impl<'s> Walk<'s> {
     pub(super) fn read(
         &mut self,
         places: impl IntoIterator<Item = Place>,
+        each: impl FnMut(Place, &RecordRef<'_>) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
+        self.read_if(places, |_| true, each)
+    }
+
+    /// The same, if the segment's header says that it is worth it.
+    pub(super) fn read_if(
+        &mut self,
+        places: impl IntoIterator<Item = Place>,
+        worth: impl Fn(&SegmentHeader) -> bool,
         mut each: impl FnMut(Place, &RecordRef<'_>) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
         let mut places = places.into_iter().peekable();
@@ -137,6 +147,9 @@ impl<'s> Walk<'s> {
             Ok(None) => return Ok(()),
             Err(error) => return note(&mut self.damaged, Err(error)),
         };
+        if !worth(view.header()) {
+            return Ok(());
+        }
         // Not all of it may be read; most of it often is.
         self.read_bytes += u64::from(view.header().bytes.min(64 * 1024));
         for place in places {
@@ -234,7 +247,11 @@ impl<'s> Walk<'s> {
     }
 
     /// Groups that hold records of about these times near these places.
-    fn groups_near(&mut self, places: &RangeInclusive<Place>, at_ms: &RangeInclusive<u64>) -> Result<Vec<u64>, StoreError> {
+    fn groups_near(
+        &mut self,
+        places: &RangeInclusive<Place>,
+        at_ms: &RangeInclusive<u64>,
+    ) -> Result<Vec<u64>, StoreError> {
         let wall_ms = |walk: &mut Walk<'_>, key| {
             let spans = walk.ask_group(key, |group| Ok(group.wall_ms()), Tail::wall_ms)?;
             Ok::<_, StoreError>(spans.unwrap_or((u64::MAX, 0)))
@@ -309,9 +326,10 @@ impl<'s> Walk<'s> {
         let are_parts = |one_ms: u64, other_ms: u64| one_ms.abs_diff(other_ms) <= PARTS_APART_MS;
         for same in own.chunk_by(|one, other| one.0 == other.0).filter(|same| same.len() > 1) {
             for one in same.iter().map(|(_, index)| rows[*index]) {
-                let others = same.iter().map(|(_, index)| rows[*index]).filter(|other| {
-                    other.place != one.place && are_parts(one.accepted_at_ms, other.accepted_at_ms)
-                });
+                let others = same
+                    .iter()
+                    .map(|(_, index)| rows[*index])
+                    .filter(|other| other.place != one.place && are_parts(one.accepted_at_ms, other.accepted_at_ms));
                 // By an older one it is known already; then the rest need not be listed.
                 let older = others.clone().find(|other| other.place < one.place);
                 let listed = older.map_or_else(|| others.collect(), |older| vec![older]);
