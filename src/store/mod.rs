@@ -31,7 +31,7 @@ mod snapshot;
 mod sweep;
 
 pub use copy::{Copied, CopyError};
-pub use error::{Damage, OpenError, Part, StoreError};
+pub use error::{Damage, OpenError, Part, StoreError, Trouble};
 pub use follow::Follower;
 pub use key::{Key, KeyError};
 pub use open::open_environment;
@@ -39,7 +39,7 @@ pub use record::{MessageRef, RecipientsRef, RecordRef};
 pub use rows::RowChange;
 pub use segment::{Segment, SegmentHeader, SegmentView};
 pub use snapshot::Snapshot;
-pub use sweep::Swept;
+pub use sweep::{KeptTime, Swept};
 
 use crate::base::AgentId;
 use heed::types::Bytes;

@@ -12,7 +12,7 @@ use crate::base::ShardId;
 use crate::base::limits::{WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX, WRITER_BATCHES_MAX};
 use crate::mesh::{Mesh, WriterPost};
 use crate::relay::{Question, Record};
-use crate::store::{Segment, Store, StoreError};
+use crate::store::{Segment, Store, StoreError, Trouble};
 use crate::uring::Waker;
 use parking_lot::Mutex;
 use std::num::NonZeroU64;
@@ -59,17 +59,6 @@ pub struct Gauges {
     pub pending: AtomicU64,
     /// What is wrong with the disk, if anything is.
     pub trouble: Mutex<Option<Trouble>>,
-}
-
-/// The disk refuses.
-#[derive(Clone, Debug)]
-pub struct Trouble {
-    /// In one word: `full`, `quota`, `io`, …
-    pub kind: &'static str,
-    /// In a sentence that says what to do.
-    pub sentence: String,
-    /// Since when, milliseconds since 1970.
-    pub since_ms: u64,
 }
 
 /// How to end the sleep of those who wait for commits.
