@@ -387,7 +387,8 @@ impl Shards {
                 Ok(Listener { descriptor, reach: listener.reach })
             };
             let own: Vec<Listener> = doors.listeners.iter().map(copy).collect::<io::Result<_>>().map_err(failed)?;
-            let options = shard_options(settings, index, storage.epoch, &seeds, doors);
+            let mut options = shard_options(settings, index, storage.epoch, &seeds, doors);
+            options.relay.bounds.clock_ahead_ms = storage.clock_ahead_ms();
             let remembered = (rows.next().unwrap_or_default(), storage.parted.clone());
             let driver_options = driver_options(settings);
             let (mesh, cpu) = (mesh.clone(), cpus.get(usize::from(index)).copied());

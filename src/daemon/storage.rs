@@ -3,7 +3,7 @@
 use super::settings::{Durability, Settings};
 use crate::base::{AgentId, MessageId, NameHasher};
 use crate::history::Historian;
-use crate::keeper::{self, Keeper};
+use crate::keeper::{self, Keeper, Reading, SweepClock};
 use crate::mesh::Mesh;
 use crate::relay::Remembered;
 use crate::store::{self, Follower, Store};
@@ -38,6 +38,9 @@ pub(super) struct Storage {
     pub(super) follower: Arc<Follower>,
     /// This start of the daemon: greater than all before it, and on disk.
     pub(super) epoch: u32,
+    /// The time that retention goes by, and which boot of the machine this is.
+    clock: SweepClock,
+    boot: [u8; 16],
     /// Whom the store knows; taken by the shards.
     rows: Vec<Remembered>,
     /// Fan-outs that a crash parted, and who has them: for every shard.
@@ -60,6 +63,14 @@ impl Storage {
         // What is damaged is found before anything is written.
         let (follower, rows) = Follower::recover(&store)?;
         let epoch = store.begin_epoch(seconds_now, 0)?;
+        let boot = boot(epoch);
+        let now = Reading::now(boot);
+        // What does not read as a time says nothing.
+        let clock = SweepClock::start(store.kept_time()?, store.newest_ms().ok().flatten(), now);
+        let doubt_ms = clock.doubt_ms(now);
+        if doubt_ms != 0 {
+            tracing::warn!(doubt_ms, "{}", keeper::sentence(doubt_ms));
+        }
         let took_ms = opened.elapsed().as_millis() as u64;
         tracing::info!(epoch, agents = rows.len(), segments = store.last_segment()?, took_ms, "the store is open");
         let parted = rows.iter().flat_map(|row| {
@@ -67,7 +78,12 @@ impl Storage {
             row.sent.partial.iter().map(move |partial| (id(partial.number), partial.recipients.clone()))
         });
         let parted = parted.collect();
-        Ok(Storage { store, follower: Arc::new(follower), epoch, rows, parted })
+        Ok(Storage { store, follower: Arc::new(follower), epoch, clock, boot, rows, parted })
+    }
+
+    /// By how much the wall clock is ahead of what is believed; 0: it is not.
+    pub(super) fn clock_ahead_ms(&self) -> u64 {
+        self.clock.doubt_ms(Reading::now(self.boot)).max(0) as u64
     }
 
     /// The rows of each of `shards` shards, by the home of the name.
@@ -82,6 +98,13 @@ impl Storage {
         }
         homes
     }
+}
+
+/// Which boot of the machine this is; where the kernel does not say, each start is one of its own.
+fn boot(epoch: u32) -> [u8; 16] {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).take(32).collect();
+    u128::from_str_radix(&digits, 16).unwrap_or(epoch.into()).to_be_bytes()
 }
 
 /// The bells of the store's threads.
@@ -137,7 +160,7 @@ impl StorageThreads {
             writer_stop.clone(),
         );
         let keeper = Keeper::new(
-            keeper::Options { retention_ms: retention_ms.clone() },
+            keeper::Options { retention_ms: retention_ms.clone(), clock: storage.clock, boot: storage.boot },
             mesh.clone(),
             storage.store.clone(),
             storage.follower.clone(),

@@ -106,6 +106,8 @@ pub struct Relay {
     credential_ends_at_ms: u64,
     /// Whether a timer is running for that.
     credentials_watched: bool,
+    /// When mail and agents were taken up by a wall clock that is not believed, and what the time was then.
+    doubted: Option<Now>,
     /// Of shard 0 alone.
     seats: Seats,
     /// Agents for whom a seat was asked for, and the connection that waits for it; none when that has left meanwhile. One
@@ -158,6 +160,7 @@ impl Relay {
             hungry: Vec::new(),
             progress: Vec::new(),
             parted: Vec::new(),
+            doubted: None,
             sources: Sources::default(),
             credential_ends_at_ms: u64::MAX,
             credentials_watched: false,
@@ -452,7 +455,7 @@ impl Relay {
         let (hasher, shards) = (&self.hasher, self.options.shards);
         let home_of = |name: &[u8]| hasher.hash(name).home(shards);
         let (retention, committed) = (self.options.bounds.retention, self.committed);
-        let how = Return { now, retention, committed, home_of: &home_of };
+        let how = Return { now: self.believed(now), retention, committed, home_of: &home_of };
         let agent = &mut self.agents[slot];
         let before = agent.queue.load();
         let (more, hungry) = agent.queue.take_fetched(fetched, &how, &mut news);
@@ -504,6 +507,9 @@ impl Relay {
 
     /// Takes up what an earlier process knew of the agents whose home is here. Before the first event.
     pub fn restore(&mut self, now: Now, rows: Vec<Remembered>) {
+        let ahead_ms = self.options.bounds.clock_ahead_ms;
+        self.doubted = (ahead_ms > 0).then(|| Now { wall_ms: now.wall_ms.saturating_sub(ahead_ms), ..now });
+        let now = self.believed(now);
         // An answer that is merely due is not urgent: a hundred thousand of them are spread over a quarter of an hour.
         const LOOK_AFTER: u64 = Mono::ms(30_000);
         const SPREAD: u64 = Mono::ms(10);
@@ -531,8 +537,17 @@ impl Relay {
         }
     }
 
+    /// The time by which stored mail ages: a wall clock that was doubted at the start is not asked any more.
+    fn believed(&self, now: Now) -> Now {
+        match self.doubted {
+            None => now,
+            Some(start) => Now { wall_ms: start.wall_ms + now.mono.since(start.mono) / Mono::ms(1), ..now },
+        }
+    }
+
     /// Hands out what the agent's window allows, and makes sure that somebody looks after it in time.
     fn pump(&mut self, now: Now, slot: AgentSlot, id: SessionId, outbox: &mut Outbox) {
+        let believed = self.believed(now);
         let agent = &mut self.agents[slot];
         if !agent.receives {
             // It stays owed, for a session that may receive.
@@ -542,7 +557,7 @@ impl Relay {
         let committed = if self.options.strict { self.committed } else { u64::MAX };
         let pumped = agent.queue.pump(now.mono, id, window, committed, outbox);
         if agent.queue.is_cold()
-            && let Some(fetch) = agent.queue.refill(agent.id, now, self.options.bounds.retention, self.committed)
+            && let Some(fetch) = agent.queue.refill(agent.id, believed, self.options.bounds.retention, self.committed)
         {
             outbox.fetches.push(fetch);
         }
@@ -579,12 +594,13 @@ impl Relay {
     }
 
     fn expire_owed(&mut self, now: Now, slot: AgentSlot, outbox: &mut Outbox) {
+        let believed = self.believed(now);
         let Some(agent) = self.agents.peek_mut(slot) else { return };
         agent.expiry_armed = Mono(u64::MAX);
         let before = agent.queue.load();
         let mut news = std::mem::take(&mut self.news);
         agent.queue.expire(now.mono, &mut news);
-        if let Some(fetch) = agent.queue.sweep(agent.id, now, self.options.bounds.retention, self.committed) {
+        if let Some(fetch) = agent.queue.sweep(agent.id, believed, self.options.bounds.retention, self.committed) {
             outbox.fetches.push(fetch);
         }
         let next = agent.queue.next_expiry();
