@@ -513,8 +513,9 @@ impl Relay {
         // An answer that is merely due is not urgent: a hundred thousand of them are spread over a quarter of an hour.
         const LOOK_AFTER: u64 = Mono::ms(30_000);
         const SPREAD: u64 = Mono::ms(10);
-        for (index, row) in rows.into_iter().enumerate() {
-            let Some(name) = row.name.clone() else { continue };
+        self.agents.reserve(rows.len());
+        for (index, mut row) in rows.into_iter().enumerate() {
+            let Some(name) = row.name.take() else { continue };
             let hash = self.hasher.hash(name.as_bytes());
             debug_assert_eq!(hash.home(self.options.shards), self.options.shard);
             let look_after = LOOK_AFTER + SPREAD * index as u64;
@@ -523,9 +524,10 @@ impl Relay {
             let queue = Queue::restored(self.options.epoch, &row, look_at);
             let load = queue.load();
             let mut agent = home::Agent::new(name, hash, row.agent, queue, now);
-            agent.restore(now, &row);
+            let subscriptions = std::mem::take(&mut row.subscriptions);
+            agent.restore(now, row);
             let slot = self.agents.insert(agent);
-            for (topic, channel) in &row.subscriptions {
+            for (topic, channel) in &subscriptions {
                 // A refusal only means that there are as many as there may be.
                 let _ = self.subscribe_quietly(slot, topic, *channel);
             }
