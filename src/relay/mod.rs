@@ -506,15 +506,17 @@ impl Relay {
     }
 
     /// Takes up what an earlier process knew of the agents whose home is here. Before the first event.
-    pub fn restore(&mut self, now: Now, rows: Vec<Remembered>) {
+    pub fn restore(&mut self, now: Now, rows: impl IntoIterator<Item = Remembered>) {
         let ahead_ms = self.options.bounds.clock_ahead_ms;
         self.doubted = (ahead_ms > 0).then(|| Now { wall_ms: now.wall_ms.saturating_sub(ahead_ms), ..now });
         let now = self.believed(now);
         // An answer that is merely due is not urgent: a hundred thousand of them are spread over a quarter of an hour.
         const LOOK_AFTER: u64 = Mono::ms(30_000);
         const SPREAD: u64 = Mono::ms(10);
-        self.agents.reserve(rows.len());
-        for (index, mut row) in rows.into_iter().enumerate() {
+        let rows = rows.into_iter();
+        let (at_least, at_most) = rows.size_hint();
+        self.agents.reserve(at_most.unwrap_or(at_least).min(self.options.bounds.known_agents_max));
+        for (index, mut row) in rows.enumerate() {
             let Some(name) = row.name.take() else { continue };
             let hash = self.hasher.hash(name.as_bytes());
             debug_assert_eq!(hash.home(self.options.shards), self.options.shard);

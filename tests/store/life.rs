@@ -330,7 +330,7 @@ fn a_reader_that_was_killed_holds_nothing_back_once_it_is_cleared_away() {
         std::thread::yield_now();
     }
     // What is deleted and written again a few times over: as much as the store holds each time.
-    let mut turn_over = || {
+    let turn_over = || {
         for _ in 0..5 {
             store.mark_applied(store.last_segment().unwrap()).unwrap();
             while !store.sweep_step(u64::MAX, 1000).unwrap().done {}

@@ -42,7 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let store = Store::open(Options::new(folder, None))?;
     store.begin_epoch(1, 1)?;
     let started = Instant::now();
-    let (follower, _) = Follower::recover(&store)?;
+    let follower = Follower::recover(&store)?;
     println!("opened in {:?}", started.elapsed());
     let names: Vec<String> = (0..AGENTS).map(|agent| format!("agent-{agent}")).collect();
     write(&store, &follower, &names, messages)?;

@@ -24,11 +24,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let opened = began.elapsed();
     let began = Instant::now();
-    let (_follower, rows) = Follower::recover(&store)?;
+    let follower = Follower::recover(&store)?;
     let recovered = began.elapsed();
     let began = Instant::now();
-    let count = rows.len();
+    let known: Vec<AgentId> = follower.memory.read().rows().map(|row| row.agent).collect();
+    let count = known.len();
     let mut heart = Relay::new(options());
+    let rows = known.into_iter().filter_map(|agent| follower.row(agent));
     heart.restore(Now { mono: Mono(Mono::ms(1_000_000)), wall_ms: WALL_MS }, rows);
     let restored = began.elapsed();
     println!(
