@@ -11,7 +11,7 @@ use crate::base::limits::FETCHES_IN_HAND_MAX;
 use crate::base::{AgentId, ShardId};
 use crate::mesh::{Mesh, Notice};
 use crate::relay::{Fetch, Fetched};
-use crate::store::{Follower, Store, StoreError, Trouble};
+use crate::store::{Extent, Follower, Store, StoreError, Trouble};
 use crate::uring::Waker;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -37,6 +37,21 @@ const SWEPT_AT_ONCE: u64 = 2_000;
 const STALE_READERS_EVERY: Duration = Duration::from_secs(60);
 /// How long the disk may refuse before the keeper tries again.
 const RETRY: Duration = Duration::from_secs(1);
+/// Room behind the file's pages is made again when less than half of this is left …
+const ROOM_MIN: u64 = 1024 * 1024;
+/// … or of as much as so many rounds have lately used …
+const ROOM_ROUNDS: u64 = 8;
+/// … which is never more than this.
+const ROOM_MAX: u64 = 32 * 1024 * 1024;
+/// Room of one step; a commit waits for it. Steps grow while they are quick, and shrink when they are not.
+const ROOM_STEP_MIN: u64 = 64 * 1024;
+const ROOM_STEP_MAX: u64 = 1024 * 1024;
+const ROOM_STEP_QUICK: Duration = Duration::from_micros(700);
+const ROOM_STEP_SLOW: Duration = Duration::from_millis(3);
+/// Steps of one round.
+const ROOM_STEPS: usize = 8;
+/// Where no room can be made, or it takes too long, it is not tried again for so long.
+const ROOMLESS: Duration = Duration::from_secs(60);
 
 /// What the keeper is told once.
 pub struct Options {
@@ -96,6 +111,16 @@ pub struct Keeper {
     failing_since: Option<Instant>,
     /// Whether damage was met and told.
     damaged: bool,
+    room: RoomAhead,
+}
+
+/// What is known about how fast the file grows, and how fast room can be made for it.
+struct RoomAhead {
+    /// Bytes of pages when this was last looked at.
+    paged: Option<u64>,
+    goal: u64,
+    step: u64,
+    not_before: Option<Instant>,
 }
 
 /// Rows on their way to the disk.
@@ -141,6 +166,7 @@ impl Keeper {
             time_kept_at: None,
             failing_since: None,
             damaged: false,
+            room: RoomAhead { paged: None, goal: ROOM_MIN, step: ROOM_STEP_MIN, not_before: None },
         }
     }
 
@@ -220,6 +246,9 @@ impl Keeper {
         self.write_rows(stopping)?;
         self.keep_time(stopping)?;
         self.sweep()?;
+        if !stopping {
+            self.make_room()?;
+        }
         if self.readers_cleared_at.elapsed() >= STALE_READERS_EVERY {
             self.readers_cleared_at = Instant::now();
             self.store.clear_stale_readers()?;
@@ -295,6 +324,48 @@ impl Keeper {
                 self.answer_fetches()?;
             }
         }
+        Ok(())
+    }
+
+    /// Keeps the file longer than its pages by what commits will soon need, as long as it grows.
+    fn make_room(&mut self) -> Result<(), StoreError> {
+        if self.room.not_before.is_some_and(|at| Instant::now() < at) {
+            return Ok(());
+        }
+        let Extent { paged, mut room } = self.store.extent()?;
+        let used = paged.saturating_sub(self.room.paged.replace(paged).unwrap_or(paged));
+        self.room.goal = used.saturating_mul(ROOM_ROUNDS).max(self.room.goal / 2).clamp(ROOM_MIN, ROOM_MAX);
+        if used == 0 || room >= self.room.goal / 2 {
+            return Ok(());
+        }
+        let goal = self.room.goal.min(self.store.room_allowed());
+        self.room.not_before = Some(Instant::now() + ROOMLESS);
+        if goal < ROOM_MIN {
+            return Ok(());
+        }
+        for _ in 0..ROOM_STEPS {
+            if room >= goal {
+                break;
+            }
+            let made = match self.store.make_room(self.room.step) {
+                Ok(made) => made,
+                // Commits get by without, and say it themselves when they do not.
+                Err(StoreError::Full | StoreError::Quota) => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            if made.bytes == 0 || (made.held > ROOM_STEP_SLOW && self.room.step == ROOM_STEP_MIN) {
+                return Ok(());
+            }
+            room += made.bytes;
+            if made.held > ROOM_STEP_SLOW {
+                self.room.step = ROOM_STEP_MIN;
+            } else if made.held < ROOM_STEP_QUICK {
+                self.room.step = (self.room.step * 2).min(ROOM_STEP_MAX);
+            }
+            self.give_way(made.held);
+            self.answer_fetches()?;
+        }
+        self.room.not_before = None;
         Ok(())
     }
 

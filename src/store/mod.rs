@@ -24,6 +24,7 @@ mod key;
 mod open;
 mod record;
 pub mod replay;
+mod room;
 mod rows;
 mod seal;
 mod segment;
@@ -36,6 +37,7 @@ pub use follow::Follower;
 pub use key::{Key, KeyError};
 pub use open::open_environment;
 pub use record::{MessageRef, RecipientsRef, RecordRef};
+pub use room::{Extent, Room};
 pub use rows::RowChange;
 pub use segment::{Segment, SegmentHeader, SegmentView};
 pub use snapshot::Snapshot;
@@ -161,12 +163,14 @@ struct Open {
     data: PathBuf,
     /// Which file is mapped.
     file: Option<(u64, u64)>,
+    page_bytes: u64,
 }
 
 impl Open {
     fn new(env: Env<WithoutTls>, databases: Databases, folder: &Path) -> Open {
         let data = folder.join(open::DATA_FILE);
-        Open { env, databases, file: open::identity(&data), data }
+        let page_bytes = u64::from(env.unnamed_database_stat().page_size);
+        Open { env, databases, file: open::identity(&data), data, page_bytes }
     }
 }
 

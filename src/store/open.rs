@@ -8,6 +8,7 @@ use heed::types::Bytes;
 use heed::{CommitOrAbort, Env, EnvFlags, EnvOpenOptions, WithoutTls};
 use std::fs;
 use std::io::ErrorKind;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::Path;
 
@@ -114,6 +115,11 @@ fn check_metas(file: &fs::File) -> Result<Found, String> {
 /// nothing.
 pub(super) fn identity(data: &Path) -> Option<(u64, u64)> {
     rustix::fs::stat(data).ok().map(|stat| (stat.st_dev, stat.st_ino))
+}
+
+/// Which file this is.
+pub(super) fn identity_of(file: BorrowedFd<'_>) -> Option<(u64, u64)> {
+    rustix::fs::fstat(file).ok().map(|stat| (stat.st_dev, stat.st_ino))
 }
 
 /// Makes the folder if it is missing: for its owner alone.

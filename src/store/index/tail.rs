@@ -1,12 +1,14 @@
 //! The index of the segments behind the last group, in memory: flat vectors, in the order of the log, searched from end to
 //! end (it is never more than one group), and written as that group when it is full.
 
-use super::group::{BLOCK_BYTES, FENCE_TERMS, HEADER_BYTES, PLACE_IS_MESSAGE, VERSION};
+use super::group::{BLOCK_BYTES, DICTIONARY_BYTES, FENCE_TERMS, HEADER_BYTES, PLACE_IS_MESSAGE, VERSION};
 use super::{Term, Terms, Wanted, intersection, union};
 use crate::base::{AgentId, MessageId, name};
 use crate::relay::Place;
 use crate::store::RecordRef;
 use crate::wire::Message;
+use hashbrown::HashTable;
+use std::ops::Range;
 
 /// When a group is large enough to be closed.
 #[derive(Clone, Copy, Debug)]
@@ -45,11 +47,41 @@ pub struct Tail {
     is_message: Vec<bool>,
     /// Fingerprints of messages and of refused ones, with their record's index.
     ids: Vec<(u32, u32)>,
+    memo: Memo,
+}
+
+/// Terms of agents met lately, each in the one place its number gives it: the same few send and receive all the time.
+#[derive(Clone)]
+struct Memo {
+    senders: Box<[(AgentId, Term)]>,
+    recipients: Box<[(AgentId, Term)]>,
+}
+
+impl Memo {
+    /// Places; 16 bytes each, twice.
+    const PLACES: usize = 512;
+
+    fn new(terms: &Terms) -> Memo {
+        let nobody = AgentId(0);
+        Memo {
+            senders: vec![(nobody, terms.sender(nobody)); Memo::PLACES].into(),
+            recipients: vec![(nobody, terms.recipient(nobody)); Memo::PLACES].into(),
+        }
+    }
+
+    fn find(places: &mut [(AgentId, Term)], agent: AgentId, make: impl FnOnce() -> Term) -> Term {
+        let place = &mut places[agent.0 as usize % Memo::PLACES];
+        if place.0 != agent {
+            *place = (agent, make());
+        }
+        place.1
+    }
 }
 
 impl Tail {
     /// An empty one, whose first segment will be `first`.
     pub fn new(first: u64, terms: Terms, limits: GroupLimits) -> Tail {
+        let memo = Memo::new(&terms);
         Tail {
             terms,
             limits,
@@ -64,6 +96,7 @@ impl Tail {
             places: Vec::new(),
             is_message: Vec::new(),
             ids: Vec::new(),
+            memo,
         }
     }
 
@@ -131,6 +164,7 @@ impl Tail {
             + self.places.capacity() * size_of::<Place>()
             + self.is_message.capacity()
             + self.ids.capacity() * size_of::<(u32, u32)>()
+            + 2 * Memo::PLACES * size_of::<(AgentId, Term)>()
     }
 
     /// The next segment begins; segments without anything to index are told as well.
@@ -148,9 +182,12 @@ impl Tail {
                 self.open(place, true, message.accepted_at_ms);
                 self.messages += 1;
                 self.ids.push((self.terms.fingerprint(message.id), index));
-                self.pairs.push((self.terms.sender(message.id.sender), index));
+                let (terms, memo, sender) = (&self.terms, &mut self.memo, message.id.sender);
+                let term = Memo::find(&mut memo.senders, sender, || terms.sender(sender));
+                self.pairs.push((term, index));
                 for to in message.recipients.iter() {
-                    self.pairs.push((self.terms.recipient(to.agent), index));
+                    let term = Memo::find(&mut memo.recipients, to.agent, || terms.recipient(to.agent));
+                    self.pairs.push((term, index));
                 }
                 // What no longer reads as a body can still be found by whom it is from and for.
                 let Some(body) = Message::check(message.raw, message.checksum) else { return };
@@ -271,22 +308,22 @@ impl Tail {
 
     /// The value of the group that all of it makes.
     pub fn close(&self) -> Vec<u8> {
-        let mut pairs = self.pairs.clone();
-        pairs.sort_unstable();
-        pairs.dedup();
-        let mut ids = self.ids.clone();
+        let mut ids: Vec<u64> =
+            self.ids.iter().map(|(print, index)| u64::from(*print) << 32 | u64::from(*index)).collect();
         ids.sort_unstable();
-        let (mut fences, mut dictionary, mut postings) = (Vec::new(), Vec::new(), Vec::with_capacity(pairs.len() * 4));
+        let lists = by_term(&self.pairs);
+        let (mut fences, mut dictionary) = (Vec::new(), Vec::with_capacity(lists.runs.len() * DICTIONARY_BYTES));
+        let mut postings = Vec::with_capacity(lists.indexes.len() * 4);
         let mut terms = 0u32;
-        for run in pairs.chunk_by(|one, other| one.0 == other.0) {
-            let term = run[0].0.0.to_le_bytes();
+        for (term, span) in &lists.runs {
+            let term = term.0.to_le_bytes();
             if (terms as usize).is_multiple_of(FENCE_TERMS) {
                 fences.extend_from_slice(&term);
             }
             dictionary.extend_from_slice(&term);
             dictionary.extend_from_slice(&((postings.len() / 4) as u32).to_le_bytes());
-            dictionary.extend_from_slice(&(run.len() as u32).to_le_bytes());
-            postings.extend(run.iter().flat_map(|(_, index)| index.to_le_bytes()));
+            dictionary.extend_from_slice(&(span.len() as u32).to_le_bytes());
+            postings.extend(lists.indexes[span.clone()].iter().flat_map(|index| index.to_le_bytes()));
             terms += 1;
         }
         let mut body = fences;
@@ -298,9 +335,9 @@ impl Tail {
             body.extend_from_slice(&place.offset.to_le_bytes());
         }
         body.extend_from_slice(&postings);
-        for (fingerprint, index) in &ids {
-            body.extend_from_slice(&fingerprint.to_le_bytes());
-            body.extend_from_slice(&index.to_le_bytes());
+        for id in &ids {
+            body.extend_from_slice(&((id >> 32) as u32).to_le_bytes());
+            body.extend_from_slice(&(*id as u32).to_le_bytes());
         }
         let mut value = Vec::with_capacity(HEADER_BYTES + body.len() + body.len().div_ceil(BLOCK_BYTES) * 4);
         value.extend_from_slice(&[0; 4]);
@@ -321,6 +358,57 @@ impl Tail {
         value.extend_from_slice(&body);
         value
     }
+}
+
+/// Which records have which term, term by term.
+struct ByTerm {
+    /// Each term, ascending, with where its records are in `indexes`.
+    runs: Vec<(Term, Range<usize>)>,
+    /// Within a term ascending, without repeats.
+    indexes: Vec<u32>,
+}
+
+/// Sorts pairs that are ascending in records: the terms alone are compared, since most of them come up again and again.
+fn by_term(pairs: &[(Term, u32)]) -> ByTerm {
+    const NONE: u32 = u32::MAX;
+    // Each term's ordinal, in the order in which terms come; of each ordinal its term, how often, and the last record.
+    let mut known: HashTable<u32> = HashTable::new();
+    let mut met: Vec<(Term, u32, u32)> = Vec::new();
+    let mut ordinals = Vec::with_capacity(pairs.len());
+    for (term, index) in pairs {
+        let entry = known.entry(term.0, |at| met[*at as usize].0 == *term, |at| met[*at as usize].0.0);
+        let ordinal = *entry.or_insert(met.len() as u32).get();
+        if ordinal as usize == met.len() {
+            met.push((*term, 0, NONE));
+        }
+        let (_, count, last) = &mut met[ordinal as usize];
+        if *last == *index {
+            ordinals.push(NONE);
+            continue;
+        }
+        (*count, *last) = (*count + 1, *index);
+        ordinals.push(ordinal);
+    }
+    let mut order: Vec<(Term, u32)> = met.iter().zip(0..).map(|((term, ..), ordinal)| (*term, ordinal)).collect();
+    order.sort_unstable();
+    let mut end = 0;
+    let mut next = vec![0; met.len()];
+    let runs = order.iter().map(|(term, ordinal)| {
+        let start = end;
+        next[*ordinal as usize] = start;
+        end += met[*ordinal as usize].1 as usize;
+        (*term, start..end)
+    });
+    let runs = runs.collect();
+    let mut indexes = vec![0; end];
+    for ((_, index), ordinal) in pairs.iter().zip(&ordinals) {
+        if *ordinal != NONE {
+            let at = &mut next[*ordinal as usize];
+            indexes[*at] = *index;
+            *at += 1;
+        }
+    }
+    ByTerm { runs, indexes }
 }
 
 /// The topic that a message has, whether it stands in its topic or in whom it is for; empty: none.
