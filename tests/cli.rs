@@ -147,6 +147,8 @@ fn without_a_daemon_commands_fail_with_a_sentence_and_json_stays_json() {
         let output = run(directory.path(), line);
         assert_eq!(code(&output), 1, "{line:?}");
         assert!(stderr(&output).contains("no relay is running"), "{line:?}: {}", stderr(&output));
+        let about_what_is_stored = matches!(line[0], "read" | "history");
+        assert_eq!(stderr(&output).contains("relay export"), about_what_is_stored, "{}", stderr(&output));
         let output = run(directory.path(), &[line, &["--json"][..]].concat());
         let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert!(value["error"].as_str().unwrap().contains("relay up"), "{line:?}: {value}");

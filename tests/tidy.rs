@@ -56,7 +56,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("io_uring", &["uring"]),
     ("jiff", &["cli", "daemon", "history", "vendor"]),
     ("listenfd", &["daemon"]),
-    ("parking_lot", &["cli", "history", "store", "writer"]),
+    ("parking_lot", &["cli", "history", "keeper", "store", "writer"]),
     // uring has a module of this name.
     ("ring", &["licence", "store", "uring"]),
     ("rkyv", &["wire"]),
@@ -65,7 +65,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("rusqlite", &["cli"]),
     ("rustix", &["cli", "client", "daemon", "history", "keeper", "shard", "store", "uring", "writer"]),
     ("sd_notify", &["daemon"]),
-    ("serde", &["daemon", "licence", "vendor", "wire"]),
+    ("serde", &["daemon", "history", "licence", "vendor", "wire"]),
     ("serde_json", &["cli", "client", "daemon", "history", "licence", "vendor", "wire"]),
     ("sha2", &["base", "daemon", "licence"]),
     ("signal_hook", &["daemon", "vendor"]),

@@ -12,6 +12,7 @@ use super::storage::StorageGauges;
 use crate::base::name::is_internal;
 use crate::base::tier::Entitled;
 use crate::base::{CloseReason, RefuseReason, SessionId, ShardId};
+use crate::keeper;
 use crate::mesh::{Answered, ClerkPost, Mesh, Notice, ShardGauges};
 use crate::relay::counters::AuthFailure;
 use crate::relay::{AgentRow, CensusPart, CensusTicket, Gauges, Question};
@@ -499,7 +500,8 @@ impl Clerk {
     /// The store, its health, and how far its threads have got.
     fn store_status(&self, owed_messages: u64, owed_bytes: u64) -> Value {
         let (writer, keeper) = (&self.facts.storage.writer, &self.facts.storage.keeper);
-        let trouble = writer.trouble.lock().clone();
+        let shown = [&writer.trouble, &writer.log_trouble, &keeper.trouble];
+        let trouble = shown.into_iter().find_map(|trouble| trouble.lock().clone());
         let damage = self.facts.follower.damage();
         let health = match &trouble {
             None if damage.is_some() => json!({
@@ -571,8 +573,12 @@ impl Clerk {
         })
     }
 
-    /// The wall clock should have moved as far as the monotonic one since the start.
+    /// The wall clock should have moved as far as the monotonic one since the start, and say what the store can believe.
     fn clock_warning(&self, uptime: Duration) -> Option<String> {
+        let doubt_ms = self.facts.storage.keeper.clock_doubt_ms.load(Ordering::Relaxed);
+        if doubt_ms != 0 {
+            return Some(keeper::sentence(doubt_ms));
+        }
         let expected = self.facts.started_at_ms as i128 + uptime.as_millis() as i128;
         let drift_s = (i128::from(wall_ms()) - expected) / 1_000;
         (drift_s.abs() > 60).then(|| format!("the wall clock has jumped by {drift_s} s since the start"))

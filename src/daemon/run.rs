@@ -134,7 +134,7 @@ fn serve_until_stopped(
     licence::gates(&settings, &entitlement)?;
     exposed_on_terms(&inherited, settings.tls.is_some(), &entitlement)?;
     let tls = settings.tls.as_ref().map(load_tls).transpose()?;
-    let mut storage = Storage::open(&settings, (wall_ms() / 1_000) as u32)?;
+    let storage = Storage::open(&settings, (wall_ms() / 1_000) as u32)?;
     let retention_ms = Arc::new(AtomicU64::new(days_ms(entitlement.retention_days(settings.retention_days))));
     let registrar = Registrar::open(storage.store.clone(), retention_ms.load(Ordering::Relaxed), wall_ms())
         .map_err(StorageError::from)?;
@@ -172,7 +172,7 @@ fn serve_until_stopped(
     let started = Shards::start(
         &settings,
         &Doors { entitlement: &entitlement, keys: &keys, tls: tls.as_ref(), listeners: &listeners },
-        &mut storage,
+        &storage,
         &mesh,
         &choice.cpus,
         &storage_bells,
@@ -371,14 +371,14 @@ impl Shards {
     fn start(
         settings: &Settings,
         doors: &Doors<'_>,
-        storage: &mut Storage,
+        storage: &Storage,
         mesh: &Arc<Mesh>,
         cpus: &[usize],
         storage_bells: &StorageBells,
         clerk_bell: &Waker,
     ) -> Result<Shards, DaemonError> {
         let seeds = Seeds::draw()?;
-        let mut rows = storage.take_rows(seeds.names, settings.cores).into_iter();
+        let mut homes = storage.homes(seeds.names, settings.cores).into_iter();
         let (mut threads, mut bells_out, mut wakers, mut reports) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for index in 0..settings.cores {
             let failed = |error| DaemonError::Shard { shard: index, error };
@@ -387,8 +387,9 @@ impl Shards {
                 Ok(Listener { descriptor, reach: listener.reach })
             };
             let own: Vec<Listener> = doors.listeners.iter().map(copy).collect::<io::Result<_>>().map_err(failed)?;
-            let options = shard_options(settings, index, storage.epoch, &seeds, doors);
-            let remembered = (rows.next().unwrap_or_default(), storage.parted.clone());
+            let mut options = shard_options(settings, index, storage.epoch, &seeds, doors);
+            options.relay.bounds.clock_ahead_ms = storage.clock_ahead_ms();
+            let remembered = (storage.rows_of(homes.next().unwrap_or_default()), storage.parted.clone());
             let driver_options = driver_options(settings);
             let (mesh, cpu) = (mesh.clone(), cpus.get(usize::from(index)).copied());
             let (made_in, made) = mpsc::sync_channel::<io::Result<(Waker, Report)>>(1);

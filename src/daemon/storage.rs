@@ -3,7 +3,7 @@
 use super::settings::{Durability, Settings};
 use crate::base::{AgentId, MessageId, NameHasher};
 use crate::history::Historian;
-use crate::keeper::{self, Keeper};
+use crate::keeper::{self, Keeper, Reading, SweepClock};
 use crate::mesh::Mesh;
 use crate::relay::Remembered;
 use crate::store::{self, Follower, Store};
@@ -38,8 +38,9 @@ pub(super) struct Storage {
     pub(super) follower: Arc<Follower>,
     /// This start of the daemon: greater than all before it, and on disk.
     pub(super) epoch: u32,
-    /// Whom the store knows; taken by the shards.
-    rows: Vec<Remembered>,
+    /// The time that retention goes by, and which boot of the machine this is.
+    clock: SweepClock,
+    boot: [u8; 16],
     /// Fan-outs that a crash parted, and who has them: for every shard.
     pub(super) parted: Vec<(MessageId, Vec<AgentId>)>,
 }
@@ -58,30 +59,65 @@ impl Storage {
         let opened = Instant::now();
         let store = Store::open(store::Options::new(settings.layout.folder.join("store"), key))?;
         // What is damaged is found before anything is written.
-        let (follower, rows) = Follower::recover(&store)?;
+        let follower = Follower::recover(&store)?;
         let epoch = store.begin_epoch(seconds_now, 0)?;
+        let boot = boot(epoch);
+        let now = Reading::now(boot);
+        // What does not read as a time says nothing.
+        let clock = SweepClock::start(store.kept_time()?, store.newest_ms().ok().flatten(), now);
+        let doubt_ms = clock.doubt_ms(now);
+        if doubt_ms != 0 {
+            tracing::warn!(doubt_ms, "{}", keeper::sentence(doubt_ms));
+        }
         let took_ms = opened.elapsed().as_millis() as u64;
-        tracing::info!(epoch, agents = rows.len(), segments = store.last_segment()?, took_ms, "the store is open");
-        let parted = rows.iter().flat_map(|row| {
-            let id = |number| MessageId { sender: row.agent, number };
-            row.sent.partial.iter().map(move |partial| (id(partial.number), partial.recipients.clone()))
-        });
-        let parted = parted.collect();
-        Ok(Storage { store, follower: Arc::new(follower), epoch, rows, parted })
+        tracing::info!(
+            epoch,
+            agents = follower.memory.read().len(),
+            segments = store.last_segment()?,
+            took_ms,
+            "the store is open"
+        );
+        let parted = {
+            let memory = follower.memory.read();
+            let parted = memory.rows().flat_map(|row| {
+                let id = |number| MessageId { sender: row.agent, number };
+                row.sent.partial.iter().map(move |partial| (id(partial.number), partial.recipients.clone()))
+            });
+            parted.collect()
+        };
+        Ok(Storage { store, follower: Arc::new(follower), epoch, clock, boot, parted })
     }
 
-    /// The rows of each of `shards` shards, by the home of the name.
-    pub(super) fn take_rows(&mut self, name_seed: u64, shards: u16) -> Vec<Vec<Remembered>> {
+    /// By how much the wall clock is ahead of what is believed; 0: it is not.
+    pub(super) fn clock_ahead_ms(&self) -> u64 {
+        self.clock.doubt_ms(Reading::now(self.boot)).max(0) as u64
+    }
+
+    /// Who lives at each of `shards` shards, by the home of the name.
+    pub(super) fn homes(&self, name_seed: u64, shards: u16) -> Vec<Vec<AgentId>> {
         let hasher = NameHasher::new(name_seed);
-        let mut homes: Vec<Vec<Remembered>> = (0..shards).map(|_| Vec::new()).collect();
-        for row in std::mem::take(&mut self.rows) {
+        let mut homes: Vec<Vec<AgentId>> = (0..shards).map(|_| Vec::new()).collect();
+        for row in self.follower.memory.read().rows() {
             if let Some(name) = &row.name {
                 let home = hasher.hash(name.as_bytes()).home(shards);
-                homes[usize::from(home.0)].push(row);
+                homes[usize::from(home.0)].push(row.agent);
             }
         }
         homes
     }
+
+    /// The rows of these agents, each copied when it is asked for: by the shard that takes it up, on its own thread.
+    pub(super) fn rows_of(&self, agents: Vec<AgentId>) -> impl Iterator<Item = Remembered> + Send + use<> {
+        let follower = self.follower.clone();
+        agents.into_iter().filter_map(move |agent| follower.row(agent))
+    }
+}
+
+/// Which boot of the machine this is; where the kernel does not say, each start is one of its own.
+fn boot(epoch: u32) -> [u8; 16] {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).take(32).collect();
+    u128::from_str_radix(&digits, 16).unwrap_or(epoch.into()).to_be_bytes()
 }
 
 /// The bells of the store's threads.
@@ -140,7 +176,7 @@ impl StorageThreads {
             writer_stop.clone(),
         );
         let keeper = Keeper::new(
-            keeper::Options { retention_ms: retention_ms.clone() },
+            keeper::Options { retention_ms: retention_ms.clone(), clock: storage.clock, boot: storage.boot },
             mesh.clone(),
             storage.store.clone(),
             storage.follower.clone(),

@@ -1,12 +1,14 @@
 //! A found message as JSON: what it says, and how far it has got with each recipient.
 
 use crate::base::AgentId;
-use crate::relay::Memory;
 use crate::relay::memory::Progress;
+use crate::relay::{Memory, Remembered};
 use crate::store::find::{FoundMessage, FoundRecipient, Outcome};
 use crate::wire::Message;
 use crate::wire::json::KINDS;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
+use std::borrow::Cow;
 
 /// JSON of one message on a page: a longer one is cut, so that a page is one ANSWER.
 const ROW_BYTES_MAX: usize = 900 * 1024;
@@ -17,35 +19,83 @@ const CUT_NAME_BYTES: usize = 4 * 1024;
 /// Recipients that are told of when one message is asked for.
 const WHOLE_RECIPIENTS_MAX: usize = 10_000;
 
-/// A message in full, as long as it is. None if its body cannot be read.
-pub(super) fn whole(found: &FoundMessage, memory: &Memory) -> Option<Value> {
-    shape(found, memory, WHOLE_RECIPIENTS_MAX, false)
+/// A message as the answer shows it.
+#[derive(Serialize)]
+struct Shown<'a> {
+    id: String,
+    from: Cow<'a, str>,
+    to: Cow<'a, str>,
+    topic: Option<Cow<'a, str>>,
+    thread: Option<Cow<'a, str>>,
+    label: Option<Cow<'a, str>>,
+    sent_at: Option<String>,
+    accepted_at: Option<String>,
+    text: Cow<'a, str>,
+    kind: Value,
+    importance: Option<u8>,
+    data: Value,
+    meta: Value,
+    state: &'static str,
+    recipients: Vec<ShownRecipient<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text_truncated: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recipients_total: Option<usize>,
 }
 
-/// A message on a page: cut if it is very long; `text_truncated` says so. None if its body cannot be read.
-pub(super) fn row(found: &FoundMessage, memory: &Memory) -> Option<Value> {
-    // Escapes make JSON longer than the body, by six at most.
-    let row = shape(found, memory, usize::MAX, false)?;
-    if found.raw.len() * 6 + found.recipients.len() * 256 <= ROW_BYTES_MAX || row.to_string().len() <= ROW_BYTES_MAX {
-        return Some(row);
+#[derive(Serialize)]
+struct ShownRecipient<'a> {
+    name: Option<Cow<'a, str>>,
+    state: &'static str,
+    sequence: ShownSequence,
+    reason: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct ShownSequence {
+    epoch: u32,
+    counter: u64,
+}
+
+/// Appends a message in full, as long as it is. False, and nothing appended, if its body cannot be read.
+pub(super) fn whole(found: &FoundMessage, memory: &Memory, out: &mut Vec<u8>) -> bool {
+    shape(found, memory, WHOLE_RECIPIENTS_MAX, false, out)
+}
+
+/// Appends a message on a page: cut if it is very long; `text_truncated` says so. False, and nothing appended, if its
+/// body cannot be read.
+pub(super) fn row(found: &FoundMessage, memory: &Memory, out: &mut Vec<u8>) -> bool {
+    let before = out.len();
+    if !shape(found, memory, usize::MAX, false, out) {
+        return false;
     }
-    shape(found, memory, usize::MAX, true)
+    if out.len() - before > ROW_BYTES_MAX {
+        out.truncate(before);
+        return shape(found, memory, usize::MAX, true, out);
+    }
+    true
 }
 
-fn shape(found: &FoundMessage, memory: &Memory, recipients_max: usize, cut: bool) -> Option<Value> {
-    let body = Message::check(&found.raw, found.checksum)?;
-    let fields = body.fields();
-    let clip = |text: &[u8], bytes_max: usize| {
-        let text = String::from_utf8_lossy(text);
-        if cut && text.len() > bytes_max {
-            text[..text.floor_char_boundary(bytes_max)].to_owned()
-        } else {
-            text.into_owned()
+/// At most so many bytes of a text, if it is to be cut.
+fn clip(text: &[u8], bytes_max: usize, cut: bool) -> Cow<'_, str> {
+    match String::from_utf8_lossy(text) {
+        Cow::Borrowed(text) if cut => Cow::Borrowed(&text[..text.floor_char_boundary(bytes_max)]),
+        Cow::Owned(mut text) if cut => {
+            text.truncate(text.floor_char_boundary(bytes_max));
+            Cow::Owned(text)
         }
-    };
-    let name = |text: &[u8]| clip(text, CUT_NAME_BYTES);
-    let optional = |text: &[u8]| (!text.is_empty()).then(|| name(text));
-    let data = |bytes: &[u8]| match cut && bytes.len() > CUT_TEXT_BYTES {
+        text => text,
+    }
+}
+
+fn shape(found: &FoundMessage, memory: &Memory, recipients_max: usize, cut: bool, out: &mut Vec<u8>) -> bool {
+    let Some(body) = Message::check(&found.raw, found.checksum) else { return false };
+    let fields = body.fields();
+    let name = |text| clip(text, CUT_NAME_BYTES, cut);
+    let optional = |text| Some(name(text)).filter(|text| !text.is_empty());
+    let data = |bytes: &[u8]| match bytes.is_empty() || cut && bytes.len() > CUT_TEXT_BYTES {
         true => Value::Null,
         false => serde_json::from_slice::<Value>(bytes).unwrap_or(Value::Null),
     };
@@ -53,17 +103,18 @@ fn shape(found: &FoundMessage, memory: &Memory, recipients_max: usize, cut: bool
     let mut recipients = Vec::with_capacity(shown.len());
     let (mut state, mut reason) = (None, None);
     for recipient in shown {
-        let (reached, failed) = state_of(recipient, memory);
         let agent = recipient.to.agent;
+        let row = memory.row(agent);
+        let (reached, failed) = state_of(recipient, row);
         // Who was forgotten since is known at least to whoever wrote to it by name.
-        let known = memory.row(agent).and_then(|row| row.name.as_ref()).map(|name| name.to_string());
+        let known = row.and_then(|row| row.name.as_deref()).map(Cow::Borrowed);
         let addressed = || (AgentId::of(fields.to) == agent).then(|| name(fields.to));
-        recipients.push(json!({
-            "name": known.or_else(addressed),
-            "state": reached.name(),
-            "sequence": { "epoch": recipient.to.sequence.epoch, "counter": recipient.to.sequence.counter },
-            "reason": failed,
-        }));
+        recipients.push(ShownRecipient {
+            name: known.or_else(addressed),
+            state: reached.name(),
+            sequence: ShownSequence { epoch: recipient.to.sequence.epoch, counter: recipient.to.sequence.counter },
+            reason: failed,
+        });
         // A message is only as far as its slowest recipient; a failure is said before anything else.
         if state.is_none_or(|state| reached < state) {
             (state, reason) = (Some(reached), failed);
@@ -74,33 +125,29 @@ fn shape(found: &FoundMessage, memory: &Memory, recipients_max: usize, cut: bool
         Some(kind) => Value::from(*kind),
         None => members.get("kind").cloned().unwrap_or(Value::Null),
     };
-    let mut message = json!({
-        "id": found.id.to_string(),
-        "from": name(fields.from),
-        "to": name(fields.to),
-        "topic": optional(fields.topic),
-        "thread": optional(fields.thread),
-        "label": optional(fields.label),
-        "sent_at": time_of(fields.sent_at_ms),
-        "accepted_at": time_of(found.accepted_at_ms),
-        "text": clip(fields.text, CUT_TEXT_BYTES),
-        "kind": kind,
-        "importance": (fields.importance > 0).then_some(fields.importance),
-        "data": members,
-        "meta": data(fields.meta),
-        "state": state.unwrap_or(State::Durable).name(),
-        "recipients": recipients,
-    });
-    if let Some(reason) = reason {
-        message["reason"] = reason.into();
-    }
-    if cut {
-        message["text_truncated"] = true.into();
-    }
-    if shown.len() < found.recipients_total {
-        message["recipients_total"] = found.recipients_total.into();
-    }
-    Some(message)
+    let total = found.recipients_total;
+    let message = Shown {
+        id: found.id.to_string(),
+        from: name(fields.from),
+        to: name(fields.to),
+        topic: optional(fields.topic),
+        thread: optional(fields.thread),
+        label: optional(fields.label),
+        sent_at: time_of(fields.sent_at_ms),
+        accepted_at: time_of(found.accepted_at_ms),
+        text: clip(fields.text, CUT_TEXT_BYTES, cut),
+        kind,
+        importance: (fields.importance > 0).then_some(fields.importance),
+        data: members,
+        meta: data(fields.meta),
+        state: state.unwrap_or(State::Durable).name(),
+        recipients,
+        reason,
+        text_truncated: cut.then_some(true),
+        recipients_total: (shown.len() < total).then_some(total),
+    };
+    // Only a writer that refuses, or a map with keys that are no texts, can fail.
+    serde_json::to_writer(&mut *out, &message).is_ok()
 }
 
 /// How far a message has got; the least first.
@@ -126,13 +173,13 @@ impl State {
 }
 
 /// How far it has got with one recipient, and why no farther.
-fn state_of(recipient: &FoundRecipient, memory: &Memory) -> (State, Option<&'static str>) {
+fn state_of(recipient: &FoundRecipient, row: Option<&Remembered>) -> (State, Option<&'static str>) {
     match recipient.outcome {
         Some(Outcome::Failed(reason)) => return (State::Failed, Some(reason.name())),
         Some(Outcome::Read) => return (State::Read, None),
         None => {}
     }
-    match memory.row(recipient.to.agent).map(|row| row.state_of(recipient.to.sequence)) {
+    match row.map(|row| row.state_of(recipient.to.sequence)) {
         Some(Progress::Acknowledged) => (State::Acknowledged, None),
         Some(Progress::Delivered) => (State::Delivered, None),
         // What is in the store is durable.

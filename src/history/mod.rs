@@ -38,7 +38,7 @@ pub fn answer(
     let arguments = if arguments.is_empty() { "{}" } else { arguments };
     let answered = match (kind, serde_json::from_str::<Value>(arguments)) {
         (_, Err(_)) => Err(failure("the question's arguments are not JSON")),
-        (QueryKind::Message, Ok(arguments)) => asked.message(&arguments).map(|value| value.to_string().into_bytes()),
+        (QueryKind::Message, Ok(arguments)) => asked.message(&arguments),
         (QueryKind::History, Ok(arguments)) => asked.page(&arguments),
         _ => Err(failure("this is no question about stored messages")),
     };
@@ -64,7 +64,7 @@ struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    fn message(&self, arguments: &Value) -> Result<Value, Value> {
+    fn message(&self, arguments: &Value) -> Result<Vec<u8>, Value> {
         let text = |key: &str| arguments.get(key).and_then(Value::as_str);
         let (found, absent) = if let Some(from) = text("from") {
             let number = text("label").map(|label| number_of_label(label.as_bytes()));
@@ -81,10 +81,16 @@ impl Asked<'_> {
         match found.map_err(of_store)? {
             Found::None => Err(failure(absent)),
             Found::Message(found) => {
-                json::whole(&found, &self.memory.read()).ok_or_else(|| failure("that message cannot be read any more"))
+                let mut answer = Vec::new();
+                match json::whole(&found, &self.memory.read(), &mut answer) {
+                    true => Ok(answer),
+                    false => Err(failure("that message cannot be read any more")),
+                }
             }
             Found::Refused { id, reason, .. } => {
-                Ok(json!({ "id": id.to_string(), "state": "refused", "reason": reason.name(), "recipients": [] }))
+                let told =
+                    json!({ "id": id.to_string(), "state": "refused", "reason": reason.name(), "recipients": [] });
+                Ok(told.to_string().into_bytes())
             }
             Found::Several(ids) => Err(json!({
                 "error": "that prefix fits several messages",
@@ -101,17 +107,20 @@ impl Asked<'_> {
         let mut last = None;
         let memory = self.memory.read();
         for row in &page.rows {
-            let Some(row_json) = json::row(row, &memory) else { continue };
-            let row_json = row_json.to_string();
-            if last.is_some() && answer.len() + row_json.len() > PAGE_JSON_BYTES_MAX {
-                // The rest is asked for from the last one on.
-                next = last;
-                break;
-            }
+            let before = answer.len();
             if last.is_some() {
                 answer.push(b',');
             }
-            answer.extend_from_slice(row_json.as_bytes());
+            if !json::row(row, &memory, &mut answer) {
+                answer.truncate(before);
+                continue;
+            }
+            if last.is_some() && answer.len() > PAGE_JSON_BYTES_MAX {
+                // The rest is asked for from the last one on.
+                answer.truncate(before);
+                next = last;
+                break;
+            }
             last = Some(row.place);
         }
         drop(memory);

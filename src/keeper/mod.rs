@@ -3,15 +3,20 @@
 //! All of it in small transactions of its own: a commit of the writer never waits longer than one of them takes.
 #![forbid(unsafe_code)]
 
+mod clock;
+
+pub use clock::{Reading, SweepClock, sentence};
+
 use crate::base::limits::FETCHES_IN_HAND_MAX;
 use crate::base::{AgentId, ShardId};
 use crate::mesh::{Mesh, Notice};
 use crate::relay::{Fetch, Fetched};
-use crate::store::{Follower, Store, StoreError};
+use crate::store::{Follower, Store, StoreError, Trouble};
 use crate::uring::Waker;
+use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 /// The keeper's nice value: last.
@@ -37,6 +42,10 @@ const RETRY: Duration = Duration::from_secs(1);
 pub struct Options {
     /// How long messages are kept, milliseconds. A change of licence changes it; each sweep looks.
     pub retention_ms: Arc<AtomicU64>,
+    /// The time that retention goes by, and which boot of the machine this is.
+    pub clock: SweepClock,
+    /// See `clock`.
+    pub boot: [u8; 16],
 }
 
 /// What `status` shows of the keeper; written by its thread alone.
@@ -54,6 +63,11 @@ pub struct Gauges {
     pub fetched_messages: AtomicU64,
     /// Times that something could not be done; the log says what.
     pub failures: AtomicU64,
+    /// What is wrong with the disk, if anything is: the sweep and the rows meet it though nobody sends anything.
+    pub trouble: Mutex<Option<Trouble>>,
+    /// By how much the wall clock is ahead of the time that is believed, milliseconds; behind: negative; 0: it is
+    /// believed. `sentence` says it.
+    pub clock_doubt_ms: AtomicI64,
 }
 
 /// The keeper, on its own thread.
@@ -77,8 +91,8 @@ pub struct Keeper {
     sweeping: bool,
     mended: bool,
     readers_cleared_at: Instant,
-    /// The wall clock at the start, and when that was: the sweep's clock follows the monotonic one.
-    started: (u64, Instant),
+    /// When the time was last kept for the next start.
+    time_kept_at: Option<Instant>,
     failing_since: Option<Instant>,
     /// Whether damage was met and told.
     damaged: bool,
@@ -124,7 +138,7 @@ impl Keeper {
             sweeping: false,
             mended: false,
             readers_cleared_at: now,
-            started: (wall_ms(), now),
+            time_kept_at: None,
             failing_since: None,
             damaged: false,
         }
@@ -138,13 +152,20 @@ impl Keeper {
             let stopping = self.stop.load(Ordering::Acquire);
             let before = self.follower.position();
             match self.round(stopping) {
-                Ok(()) => self.failing_since = None,
+                Ok(()) => {
+                    if self.failing_since.take().is_some() {
+                        *self.gauges.trouble.lock() = None;
+                    }
+                }
                 Err(error) => {
                     self.gauges.failures.fetch_add(1, Ordering::Relaxed);
                     if self.failing_since.is_none() {
                         tracing::warn!(reason = error.kind(), "the store's upkeep waits: {error}");
                     }
                     self.failing_since = Some(Instant::now());
+                    let mut trouble = self.gauges.trouble.lock();
+                    let since_ms = trouble.as_ref().map_or_else(wall_ms, |trouble| trouble.since_ms);
+                    *trouble = Some(Trouble { kind: error.kind(), sentence: error.to_string(), since_ms });
                 }
             }
             if !self.damaged
@@ -197,6 +218,7 @@ impl Keeper {
         let since_group = self.follower.position().saturating_sub(self.follower.indexed_through());
         self.gauges.unindexed_segments.store(since_group, Ordering::Relaxed);
         self.write_rows(stopping)?;
+        self.keep_time(stopping)?;
         self.sweep()?;
         if self.readers_cleared_at.elapsed() >= STALE_READERS_EVERY {
             self.readers_cleared_at = Instant::now();
@@ -291,7 +313,7 @@ impl Keeper {
             self.swept_at = Some(Instant::now());
         }
         let started = Instant::now();
-        let cutoff_ms = self.sweep_clock_ms().saturating_sub(self.options.retention_ms.load(Ordering::Relaxed));
+        let cutoff_ms = self.time_ms().saturating_sub(self.options.retention_ms.load(Ordering::Relaxed));
         let swept = self.store.sweep_step(cutoff_ms, SWEPT_AT_ONCE)?;
         self.gauges.swept_messages.fetch_add(swept.messages, Ordering::Relaxed);
         if swept.done {
@@ -302,11 +324,23 @@ impl Keeper {
         Ok(())
     }
 
-    /// The wall clock, but never more than an hour ahead of what the monotonic clock says: a clock that jumps deletes
-    /// nothing.
-    fn sweep_clock_ms(&self) -> u64 {
-        let (wall, at) = self.started;
-        wall_ms().min(wall + at.elapsed().as_millis() as u64 + 3_600_000)
+    /// The time that retention goes by: a wall clock that is wrong deletes nothing.
+    fn time_ms(&mut self) -> u64 {
+        let now = Reading::now(self.options.boot);
+        let time_ms = self.options.clock.sweep_ms(now);
+        self.gauges.clock_doubt_ms.store(self.options.clock.doubt_ms(now), Ordering::Relaxed);
+        time_ms
+    }
+
+    /// Keeps the time for the next start: at this one, every hour, and at the end.
+    fn keep_time(&mut self, stopping: bool) -> Result<(), StoreError> {
+        if !stopping && self.time_kept_at.is_some_and(|at| at.elapsed() < SWEEP_EVERY) {
+            return Ok(());
+        }
+        self.time_ms();
+        self.store.keep_time(&self.options.clock.kept(Reading::now(self.options.boot)))?;
+        self.time_kept_at = Some(Instant::now());
+        Ok(())
     }
 }
 

@@ -96,18 +96,18 @@ impl Agent {
     }
 
     /// What an earlier process knew of it. Whoever was connected when that ended was lost.
-    pub(super) fn restore(&mut self, now: Now, row: &Remembered) {
+    pub(super) fn restore(&mut self, now: Now, row: Remembered) {
         let at = |wall_ms: u64| now.mono - Mono::ms(now.wall_ms.saturating_sub(wall_ms));
         let seen_ms = if row.live { now.wall_ms } else { row.last_seen_ms.min(now.wall_ms) };
         self.presence = if row.left { Presence::Left(at(seen_ms)) } else { Presence::Lost(at(seen_ms)) };
         self.last_seen = Now { mono: at(seen_ms), wall_ms: seen_ms };
         self.first_seen_ms = row.first_seen_ms;
         self.dialect = row.dialect;
-        self.profile = row.profile.clone();
+        self.profile = row.profile;
         self.session_token = row.session;
         self.resume = row.resume;
         self.resume_before = row.resume_before;
-        self.numbers = Numbers::restored(&row.sent);
+        self.numbers = Numbers::restored(row.sent);
         self.messages_sent = row.messages_sent;
         self.messages_received = row.messages_received;
         self.progress_told = (row.delivered, row.acknowledged, 0);
@@ -169,12 +169,16 @@ impl Numbers {
     }
 
     /// As an earlier process left them: numbers whose messages the disk did not keep may be sent again.
-    pub(super) fn restored(marks: &SentMarks) -> Numbers {
-        let mut numbers = Numbers { high: marks.high, refused: marks.missing().collect(), labels: None };
-        for label in &marks.labels {
-            numbers.take_label(*label);
-        }
-        numbers
+    pub(super) fn restored(marks: SentMarks) -> Numbers {
+        let refused = marks.missing().collect();
+        let labels = (!marks.labels.is_empty()).then(|| {
+            let mut set = HashTable::with_capacity(marks.labels.len());
+            for label in &marks.labels {
+                set.insert_unique(*label, *label, |known| *known);
+            }
+            Box::new(Labels { order: marks.labels, set })
+        });
+        Numbers { high: marks.high, refused, labels }
     }
 
     /// Whether it was taken, refused, and has not come again.
@@ -239,6 +243,16 @@ impl Agents {
     pub(super) fn find_id(&self, id: AgentId) -> Option<AgentSlot> {
         let same = |slot: &u32| self.slots[*slot as usize].as_ref().is_some_and(|agent| agent.id == id);
         self.by_id.find(id.0, same).map(|slot| AgentSlot(*slot))
+    }
+
+    /// Makes room for so many more.
+    pub(super) fn reserve(&mut self, more: usize) {
+        self.slots.reserve(more);
+        let slots = &self.slots;
+        let name_hash = |slot: &u32| slots[*slot as usize].as_ref().map_or(0, |agent| agent.hash.0);
+        self.by_name.reserve(more, name_hash);
+        let id_hash = |slot: &u32| slots[*slot as usize].as_ref().map_or(0, |agent| agent.id.0);
+        self.by_id.reserve(more, id_hash);
     }
 
     pub(super) fn insert(&mut self, agent: Agent) -> AgentSlot {

@@ -292,6 +292,11 @@ struct Kept {
 }
 
 impl Memory {
+    /// Makes room for so many rows.
+    pub fn reserve(&mut self, rows: usize) {
+        self.rows.reserve(rows, |kept| kept.row.agent.0);
+    }
+
     /// A row that was kept.
     pub fn restore(&mut self, row: Remembered) {
         self.remove(row.agent);

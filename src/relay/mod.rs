@@ -111,6 +111,8 @@ pub struct Relay {
     credential_ends_at_ms: u64,
     /// Whether a timer is running for that.
     credentials_watched: bool,
+    /// When mail and agents were taken up by a wall clock that is not believed, and what the time was then.
+    doubted: Option<Now>,
     /// Of shard 0 alone.
     seats: Seats,
     /// Agents for whom a seat was asked for, and the connection that waits for it; none when that has left meanwhile. One
@@ -163,6 +165,7 @@ impl Relay {
             hungry: Vec::new(),
             progress: Vec::new(),
             parted: Vec::new(),
+            doubted: None,
             sources: Sources::default(),
             sightings: Sightings::default(),
             credential_ends_at_ms: u64::MAX,
@@ -458,7 +461,7 @@ impl Relay {
         let (hasher, shards) = (&self.hasher, self.options.shards);
         let home_of = |name: &[u8]| hasher.hash(name).home(shards);
         let (retention, committed) = (self.options.bounds.retention, self.committed);
-        let how = Return { now, retention, committed, home_of: &home_of };
+        let how = Return { now: self.believed(now), retention, committed, home_of: &home_of };
         let agent = &mut self.agents[slot];
         let before = agent.queue.load();
         let (more, hungry) = agent.queue.take_fetched(fetched, &how, &mut news);
@@ -509,12 +512,18 @@ impl Relay {
     }
 
     /// Takes up what an earlier process knew of the agents whose home is here. Before the first event.
-    pub fn restore(&mut self, now: Now, rows: Vec<Remembered>) {
+    pub fn restore(&mut self, now: Now, rows: impl IntoIterator<Item = Remembered>) {
+        let ahead_ms = self.options.bounds.clock_ahead_ms;
+        self.doubted = (ahead_ms > 0).then(|| Now { wall_ms: now.wall_ms.saturating_sub(ahead_ms), ..now });
+        let now = self.believed(now);
         // An answer that is merely due is not urgent: a hundred thousand of them are spread over a quarter of an hour.
         const LOOK_AFTER: u64 = Mono::ms(30_000);
         const SPREAD: u64 = Mono::ms(10);
-        for (index, row) in rows.into_iter().enumerate() {
-            let Some(name) = row.name.clone() else { continue };
+        let rows = rows.into_iter();
+        let (at_least, at_most) = rows.size_hint();
+        self.agents.reserve(at_most.unwrap_or(at_least).min(self.options.bounds.known_agents_max));
+        for (index, mut row) in rows.enumerate() {
+            let Some(name) = row.name.take() else { continue };
             let hash = self.hasher.hash(name.as_bytes());
             debug_assert_eq!(hash.home(self.options.shards), self.options.shard);
             let look_after = LOOK_AFTER + SPREAD * index as u64;
@@ -523,9 +532,10 @@ impl Relay {
             let queue = Queue::restored(self.options.epoch, &row, look_at);
             let load = queue.load();
             let mut agent = home::Agent::new(name, hash, row.agent, queue, now);
-            agent.restore(now, &row);
+            let subscriptions = std::mem::take(&mut row.subscriptions);
+            agent.restore(now, row);
             let slot = self.agents.insert(agent);
-            for (topic, channel) in &row.subscriptions {
+            for (topic, channel) in &subscriptions {
                 // A refusal only means that there are as many as there may be.
                 let _ = self.subscribe_quietly(slot, topic, *channel);
             }
@@ -537,8 +547,17 @@ impl Relay {
         }
     }
 
+    /// The time by which stored mail ages: a wall clock that was doubted at the start is not asked any more.
+    fn believed(&self, now: Now) -> Now {
+        match self.doubted {
+            None => now,
+            Some(start) => Now { wall_ms: start.wall_ms + now.mono.since(start.mono) / Mono::ms(1), ..now },
+        }
+    }
+
     /// Hands out what the agent's window allows, and makes sure that somebody looks after it in time.
     fn pump(&mut self, now: Now, slot: AgentSlot, id: SessionId, outbox: &mut Outbox) {
+        let believed = self.believed(now);
         let agent = &mut self.agents[slot];
         if !agent.receives {
             // It stays owed, for a session that may receive.
@@ -548,7 +567,7 @@ impl Relay {
         let committed = if self.options.strict { self.committed } else { u64::MAX };
         let pumped = agent.queue.pump(now.mono, id, window, committed, outbox);
         if agent.queue.is_cold()
-            && let Some(fetch) = agent.queue.refill(agent.id, now, self.options.bounds.retention, self.committed)
+            && let Some(fetch) = agent.queue.refill(agent.id, believed, self.options.bounds.retention, self.committed)
         {
             outbox.fetches.push(fetch);
         }
@@ -585,12 +604,13 @@ impl Relay {
     }
 
     fn expire_owed(&mut self, now: Now, slot: AgentSlot, outbox: &mut Outbox) {
+        let believed = self.believed(now);
         let Some(agent) = self.agents.peek_mut(slot) else { return };
         agent.expiry_armed = Mono(u64::MAX);
         let before = agent.queue.load();
         let mut news = std::mem::take(&mut self.news);
         agent.queue.expire(now.mono, &mut news);
-        if let Some(fetch) = agent.queue.sweep(agent.id, now, self.options.bounds.retention, self.committed) {
+        if let Some(fetch) = agent.queue.sweep(agent.id, believed, self.options.bounds.retention, self.committed) {
             outbox.fetches.push(fetch);
         }
         let next = agent.queue.next_expiry();

@@ -46,6 +46,9 @@ pub struct Bounds {
     pub shard_waiting_bytes_max: usize,
     /// Nanoseconds that owed messages and silent agents are kept.
     pub retention: u64,
+    /// By how much the wall clock is ahead of the time that is believed, milliseconds: so much of what is stored seems
+    /// older than it is.
+    pub clock_ahead_ms: u64,
     /// SENDs per second and connection; 0: as many as come.
     pub messages_per_second: u32,
     /// SENDs that a connection may save up.
@@ -65,6 +68,7 @@ impl Default for Bounds {
             owed_bytes_max: limits::OWED_BYTES_MAX,
             shard_waiting_bytes_max: limits::SHARD_WAITING_BYTES_MAX,
             retention: limits::RETENTION,
+            clock_ahead_ms: 0,
             messages_per_second: 0,
             burst: 0,
         }

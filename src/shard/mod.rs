@@ -172,7 +172,7 @@ impl Shard {
     /// A shard that is ready to run on this thread.
     pub fn new(
         options: Options,
-        remembered: (Vec<Remembered>, Vec<(MessageId, Vec<AgentId>)>),
+        remembered: (impl IntoIterator<Item = Remembered>, Vec<(MessageId, Vec<AgentId>)>),
         mut driver: Driver,
         mesh: Arc<Mesh>,
         bells: Bells,

@@ -55,6 +55,17 @@ impl fmt::Display for Damage {
     }
 }
 
+/// The disk refuses, and whoever was refused tries again.
+#[derive(Clone, Debug)]
+pub struct Trouble {
+    /// In one word: `full`, `quota`, `io`, …
+    pub kind: &'static str,
+    /// In a sentence that says what to do.
+    pub sentence: String,
+    /// Since when, milliseconds since 1970.
+    pub since_ms: u64,
+}
+
 /// Why the store did not do what was asked. Nothing of it was kept.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum StoreError {

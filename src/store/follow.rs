@@ -31,24 +31,27 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// Reads rows, the end of the log, and the index of what no group covers. Gives the rows as well, for their homes.
-    pub fn recover(store: &Store) -> Result<(Follower, Vec<Remembered>), StoreError> {
+    /// Reads rows, the end of the log, and the index of what no group covers.
+    pub fn recover(store: &Store) -> Result<Follower, StoreError> {
         let mut memory = store.recover(|_| {})?;
         let through = store.last_segment()?;
         let tail = RwLock::new(store.tail(GroupLimits::default())?);
         let damage = store.index(&tail, false)?;
         // Senders that nobody has met have no home and no order.
         memory.forget_nameless();
-        let rows = memory.rows().cloned().collect();
-        let follower = Follower {
+        Ok(Follower {
             tail,
             memory: RwLock::new(memory),
             turn: Mutex::new(()),
             position: AtomicU64::new(through),
             damage: Mutex::new(damage),
             labels_kept: Mutex::default(),
-        };
-        Ok((follower, rows))
+        })
+    }
+
+    /// A copy of one agent's row.
+    pub fn row(&self, agent: AgentId) -> Option<Remembered> {
+        self.memory.read().row(agent).cloned()
     }
 
     /// Makes groups of the index again that are missing or damaged.

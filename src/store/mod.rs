@@ -33,7 +33,7 @@ mod snapshot;
 mod sweep;
 
 pub use copy::{Copied, CopyError};
-pub use error::{Damage, OpenError, Part, StoreError};
+pub use error::{Damage, OpenError, Part, StoreError, Trouble};
 pub use follow::Follower;
 pub use journal::ABSORBED_AT_ONCE;
 pub use key::{Key, KeyError};
@@ -42,7 +42,7 @@ pub use record::{MessageRef, RecipientsRef, RecordRef};
 pub use rows::RowChange;
 pub use segment::{Segment, SegmentHeader, SegmentView};
 pub use snapshot::Snapshot;
-pub use sweep::Swept;
+pub use sweep::{KeptTime, Swept};
 
 use crate::base::AgentId;
 use append::log_last;

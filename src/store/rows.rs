@@ -20,6 +20,8 @@ const PART_LABELS: usize = 64;
 const PARTS: usize = LABELS_REMEMBERED / PART_LABELS;
 /// Words of the marks of native numbers.
 const TAKEN_WORDS: usize = (NUMBERS_REMEMBERED / 64) as usize;
+/// Rows for which room is made at once; more come singly.
+const ROWS_EXPECTED_MAX: usize = 200_000;
 /// Segments that are replayed within one read transaction.
 const REPLAYED_AT_ONCE: u64 = 64;
 
@@ -83,6 +85,7 @@ impl Store {
         let mut memory = Memory::default();
         let mut next = {
             let snapshot = self.snapshot()?;
+            memory.reserve(snapshot.row_count()?);
             snapshot.rows(|row| {
                 memory.restore(row);
                 ControlFlow::Continue(())
@@ -116,14 +119,37 @@ impl Snapshot<'_> {
     pub fn rows(&self, mut each: impl FnMut(Remembered) -> ControlFlow<()>) -> Result<(), StoreError> {
         let mut buffer = Vec::new();
         let failed = |error| self.store().failed(error);
+        // Both have the same order, so one walk through each finds every agent's labels: no look from the top for any.
+        let mut labels = self.databases().labels.iter(self.transaction()).map_err(failed)?;
+        let mut ahead = labels.next().transpose().map_err(failed)?;
+        let mut parts: Vec<Option<&[u8]>> = vec![None; PARTS];
         for item in self.databases().agents.iter(self.transaction()).map_err(failed)? {
             let (key, value) = item.map_err(failed)?;
-            let row = self.row_of(key, value, &mut buffer)?;
+            parts.fill(None);
+            while let Some((part_key, part)) = ahead
+                && part_key[..part_key.len().min(8)] <= *key
+            {
+                if let Some((&number, agent)) = part_key.split_last()
+                    && agent == key
+                    && let Some(place) = parts.get_mut(usize::from(number))
+                {
+                    *place = Some(part);
+                }
+                ahead = labels.next().transpose().map_err(failed)?;
+            }
+            let row = self.row_with(key, value, &mut buffer, |part| Ok(parts[usize::from(part)]))?;
             if each(row).is_break() {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// How many rows there are.
+    fn row_count(&self) -> Result<usize, StoreError> {
+        let count = self.databases().agents.len(self.transaction()).map_err(|error| self.store().failed(error))?;
+        // The file says so; nobody has more agents than may be known, and those who only wrote.
+        Ok(usize::try_from(count).unwrap_or(0).min(ROWS_EXPECTED_MAX))
     }
 
     /// One agent's row.
@@ -133,7 +159,22 @@ impl Snapshot<'_> {
         self.row_of(&key, value, &mut Vec::new()).map(Some)
     }
 
+    /// The row that this value is, its labels looked up one part after the other.
     pub(super) fn row_of(&self, key: &[u8], value: &[u8], buffer: &mut Vec<u8>) -> Result<Remembered, StoreError> {
+        let look_up = |part| match key.first_chunk::<8>() {
+            Some(agent) => self.get(Part::Labels, &label_key(*agent, part)),
+            None => Ok(None),
+        };
+        self.row_with(key, value, buffer, look_up)
+    }
+
+    fn row_with<'a>(
+        &self,
+        key: &[u8],
+        value: &[u8],
+        buffer: &mut Vec<u8>,
+        part: impl Fn(u8) -> Result<Option<&'a [u8]>, StoreError>,
+    ) -> Result<Remembered, StoreError> {
         let number = super::seal::number_of(key);
         let corrupt = |what| StoreError::corrupt(Part::Agents, number, what);
         let plain = self.store().seal().unwrap(Part::Agents, key, value, buffer, |epoch| self.salt(epoch))?;
@@ -142,17 +183,18 @@ impl Snapshot<'_> {
         if key != number.to_be_bytes() {
             return Err(corrupt("it is another agent's"));
         }
-        row.sent.labels = self.labels(key, row.sent.labels_pushed, labels, buffer)?;
+        row.sent.labels = self.labels(key, row.sent.labels_pushed, labels, buffer, part)?;
         Ok(row)
     }
 
     /// The last `count` of `pushed` labels.
-    fn labels(
+    fn labels<'a>(
         &self,
         agent: [u8; 8],
         pushed: u64,
         count: usize,
         buffer: &mut Vec<u8>,
+        part_of: impl Fn(u8) -> Result<Option<&'a [u8]>, StoreError>,
     ) -> Result<VecDeque<u64>, StoreError> {
         let mut labels = VecDeque::with_capacity(count);
         let mut at = pushed - count as u64;
@@ -161,7 +203,8 @@ impl Snapshot<'_> {
             let part = slot / PART_LABELS;
             let key = label_key(agent, part as u8);
             let corrupt = |what| StoreError::corrupt(Part::Labels, super::seal::number_of(&key), what);
-            let plain = self.value(Part::Labels, &key, buffer)?.ok_or(corrupt("a part is missing"))?;
+            let value = part_of(part as u8)?.ok_or(corrupt("a part is missing"))?;
+            let plain = self.store().seal().unwrap(Part::Labels, &key, value, buffer, |epoch| self.salt(epoch))?;
             let part = decode_labels(plain).map_err(corrupt)?;
             let taken = (PART_LABELS - slot % PART_LABELS).min((pushed - at) as usize);
             let words = part.chunks_exact(8).skip(slot % PART_LABELS).take(taken);

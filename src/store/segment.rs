@@ -16,8 +16,9 @@ const VERSION: u16 = 1;
 pub(super) const HEADER_BYTES: usize = 44;
 /// Bytes of one entry of the piece table.
 const ENTRY_BYTES: usize = 20;
-/// A piece ends before the record that would make it larger than this; a larger record is a piece of its own.
-const PIECE_BYTES: usize = 64 * 1024;
+/// A piece ends before the record that would make it larger than this; a larger record is a piece of its own. Whoever reads
+/// one record checks one piece: small ones make scattered reads cheap, and cost a table entry (and a tag) each.
+const PIECE_BYTES: usize = 8 * 1024;
 /// Plaintext of one segment. A batch is far smaller; this keeps every length in 32 bits.
 pub(super) const SEGMENT_BYTES_MAX: usize = 1 << 30;
 /// Buffers that a burst has made larger than this are let go when the segment is cleared.

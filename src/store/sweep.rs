@@ -1,12 +1,28 @@
-//! Retention: whole segments from the front, a few at a time.
+//! Retention: whole segments from the front, a few at a time; and the time by which that was done.
 
-use super::error::StoreError;
+use super::error::{Part, StoreError};
 use super::segment::SegmentHeader;
 use super::snapshot::log_number;
 use super::{APPLIED_KEY, Store, u64_of};
 
 /// Segments that one transaction deletes at most.
 const SEGMENTS_MAX: u64 = 64;
+
+/// Key in `meta` of the time that was kept.
+const TIME_KEY: &[u8] = b"time";
+
+/// The time, as the daemon that had the store last knew it: see `keeper::SweepClock`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct KeptTime {
+    /// Milliseconds since 1970.
+    pub time_ms: u64,
+    /// In which boot of the machine, and how long after its beginning, milliseconds.
+    pub boot: [u8; 16],
+    /// See `boot`.
+    pub boot_ms: u64,
+    /// For how long the wall clock had been doubted, milliseconds.
+    pub doubted_ms: u64,
+}
 
 /// What one step of the sweep did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -22,6 +38,34 @@ pub struct Swept {
 }
 
 impl Store {
+    /// Keeps the time.
+    pub fn keep_time(&self, kept: &KeptTime) -> Result<(), StoreError> {
+        let mut value = Vec::with_capacity(40);
+        value.extend_from_slice(&kept.boot);
+        for word in [kept.time_ms, kept.boot_ms, kept.doubted_ms] {
+            value.extend_from_slice(&word.to_be_bytes());
+        }
+        self.write(|transaction, databases| Ok(databases.meta.put(transaction, TIME_KEY, &value)?))
+    }
+
+    /// The time that was kept last; none in a store that no daemon of this version has had, or when it does not read as a
+    /// time: then the newest segment says the least that it can be.
+    pub fn kept_time(&self) -> Result<Option<KeptTime>, StoreError> {
+        let snapshot = self.snapshot()?;
+        let Some(value) = snapshot.get(Part::Meta, TIME_KEY)? else { return Ok(None) };
+        let Some((boot, words)) = value.split_first_chunk::<16>() else { return Ok(None) };
+        let ([time_ms, boot_ms, doubted_ms], []) = words.as_chunks::<8>() else { return Ok(None) };
+        let [time_ms, boot_ms, doubted_ms] = [time_ms, boot_ms, doubted_ms].map(|word| u64::from_be_bytes(*word));
+        Ok(Some(KeptTime { time_ms, boot: *boot, boot_ms, doubted_ms }))
+    }
+
+    /// The latest time in the newest segment, milliseconds since 1970; none if no segment is kept, or it has no time.
+    pub fn newest_ms(&self) -> Result<Option<u64>, StoreError> {
+        let snapshot = self.snapshot()?;
+        let header = snapshot.segment_header(snapshot.last_segment()?)?;
+        Ok(header.map(|header| header.last_ms).filter(|last_ms| *last_ms > 0))
+    }
+
     /// Deletes segments of which everything is older than `cutoff_ms`, from the front, in one transaction: about
     /// `messages_max` messages, but at least one segment. What is not yet in the rows stays. Groups of the index that
     /// lie wholly before the first kept segment go, too.

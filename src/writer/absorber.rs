@@ -1,9 +1,9 @@
 //! The absorber: one thread that puts what the writer has appended into the log, behind its back: many commits with one of
 //! LMDB's. Nobody waits for it but a writer whose journal is full.
 
-use super::{Gauges, Trouble, wall_ms};
+use super::{Gauges, wall_ms};
 use crate::mesh::Mesh;
-use crate::store::{ABSORBED_AT_ONCE, Store};
+use crate::store::{ABSORBED_AT_ONCE, Store, Trouble};
 use crate::uring::Waker;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,18 +23,16 @@ pub struct Absorber {
     own: Waker,
     gauges: Arc<Gauges>,
     stop: Arc<AtomicBool>,
-    /// Whether the trouble that `status` shows was put there by this thread.
-    in_trouble: bool,
 }
 
 impl Absorber {
     /// An absorber that has done nothing yet. It returns after `stop`, with nothing left where the disk allows.
     pub fn new(mesh: Arc<Mesh>, store: Store, own: Waker, gauges: Arc<Gauges>, stop: Arc<AtomicBool>) -> Absorber {
-        Absorber { mesh, store, own, gauges, stop, in_trouble: false }
+        Absorber { mesh, store, own, gauges, stop }
     }
 
     /// Rests until something is appended, waits a moment for more, absorbs; until told to stop.
-    pub fn run(mut self) {
+    pub fn run(self) {
         let _ = rustix::process::setpriority_process(None, NICENESS);
         loop {
             let stopping = self.stop.load(Ordering::Acquire);
@@ -56,25 +54,24 @@ impl Absorber {
         }
     }
 
-    fn absorb(&mut self, bytes: u64) -> bool {
-        let mut trouble = match self.store.absorb_some(bytes) {
+    fn absorb(&self, bytes: u64) -> bool {
+        match self.store.absorb_some(bytes) {
             Ok(()) => {
-                if std::mem::take(&mut self.in_trouble) {
-                    *self.gauges.trouble.lock() = None;
+                if self.gauges.log_trouble.lock().take().is_some() {
                     tracing::info!("the log takes what it is given again");
                 }
-                return true;
+                true
             }
-            Err(error) => Trouble { kind: error.kind(), sentence: error.to_string(), since_ms: wall_ms() },
-        };
-        // What was appended is on the disk and stays there; the writer takes no more until this is over.
-        let mut shown = self.gauges.trouble.lock();
-        match &*shown {
-            Some(shown) => trouble.since_ms = shown.since_ms,
-            None => tracing::error!(reason = trouble.kind, "the log takes nothing: {}", trouble.sentence),
+            Err(error) => {
+                // What was appended is on the disk and stays there; the writer takes no more until this is over.
+                let mut trouble = self.gauges.log_trouble.lock();
+                if trouble.is_none() {
+                    tracing::error!(reason = error.kind(), "the log takes nothing: {error}");
+                }
+                let since_ms = trouble.as_ref().map_or_else(wall_ms, |trouble| trouble.since_ms);
+                *trouble = Some(Trouble { kind: error.kind(), sentence: error.to_string(), since_ms });
+                false
+            }
         }
-        *shown = Some(trouble);
-        self.in_trouble = true;
-        false
     }
 }

@@ -16,7 +16,7 @@ use crate::base::ShardId;
 use crate::base::limits::{WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX, WRITER_BATCHES_MAX};
 use crate::mesh::{Mesh, WriterPost};
 use crate::relay::{Question, Record};
-use crate::store::{ABSORBED_AT_ONCE, Segment, Store, StoreError};
+use crate::store::{ABSORBED_AT_ONCE, Segment, Store, StoreError, Trouble};
 use crate::uring::Waker;
 use parking_lot::Mutex;
 use std::num::NonZeroU64;
@@ -63,17 +63,8 @@ pub struct Gauges {
     pub pending: AtomicU64,
     /// What is wrong with the disk, if anything is.
     pub trouble: Mutex<Option<Trouble>>,
-}
-
-/// The disk refuses.
-#[derive(Clone, Debug)]
-pub struct Trouble {
-    /// In one word: `full`, `quota`, `io`, …
-    pub kind: &'static str,
-    /// In a sentence that says what to do.
-    pub sentence: String,
-    /// Since when, milliseconds since 1970.
-    pub since_ms: u64,
+    /// Why what was appended is not put into the log; written by the absorber.
+    pub log_trouble: Mutex<Option<Trouble>>,
 }
 
 /// How to end the sleep of those who wait for commits.

@@ -53,6 +53,13 @@ impl Place {
         self.command(line).output().unwrap()
     }
 
+    /// The same with the daemon's own environment: its key, above all.
+    pub(crate) fn run_with_environment(&self, line: &[&str]) -> std::process::Output {
+        let mut command = self.command(line);
+        command.envs(self.environment.iter().filter(|(key, _)| key != "LD_PRELOAD").map(|(key, value)| (key, value)));
+        command.output().unwrap()
+    }
+
     /// Starts it and waits for READY.
     pub(crate) fn start(&self) -> Daemon {
         self.try_start().unwrap_or_else(|said| panic!("the daemon did not start:\n{said}"))

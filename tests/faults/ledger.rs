@@ -9,13 +9,11 @@ use std::fmt;
 /// Microseconds since the run began.
 pub(crate) type Micros = u64;
 
-/// A WELCOME this much older than the end of a life is on disk; a younger one may be lost with it …
-pub(crate) const SESSION_SETTLES: Micros = 50_000;
-/// … or even this one, on a machine that stands still meanwhile, unless its agent has proof …
-pub(crate) const SESSION_SETTLES_SLOWLY: Micros = 1_000_000;
-/// … so many durable receipts, each for a message said after the one before: the last one's commit took what had been
-/// handed to the writer before.
-const SESSION_COMMITTED_AFTER: u8 = 2;
+/// A WELCOME this much older than the end of a life is on disk, unless the machine stood still meanwhile; a younger one may
+/// be lost with it, unless there is proof: a durable receipt for a message *to* that agent, said once, after its WELCOME. One home
+/// hands both to the writer, in this order. (What an agent says itself lies with the homes of those it is for, and their
+/// commits prove nothing of its own.)
+pub(crate) const SESSION_SETTLES: Micros = 1_000_000;
 /// What is not acknowledged comes again after 5 s; less what clocks and buffers blur, and less the longest time that the
 /// agents did not look (the relay counts from when it hands a message out, an agent from when it sees it).
 const REPEAT_AFTER: Micros = 4_900_000;
@@ -23,9 +21,9 @@ const REPEAT_AFTER: Micros = 4_900_000;
 const PROGRESS_SETTLES: Micros = 200_000;
 /// What was settled this long ago, in another life, does not come again.
 const FORGOTTEN_AFTER: Micros = 10_000_000;
-/// An acknowledgement is known to be committed after so many durable receipts of the same agent: one for a message said
-/// after it (it has been read), one for a message said when it was time to hand it to the store (it was), and one for a
-/// message said after that (whose commit took what had been handed over).
+/// An acknowledgement is known to be committed after so many durable receipts: one of the same agent for a message said
+/// after it (it has been read), one for a message to that agent said when it was time to hand the acknowledgement to the
+/// store (it was), and one for a message to that agent said after that (whose commit took what had been handed over).
 const COMMITTED_AFTER: u8 = 3;
 
 /// A message as its sender knows it.
@@ -113,13 +111,16 @@ struct Told {
     /// When the last proof came.
     since: Micros,
     proofs: u8,
+    /// Presented with a HELLO, about mail of an earlier life: the relay settles it when it has read that mail from its
+    /// store, which is when it hands out what comes behind it.
+    waits_for_mail: bool,
 }
 
 impl Told {
-    /// A receipt has come for what the same agent said at `said_at`.
+    /// A receipt has come for what was said at `said_at` by the same agent, or to it.
     fn prove(&mut self, said_at: Micros, now: Micros) {
         let wait = if self.proofs == 1 { PROGRESS_SETTLES } else { 0 };
-        if self.proofs < COMMITTED_AFTER && said_at > self.since + wait {
+        if self.proofs < COMMITTED_AFTER && !self.waits_for_mail && said_at > self.since + wait {
             (self.proofs, self.since) = (self.proofs + 1, now);
         }
     }
@@ -138,9 +139,8 @@ struct Reader {
     session: Option<Token>,
     welcomed_at: Micros,
     welcomed_in: u32,
-    /// How many things are durable that it said one after the other's receipt since its WELCOME, and when the last came.
-    session_proofs: u8,
-    session_since: Micros,
+    /// Whether something is durable that was said to it since its WELCOME.
+    session_is_proven: bool,
     /// Acknowledgements of this life.
     acknowledged: Vec<Told>,
     /// Known to be committed in an earlier life.
@@ -307,13 +307,21 @@ impl Ledger {
             }
             return false;
         };
-        if sent.said_in == life {
-            for told in &mut self.readers[letter.sender].acknowledged {
-                told.prove(sent.said_at, at);
-            }
-            let reader = &mut self.readers[letter.sender];
-            if reader.session_proofs < SESSION_COMMITTED_AFTER && sent.said_at >= reader.session_since {
-                (reader.session_proofs, reader.session_since) = (reader.session_proofs + 1, at);
+        // What was said before may lie in the log since an earlier life: its receipt comes at once and proves nothing.
+        if sent.said_in == life && sent.times == 1 {
+            let unread = self.readers[letter.sender].acknowledged.iter_mut().filter(|told| told.proofs == 0);
+            unread.for_each(|told| told.prove(sent.said_at, at));
+            for (index, reader) in self.readers.iter_mut().enumerate() {
+                let is_for_it = match sent.to {
+                    To::One(recipient) => recipient == index,
+                    To::Everyone => letter.sender != index,
+                };
+                if !is_for_it {
+                    continue;
+                }
+                let read = reader.acknowledged.iter_mut().filter(|told| told.proofs > 0);
+                read.for_each(|told| told.prove(sent.said_at, at));
+                reader.session_is_proven |= reader.connected && sent.said_at >= reader.welcomed_at;
             }
         }
         if sent.durable_in.is_some() {
@@ -404,9 +412,8 @@ impl Ledger {
         let reader = &mut self.readers[agent];
         let mut problem = None;
         if arrival.asked {
-            let proven = reader.session_proofs == SESSION_COMMITTED_AFTER;
-            let settles = if proven { SESSION_SETTLES } else { SESSION_SETTLES_SLOWLY };
-            let may_be_lost = reader.welcomed_in < life && ended_at < reader.welcomed_at + settles;
+            let is_young = ended_at < reader.welcomed_at + SESSION_SETTLES;
+            let may_be_lost = reader.welcomed_in < life && is_young && !reader.session_is_proven;
             let same = reader.session == Some(arrival.session);
             if !(may_be_lost || arrival.resumed && same) {
                 problem = Some(format!(
@@ -420,13 +427,14 @@ impl Ledger {
         }
         reader.session = Some(arrival.session);
         (reader.welcomed_at, reader.welcomed_in) = (at, life);
-        (reader.session_proofs, reader.session_since) = (0, at);
+        reader.session_is_proven = false;
         (reader.connected, reader.connection) = (true, self.connections);
         reader.high = Sequence::default();
         // Only a session that goes on takes the sequence as an acknowledgement.
         reader.presented = if arrival.resumed { arrival.handled } else { Sequence::default() };
         if reader.presented > Sequence::default() {
-            reader.acknowledged.push(Told { through: arrival.handled, since: at, proofs: 0 });
+            let waits_for_mail = arrival.handled.epoch < self.epoch;
+            reader.acknowledged.push(Told { through: arrival.handled, since: at, proofs: 0, waits_for_mail });
         }
         if let Some(text) = problem {
             self.broken(Rule::Session, text);
@@ -435,7 +443,8 @@ impl Ledger {
 
     /// An agent has acknowledged everything up to here.
     pub(crate) fn acknowledged(&mut self, agent: usize, through: Sequence, at: Micros) {
-        self.readers[agent].acknowledged.push(Told { through, since: at, proofs: 0 });
+        let told = Told { through, since: at, proofs: 0, waits_for_mail: false };
+        self.readers[agent].acknowledged.push(told);
     }
 
     /// DELIVER came. Whether the program sees it for the first time.
@@ -481,6 +490,9 @@ impl Ledger {
         let at = delivery.since.min(at);
         let reader = &mut self.readers[agent];
         let connection = reader.connection;
+        for told in reader.acknowledged.iter_mut().filter(|told| told.waits_for_mail) {
+            (told.waits_for_mail, told.since) = (false, at);
+        }
         let sent = self.sent.get_mut(&letter).expect("the caller has found it");
         if let Some(sequence) = delivery.sequence {
             reader.high = reader.high.max(sequence);

@@ -1,6 +1,6 @@
 //! The rules are known to be able to fail: each is broken once, by the smallest story that breaks it.
 
-use crate::ledger::{Arrival, Delivery, Ledger, Letter, Rule, SESSION_SETTLES, SESSION_SETTLES_SLOWLY, To};
+use crate::ledger::{Arrival, Delivery, Ledger, Letter, Rule, SESSION_SETTLES, To};
 use agent_relay::base::Sequence;
 use agent_relay::base::ids::Token;
 
@@ -280,21 +280,32 @@ fn a_message_without_an_outcome_or_with_two_is_found() {
 #[test]
 fn another_session_or_an_old_epoch_is_found() {
     let mut story = Story::new();
-    story.now += SESSION_SETTLES_SLOWLY;
+    story.now += SESSION_SETTLES;
     story.ledger.daemon_ended(story.now);
     story.epoch += 1;
     story.arrive(BOB, true, false, 9, 0);
     story.broken(Rule::Session);
     let mut proven = Story::new();
-    for number in [1, 2] {
-        proven.say(number, To::One(BOB));
-        proven.durable(number);
-    }
-    proven.now += SESSION_SETTLES;
+    proven.say(1, To::One(BOB));
+    proven.durable(1);
     proven.ledger.daemon_ended(proven.now);
     proven.epoch += 1;
+    // It says nothing of who said it …
     proven.arrive(ANN, true, false, 9, 0);
+    proven.good();
+    // … and everything of who is to have it.
+    proven.arrive(BOB, true, false, 9, 0);
     proven.broken(Rule::Session);
+    // Nor does a receipt for what was said in an earlier life: it is in the log since then.
+    let mut again = Story::new();
+    again.say(1, To::One(BOB));
+    again.crash();
+    again.say(1, To::One(BOB));
+    again.durable(1);
+    again.ledger.daemon_ended(again.now);
+    again.epoch += 1;
+    again.arrive(BOB, true, false, 9, 0);
+    again.good();
     let mut young = Story::new();
     young.now += SESSION_SETTLES - 1;
     young.ledger.daemon_ended(young.now);
@@ -327,10 +338,10 @@ fn what_was_acknowledged_and_comes_again_is_found() {
     let now = committed.now;
     committed.ledger.acknowledged(BOB, sequence(1, 1), now);
     committed.now += SECOND;
-    for number in 1..=3 {
-        let later = Letter { sender: BOB, number };
+    for (sender, number, to) in [(BOB, 1, 2), (2, 1, BOB), (2, 2, BOB)] {
+        let later = Letter { sender, number };
         committed.now += SECOND;
-        committed.ledger.said(later, To::One(2), committed.now);
+        committed.ledger.said(later, To::One(to), committed.now);
         committed.now += 1000;
         committed.ledger.durable(later, committed.now);
     }

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
 mod agent;
+mod beginnings;
 mod broken_disk;
 mod corrupt;
 mod crash;
@@ -18,5 +19,7 @@ mod ledger;
 mod ledger_tests;
 mod mount;
 mod power;
+mod relaxed;
+mod retention;
 mod swarm;
 mod tally;

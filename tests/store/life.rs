@@ -299,3 +299,52 @@ fn a_full_map_grows_and_readers_go_on() {
     store.absorb().unwrap();
     assert!(store.file_bytes().unwrap().0 > 3_000_000);
 }
+
+/// Set for the process that is to die while it reads.
+const READER_FOLDER: &str = "RELAY_TEST_READER_FOLDER";
+
+/// Not a test but the other process of the next one.
+#[test]
+fn the_reader_that_is_killed() {
+    use std::io::Read;
+    let Some(folder) = std::env::var_os(READER_FOLDER) else { return };
+    let store = Store::open(options(std::path::Path::new(&folder), None).reading()).unwrap();
+    let snapshot = store.snapshot().unwrap();
+    std::fs::write(std::path::Path::new(&folder).join("reads"), snapshot.last_segment().unwrap().to_string()).unwrap();
+    // Until it is killed: nobody writes, and the end of it never comes.
+    let _ = std::io::stdin().read(&mut [0]);
+}
+
+#[test]
+fn a_reader_that_was_killed_holds_nothing_back_once_it_is_cleared_away() {
+    use std::process::{Command, Stdio};
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), None);
+    fill(&store, 20, 50, 1000);
+    let mut reader = Command::new(std::env::current_exe().unwrap());
+    reader.args(["--exact", "life::the_reader_that_is_killed"]).env(READER_FOLDER, folder.path());
+    let mut reader = reader.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let reads = folder.path().join("reads");
+    let begun = std::time::Instant::now();
+    while !std::fs::read_to_string(&reads).is_ok_and(|text| text == "20") {
+        assert!(begun.elapsed().as_secs() < 30 && reader.try_wait().unwrap().is_none(), "the reader does not read");
+        std::thread::yield_now();
+    }
+    // What is deleted and written again a few times over: as much as the store holds each time.
+    let turn_over = || {
+        for _ in 0..5 {
+            store.mark_applied(store.last_segment().unwrap()).unwrap();
+            while !store.sweep_step(u64::MAX, 1000).unwrap().done {}
+            fill(&store, 20, 50, 1000);
+        }
+        store.file_bytes().unwrap().0
+    };
+    let before = store.file_bytes().unwrap().0;
+    let held = turn_over();
+    assert!(held > 3 * before, "a reader holds back what was deleted since it began: {before} {held}");
+    assert_eq!(store.clear_stale_readers().unwrap(), 0, "it lives");
+    reader.kill().unwrap();
+    reader.wait().unwrap();
+    assert_eq!(store.clear_stale_readers().unwrap(), 1);
+    assert_eq!(turn_over(), held, "what it held back is used again");
+}

@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 const AGENTS: u64 = 1_000;
 const THREADS: u64 = 100_000;
 const TOPICS: u64 = 200;
+/// One message in ten is to everybody, about one of so many topics; so many hear it.
+const SHOUTS: u64 = 100;
+const LISTENERS: u64 = 5;
 const BATCH: u64 = 1_000;
 const START_MS: u64 = 1_790_000_000_000;
 const APART_MS: u64 = 60;
@@ -39,7 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let store = Store::open(Options::new(folder, None))?;
     store.begin_epoch(1, 1)?;
     let started = Instant::now();
-    let (follower, _) = Follower::recover(&store)?;
+    let follower = Follower::recover(&store)?;
     println!("opened in {:?}", started.elapsed());
     let names: Vec<String> = (0..AGENTS).map(|agent| format!("agent-{agent}")).collect();
     write(&store, &follower, &names, messages)?;
@@ -77,6 +80,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     })?;
     history("page of a topic", &mut |dice| HistoryQuery {
         topic: Some(format!("topic-{}", dice.roll(TOPICS))),
+        ..page.clone()
+    })?;
+    history("page of a topic, to everybody", &mut |dice| HistoryQuery {
+        topic: Some(format!("shout-{}", dice.roll(SHOUTS))),
         ..page.clone()
     })?;
     history("page of a time", &mut |dice| {
@@ -148,9 +155,24 @@ fn write(store: &Store, follower: &Follower, names: &[String], messages: u64) ->
             let mut dice = Dice(number);
             let from = dice.roll(AGENTS) as usize;
             let to = if number % 10 == 0 { 0 } else { dice.roll(AGENTS) as usize };
-            counters[to] += 1;
-            let topic = if dice.roll(10) == 0 { format!("topic-{}", dice.roll(TOPICS)) } else { String::new() };
+            let shout = number % 10 == 5;
+            let topic = match dice.roll(10) {
+                _ if shout => format!("shout-{}", dice.roll(SHOUTS)),
+                0 => format!("topic-{}", dice.roll(TOPICS)),
+                _ => String::new(),
+            };
             let thread = format!("thread-{}", dice.roll(THREADS));
+            let mut place = |agent: usize| {
+                counters[agent] += 1;
+                let sequence = Sequence { epoch: 1, counter: counters[agent] };
+                Addressee { agent: ids[agent], sequence, channel: false }
+            };
+            let recipients = if shout {
+                let listeners = (1..=LISTENERS).map(|listener| (to + 7 * listener as usize) % names.len());
+                Recipients::Many(listeners.map(&mut place).collect())
+            } else {
+                Recipients::One(place(to))
+            };
             if number < written {
                 continue;
             }
@@ -159,7 +181,7 @@ fn write(store: &Store, follower: &Follower, names: &[String], messages: u64) ->
             let fields = MessageFields {
                 id,
                 from: names[from].as_bytes(),
-                to: names[to].as_bytes(),
+                to: if shout { b"*" } else { names[to].as_bytes() },
                 topic: topic.as_bytes(),
                 thread: thread.as_bytes(),
                 text: &text,
@@ -167,8 +189,6 @@ fn write(store: &Store, follower: &Follower, names: &[String], messages: u64) ->
             };
             let mut raw = Vec::new();
             let checksum = encode::message_body(&mut raw, &fields);
-            let sequence = Sequence { epoch: 1, counter: counters[to] };
-            let recipients = Recipients::One(Addressee { agent: ids[to], sequence, channel: false });
             let accepted_at_ms = START_MS + number * APART_MS;
             segment.push(&Record::Message {
                 id,

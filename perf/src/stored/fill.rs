@@ -71,7 +71,7 @@ fn work(folder: &Path, messages: u64) -> Result<Filled, Box<dyn std::error::Erro
     let store = Store::open(Options::new(folder, None))?;
     let now_ms = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_millis() as u64;
     let epoch = store.begin_epoch((now_ms / 1000) as u32, 0)?;
-    let (follower, _) = Follower::recover(&store)?;
+    let follower = Follower::recover(&store)?;
     let names: Vec<String> = (0..AGENTS).map(name).collect();
     let ids: Vec<AgentId> = names.iter().map(|name| AgentId::of(name.as_bytes())).collect();
     let first_ms = now_ms - SPAN_MS;

@@ -7,7 +7,7 @@ use super::{
     Filter, FoundMessage, HistoryQuery, PAGE_BYTES_MAX, PAGE_MESSAGES_MAX, PAGE_RECIPIENTS_MAX, Page, is_fanout,
 };
 use crate::relay::Place;
-use crate::store::RecordRef;
+use crate::store::{RecordRef, SegmentHeader};
 use crate::wire::Message;
 use parking_lot::RwLock;
 use std::ops::ControlFlow;
@@ -89,58 +89,80 @@ impl Builder<'_> {
         if self.newest_first {
             candidates.reverse();
         }
-        for run in candidates.chunk_by(|one, other| one.segment == other.segment) {
-            let mut rest = run;
-            while !rest.is_empty() {
-                walk.breathe()?;
-                let room = (self.limit - self.rows.len()).min(READ_AT_ONCE_MAX);
-                let (mut found, mut last) = (Vec::with_capacity(room), None);
-                walk.read(rest.iter().copied(), |place, record| {
-                    last = Some(place);
-                    if let RecordRef::Message(message) = record
-                        && self.filter.fits(message)
-                    {
-                        found.push(FoundMessage::copy(place, message, PAGE_RECIPIENTS_MAX, None));
-                    }
-                    if found.len() < room { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-                })?;
-                // Nothing was shown of what retention has taken, or cannot be read.
-                let examined = rest.iter().position(|place| found.len() == room && Some(*place) == last);
-                rest = examined.map_or(&[], |index| &rest[index + 1..]);
-                for row in found {
-                    if let ControlFlow::Break(place) = self.settle(walk, row)? {
-                        return Ok(ControlFlow::Break(place));
-                    }
+        let mut rest = &candidates[..];
+        while !rest.is_empty() {
+            let (found, examined) = self.read_some(walk, rest)?;
+            rest = &rest[examined..];
+            // Asked for together: each group is looked into once, and not once for each row.
+            let fanned: Vec<&FoundMessage> = found.iter().filter(|row| may_have_parts(row)).collect();
+            let mut parts = walk.other_parts(&fanned, PAGE_RECIPIENTS_MAX, |part| self.filter.fits(part))?;
+            for row in found {
+                let parts = parts.remove(&row.place).unwrap_or_default();
+                if let ControlFlow::Break(place) = self.settle(row, &parts) {
+                    return Ok(ControlFlow::Break(place));
                 }
             }
         }
         Ok(ControlFlow::Continue(()))
     }
 
+    /// Reads candidates until there may be enough for the page; what fits, and how many candidates were looked at.
+    fn read_some(&self, walk: &mut Walk<'_>, candidates: &[Place]) -> Result<(Vec<FoundMessage>, usize), StoreError> {
+        let room = (self.limit - self.rows.len()).min(READ_AT_ONCE_MAX);
+        let (mut found, mut bytes, mut examined) = (Vec::with_capacity(room), 0, 0);
+        for run in candidates.chunk_by(|one, other| one.segment == other.segment) {
+            walk.breathe()?;
+            let mut last = None;
+            let in_time = |header: &SegmentHeader| self.filter.spans((header.first_ms, header.last_ms));
+            walk.read_if(run.iter().copied(), in_time, |place, record| {
+                last = Some(place);
+                if let RecordRef::Message(message) = record
+                    && self.filter.fits(message)
+                {
+                    bytes += message.raw.len();
+                    found.push(FoundMessage::copy(place, message, PAGE_RECIPIENTS_MAX, None));
+                }
+                if found.len() < room && bytes < PAGE_BYTES_MAX {
+                    ControlFlow::Continue(())
+                } else {
+                    ControlFlow::Break(())
+                }
+            })?;
+            if found.len() >= room || bytes >= PAGE_BYTES_MAX {
+                // Nothing was shown of what retention has taken, or cannot be read.
+                let shown = run.iter().position(|place| Some(*place) == last);
+                return Ok((found, examined + shown.map_or(run.len(), |index| index + 1)));
+            }
+            examined += run.len();
+        }
+        Ok((found, examined))
+    }
+
     /// Adds a message that fits, unless it is known by another of its parts.
-    fn settle(&mut self, walk: &mut Walk<'_>, mut row: FoundMessage) -> Result<ControlFlow<Place>, StoreError> {
+    fn settle(&mut self, mut row: FoundMessage, parts: &[(FoundMessage, bool)]) -> ControlFlow<Place> {
         let place = row.place;
-        let may_have_parts = Message::check(&row.raw, row.checksum).is_none_or(|body| is_fanout(body.to()));
-        if may_have_parts {
-            let parts = walk.parts(&row, PAGE_RECIPIENTS_MAX, |part| self.filter.fits(part))?;
-            let is_known_by_another = parts.iter().any(|(part, fits)| *fits && part.place < place);
-            if is_known_by_another {
-                return Ok(ControlFlow::Continue(()));
-            }
-            for (part, _) in parts.iter().filter(|(part, _)| part.place != place) {
-                row.join(part, PAGE_RECIPIENTS_MAX);
-            }
+        let is_known_by_another = parts.iter().any(|(part, fits)| *fits && part.place < place);
+        if is_known_by_another {
+            return ControlFlow::Continue(());
+        }
+        for (part, _) in parts {
+            row.join(part, PAGE_RECIPIENTS_MAX);
         }
         let bytes = row.raw.len();
         if !self.rows.is_empty() && self.bytes + bytes > PAGE_BYTES_MAX {
             // Just where this one is met first.
             let here = if self.newest_first { just_behind(place) } else { just_before(place) };
-            return Ok(ControlFlow::Break(here.min(self.before)));
+            return ControlFlow::Break(here.min(self.before));
         }
         self.bytes += bytes;
         self.rows.push(row);
-        if self.rows.len() == self.limit { Ok(ControlFlow::Break(place)) } else { Ok(ControlFlow::Continue(())) }
+        if self.rows.len() == self.limit { ControlFlow::Break(place) } else { ControlFlow::Continue(()) }
     }
+}
+
+/// Whether the log may hold it in several parts.
+fn may_have_parts(row: &FoundMessage) -> bool {
+    Message::check(&row.raw, row.checksum).is_none_or(|body| is_fanout(body.to()))
 }
 
 /// The next place that can be.

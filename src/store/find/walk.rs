@@ -6,10 +6,10 @@ use super::{FoundMessage, OUTCOMES_MAX, Outcome, PARTS_APART_MS, PARTS_GROUPS_MA
 use crate::base::{AgentId, MessageId};
 use crate::relay::Place;
 use crate::store::error::Damage;
-use crate::store::{MessageRef, RecordRef};
+use crate::store::{MessageRef, RecordRef, SegmentHeader};
 use parking_lot::RwLock;
-use std::collections::HashMap;
-use std::ops::ControlFlow;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::{ControlFlow, RangeInclusive};
 use std::time::{Duration, Instant};
 
 /// A snapshot is given up after this long …
@@ -128,6 +128,16 @@ impl<'s> Walk<'s> {
     pub(super) fn read(
         &mut self,
         places: impl IntoIterator<Item = Place>,
+        each: impl FnMut(Place, &RecordRef<'_>) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
+        self.read_if(places, |_| true, each)
+    }
+
+    /// The same, if the segment's header says that it is worth it.
+    pub(super) fn read_if(
+        &mut self,
+        places: impl IntoIterator<Item = Place>,
+        worth: impl Fn(&SegmentHeader) -> bool,
         mut each: impl FnMut(Place, &RecordRef<'_>) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
         let mut places = places.into_iter().peekable();
@@ -137,6 +147,9 @@ impl<'s> Walk<'s> {
             Ok(None) => return Ok(()),
             Err(error) => return note(&mut self.damaged, Err(error)),
         };
+        if !worth(view.header()) {
+            return Ok(());
+        }
         // Not all of it may be read; most of it often is.
         self.read_bytes += u64::from(view.header().bytes.min(64 * 1024));
         for place in places {
@@ -226,45 +239,42 @@ impl<'s> Walk<'s> {
         Ok(look(&self.tail.read()))
     }
 
-    /// Records of messages with a fingerprint between these two that is not in a group: ascending, each once.
-    pub(super) fn fingerprints_in_tail(&mut self, low: u32, high: u32) -> Result<Vec<Place>, StoreError> {
-        let mut places = self.with_tail(|tail| tail.with_fingerprint(low, high))?;
-        places.extend(self.fresh.with_fingerprint(low, high));
-        places.sort_unstable();
-        places.dedup();
-        Ok(places)
-    }
-
-    /// The same in one group.
+    /// Records of messages in one group with a fingerprint between these two: ascending.
     pub(super) fn fingerprints_in_group(&mut self, key: u64, low: u32, high: u32) -> Result<Vec<Place>, StoreError> {
         let found =
             self.ask_group(key, |group| group.with_fingerprint(low, high), |tail| tail.with_fingerprint(low, high));
         Ok(found?.unwrap_or_default())
     }
 
-    /// Groups that hold records of about this time near this place; ascending.
-    fn groups_near(&mut self, place: Place, at_ms: u64) -> Result<Vec<u64>, StoreError> {
+    /// Groups that hold records of about these times near these places.
+    fn groups_near(
+        &mut self,
+        places: &RangeInclusive<Place>,
+        at_ms: &RangeInclusive<u64>,
+    ) -> Result<Vec<u64>, StoreError> {
         let wall_ms = |walk: &mut Walk<'_>, key| {
             let spans = walk.ask_group(key, |group| Ok(group.wall_ms()), Tail::wall_ms)?;
             Ok::<_, StoreError>(spans.unwrap_or((u64::MAX, 0)))
         };
-        let mut keys = Vec::new();
-        let mut segment = place.segment + 1;
+        let (mut keys, mut below) = (Vec::new(), 0);
+        let mut segment = places.end().segment + 1;
         while let Some(key) = self.group_before(segment)? {
-            let is_home = keys.is_empty();
-            if keys.len() >= PARTS_GROUPS_MAX
-                || !is_home && wall_ms(self, key)?.1.saturating_add(PARTS_APART_MS) < at_ms
-            {
-                break;
+            // The one in which the first of them lies, and all behind it, are near by themselves.
+            let is_home = keys.last().is_none_or(|behind| *behind > places.start().segment);
+            if !is_home {
+                below += 1;
+                if below > PARTS_GROUPS_MAX || wall_ms(self, key)?.1.saturating_add(PARTS_APART_MS) < *at_ms.start() {
+                    break;
+                }
             }
             keys.push(key);
             segment = key;
         }
-        keys.reverse();
-        let below = keys.len();
-        segment = place.segment;
+        let home = keys.len();
+        segment = places.end().segment;
         while let Some(key) = self.snapshot.group_behind(segment)?.map(|(key, _)| key) {
-            if keys.len() >= below + PARTS_GROUPS_MAX || wall_ms(self, key)?.0 > at_ms.saturating_add(PARTS_APART_MS) {
+            let too_late_ms = at_ms.end().saturating_add(PARTS_APART_MS);
+            if keys.len() >= home + PARTS_GROUPS_MAX || wall_ms(self, key)?.0 > too_late_ms {
                 break;
             }
             keys.push(key);
@@ -273,33 +283,75 @@ impl<'s> Walk<'s> {
         Ok(keys)
     }
 
-    /// All parts of one message, itself among them, oldest first; and whether each fits.
-    pub(super) fn parts(
+    /// The other parts of each of these messages, by its own place, and whether each fits. The messages all fit, and lie
+    /// near each other: in one group, or behind the last one.
+    pub(super) fn other_parts(
         &mut self,
-        one: &FoundMessage,
+        rows: &[&FoundMessage],
         recipients_max: usize,
         fits: impl Fn(&MessageRef<'_>) -> bool,
-    ) -> Result<Vec<(FoundMessage, bool)>, StoreError> {
-        let fingerprint = self.terms().fingerprint(one.id);
-        let mut places = self.fingerprints_in_tail(fingerprint, fingerprint)?;
-        for key in self.groups_near(one.place, one.accepted_at_ms)? {
-            places.extend(self.fingerprints_in_group(key, fingerprint, fingerprint)?);
+    ) -> Result<BTreeMap<Place, Vec<(FoundMessage, bool)>>, StoreError> {
+        let mut parts: BTreeMap<Place, Vec<(FoundMessage, bool)>> = BTreeMap::new();
+        let (Some(places), Some(at_ms)) =
+            (span(rows.iter().map(|row| row.place)), span(rows.iter().map(|row| row.accepted_at_ms)))
+        else {
+            return Ok(parts);
+        };
+        let mut wanted: Vec<u32> = rows.iter().map(|row| self.terms().fingerprint(row.id)).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        let of_tail = |tail: &Tail| match is_near(tail.wall_ms(), &at_ms) {
+            true => tail.with_fingerprints(&wanted),
+            false => Vec::new(),
+        };
+        let mut found = self.with_tail(of_tail)?;
+        found.extend(of_tail(&self.fresh));
+        for key in self.groups_near(&places, &at_ms)? {
+            let of_group = |group: &Group<'_>| {
+                let mut found = Vec::new();
+                for fingerprint in &wanted {
+                    found.extend(group.with_fingerprint(*fingerprint, *fingerprint)?);
+                }
+                Ok(found)
+            };
+            found.extend(self.ask_group(key, of_group, |tail| tail.with_fingerprints(&wanted))?.unwrap_or_default());
         }
-        places.sort_unstable();
-        places.dedup();
-        let mut parts = Vec::new();
-        for place in places {
+        found.sort_unstable();
+        found.dedup();
+        let mut own: Vec<(MessageId, usize)> = rows.iter().enumerate().map(|(index, row)| (row.id, index)).collect();
+        own.sort_unstable();
+        let mut known: Vec<Place> = rows.iter().map(|row| row.place).collect();
+        known.sort_unstable();
+        found.retain(|place| known.binary_search(place).is_err());
+        let are_parts = |one_ms: u64, other_ms: u64| one_ms.abs_diff(other_ms) <= PARTS_APART_MS;
+        for same in own.chunk_by(|one, other| one.0 == other.0).filter(|same| same.len() > 1) {
+            for one in same.iter().map(|(_, index)| rows[*index]) {
+                let others = same
+                    .iter()
+                    .map(|(_, index)| rows[*index])
+                    .filter(|other| other.place != one.place && are_parts(one.accepted_at_ms, other.accepted_at_ms));
+                // By an older one it is known already; then the rest need not be listed.
+                let older = others.clone().find(|other| other.place < one.place);
+                let listed = older.map_or_else(|| others.collect(), |older| vec![older]);
+                parts.entry(one.place).or_default().extend(listed.into_iter().map(|other| (other.clone(), true)));
+            }
+        }
+        for run in found.chunk_by(|one, other| one.segment == other.segment) {
             self.breathe()?;
-            self.read([place], |place, record| {
-                if let RecordRef::Message(message) = record
-                    && message.id == one.id
-                    && message.accepted_at_ms.abs_diff(one.accepted_at_ms) <= PARTS_APART_MS
-                {
-                    parts.push((FoundMessage::copy(place, message, recipients_max, Some(one)), fits(message)));
+            self.read(run.iter().copied(), |place, record| {
+                let RecordRef::Message(message) = record else { return ControlFlow::Continue(()) };
+                let first = own.partition_point(|(id, _)| *id < message.id);
+                for (_, index) in own[first..].iter().take_while(|(id, _)| *id == message.id) {
+                    let row = rows[*index];
+                    if are_parts(message.accepted_at_ms, row.accepted_at_ms) {
+                        let part = FoundMessage::copy(place, message, recipients_max, Some(row));
+                        parts.entry(row.place).or_default().push((part, fits(message)));
+                    }
                 }
                 ControlFlow::Continue(())
             })?;
         }
+        parts.values_mut().for_each(|parts| parts.sort_by_key(|(part, _)| part.place));
         Ok(parts)
     }
 
@@ -310,8 +362,12 @@ impl<'s> Walk<'s> {
         wanted.sort_unstable();
         wanted.dedup();
         let terms: Vec<_> = wanted.iter().map(|id| self.terms().outcome(*id)).collect();
-        let mut places: Vec<Place> = self.with_tail(|tail| tail.all_of(&terms).concat())?;
-        places.extend(self.fresh.all_of(&terms).concat());
+        let of_tail = |tail: &Tail| match tail.outcomes() {
+            0 => Vec::new(),
+            _ => tail.all_of(&terms).concat(),
+        };
+        let mut places: Vec<Place> = self.with_tail(of_tail)?;
+        places.extend(of_tail(&self.fresh));
         let mut next = self.group_before(oldest.segment + 1)?.or(self.snapshot.group_behind(0)?.map(|(key, _)| key));
         while let Some(key) = next {
             if places.len() >= OUTCOMES_MAX {
@@ -359,6 +415,16 @@ impl<'s> Walk<'s> {
         }
         Ok(())
     }
+}
+
+/// The least and the greatest.
+fn span<T: Ord + Copy>(all: impl Iterator<Item = T> + Clone) -> Option<RangeInclusive<T>> {
+    Some(all.clone().min()?..=all.max()?)
+}
+
+/// Whether something between these times may hold a part of what was accepted at these.
+fn is_near((first_ms, last_ms): (u64, u64), at_ms: &RangeInclusive<u64>) -> bool {
+    last_ms.saturating_add(PARTS_APART_MS) >= *at_ms.start() && first_ms <= at_ms.end().saturating_add(PARTS_APART_MS)
 }
 
 /// Damage is noted, the first of it, and the walk goes on; anything else ends it.

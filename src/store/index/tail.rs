@@ -290,6 +290,22 @@ impl Tail {
         found.map(|(_, index)| self.places[*index as usize]).collect()
     }
 
+    /// Records of messages that have one of these fingerprints, which are sorted; in the order of the log.
+    pub fn with_fingerprints(&self, wanted: &[u32]) -> Vec<Place> {
+        // Nearly every id has another one: one bit tells, as for the terms.
+        let mut bits = vec![0u64; 1024];
+        let bit = |fingerprint: u32| ((fingerprint >> 22) as usize, fingerprint >> 16 & 63);
+        for fingerprint in wanted {
+            let (word, bit) = bit(*fingerprint);
+            bits[word] |= 1 << bit;
+        }
+        let found = self.ids.iter().filter(|(fingerprint, _)| {
+            let (word, bit) = bit(*fingerprint);
+            bits[word] >> bit & 1 == 1 && wanted.binary_search(fingerprint).is_ok()
+        });
+        found.map(|(_, index)| self.places[*index as usize]).collect()
+    }
+
     /// The value of the group that all of it makes.
     pub fn close(&self) -> Vec<u8> {
         let mut ids: Vec<u64> =
