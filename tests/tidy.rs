@@ -47,7 +47,7 @@ const DOORS: &[(&str, &[&str])] = &[
     // The command line draws the salt of the labels it makes.
     ("getrandom", &["daemon", "cli", "vendor"]),
     ("glommio", &["daemon"]),
-    ("hashbrown", &["relay"]),
+    ("hashbrown", &["relay", "store"]),
     ("heed", &["store", "vendor"]),
     ("hmac", &["base"]),
     ("http_body_util", &["http"]),
