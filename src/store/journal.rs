@@ -140,6 +140,8 @@ pub(super) struct Journal {
     absorbing: Mutex<()>,
     last: AtomicU64,
     waiting_bytes: AtomicU64,
+    /// Where what was found did not go on, and with which number it would have.
+    gap: Option<(u64, u64)>,
 }
 
 impl Journal {
@@ -172,6 +174,7 @@ impl Journal {
             absorbing: Mutex::default(),
             last: AtomicU64::new(last),
             waiting_bytes: AtomicU64::new(waiting_bytes),
+            gap: None,
         })
     }
 
@@ -396,6 +399,12 @@ impl Store {
         self.0.journal.get().map_or(0, Journal::waiting_bytes)
     }
 
+    /// Where the journal of a store that was opened for writing did not follow the log, and the segment that it has behind
+    /// that gap: it was copied here from another moment, since no commit of ours leaves one. It is passed over.
+    pub fn journal_gap(&self) -> Option<(u64, u64)> {
+        self.0.journal.get()?.gap
+    }
+
     /// Puts everything that was appended into the log. Anybody may, at any time; appends and reads go on meanwhile.
     pub fn absorb(&self) -> Result<(), StoreError> {
         self.absorb_some(u64::MAX)
@@ -430,15 +439,9 @@ impl Store {
             let _ = self.0.ahead.set(found.into_iter().map(|found| found.entry).collect());
             return Ok(());
         }
-        if let Some(number) = gap {
-            // A file that was copied here from another time of the same store: no commit of ours leaves a gap.
-            let end = end + found.len() as u64;
-            tracing::warn!(
-                "the journal holds segment {number}, which does not follow segment {end}: it is passed over"
-            );
-        }
         // Nothing is put into the log here: whoever opens a store first looks whether it is whole.
-        let journal = Journal::open(folder, self.store_id(), end, found).map_err(failed)?;
+        let mut journal = Journal::open(folder, self.store_id(), end, found).map_err(failed)?;
+        journal.gap = gap.map(|number| (journal.last(), number));
         let _ = self.0.journal.set(journal);
         Ok(())
     }
