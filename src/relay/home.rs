@@ -1,6 +1,7 @@
 //! Who lives here, and who is known to live here. An agent's home is the shard that its name hashes to; everything about
 //! it (session, order, window, subscriptions, whether the name is free) is owned by that one thread.
 
+use super::away::Away;
 use super::delivery::Queue;
 use super::memory::{Remembered, SentMarks};
 use super::outbox::Profile;
@@ -23,6 +24,8 @@ pub(super) struct Agent {
     pub(super) hash: NameHash,
     pub(super) id: AgentId,
     pub(super) presence: Presence,
+    /// As what it stands in the list of those who may be forgotten.
+    pub(super) listed: Option<Presence>,
     /// What it spoke last.
     pub(super) dialect: Dialect,
     pub(super) profile: Option<Box<Profile>>,
@@ -72,6 +75,7 @@ impl Agent {
             hash,
             id,
             presence: Presence::Left(now.mono),
+            listed: None,
             dialect: Dialect::Native,
             profile: None,
             queue,
@@ -216,7 +220,9 @@ impl Labels {
 #[derive(Default)]
 pub(super) struct Agents {
     slots: Vec<Option<Agent>>,
-    free: Vec<u32>,
+    /// Free slots, and whether a retry timer is still running for the agent that was there.
+    free: Vec<(u32, bool)>,
+    away: Away,
     by_name: HashTable<u32>,
     by_id: HashTable<u32>,
 }
@@ -241,10 +247,13 @@ impl Agents {
         self.by_id.find(id.0, same).map(|slot| AgentSlot(*slot))
     }
 
-    pub(super) fn insert(&mut self, agent: Agent) -> AgentSlot {
+    pub(super) fn insert(&mut self, mut agent: Agent) -> AgentSlot {
         let (hash, id) = (agent.hash, agent.id);
         let slot = match self.free.pop() {
-            Some(slot) => slot,
+            Some((slot, retry_armed)) => {
+                agent.retry_armed = retry_armed;
+                slot
+            }
             None => {
                 self.slots.push(None);
                 (self.slots.len() - 1) as u32
@@ -268,8 +277,29 @@ impl Agents {
         if let Ok(entry) = self.by_id.find_entry(agent.id.0, |other| *other == slot.0) {
             entry.remove();
         }
-        self.free.push(slot.0);
+        if let Some(listed) = agent.listed {
+            self.away.remove(slot, listed);
+        }
+        self.free.push((slot.0, agent.retry_armed));
         Some(agent)
+    }
+
+    /// Keeps the list of those who may be forgotten: everyone who is away and owed nothing. To be called when either may
+    /// have changed.
+    pub(super) fn list(&mut self, slot: AgentSlot) {
+        let agent = &mut self[slot];
+        let may_go = agent.session().is_none() && agent.queue.is_empty();
+        let listed = may_go.then_some(agent.presence);
+        let before = std::mem::replace(&mut agent.listed, listed);
+        if before != listed {
+            before.into_iter().for_each(|presence| self.away.remove(slot, presence));
+            listed.into_iter().for_each(|presence| self.away.insert(slot, presence));
+        }
+    }
+
+    /// Everyone who may be forgotten, and who first.
+    pub(super) fn away(&self) -> &Away {
+        &self.away
     }
 
     /// The agent in `slot`, if any is there: for walks and for timers that may have outlived their agent.

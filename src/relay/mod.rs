@@ -5,6 +5,7 @@
 
 mod ask;
 mod auth;
+mod away;
 pub mod counters;
 pub mod delivery;
 mod event;
@@ -437,6 +438,11 @@ impl Relay {
             agent.progress_due = true;
             self.progress.push(slot);
         }
+        if agent.session().is_none() {
+            // What it was owed has failed, perhaps all of it.
+            self.agents.list(slot);
+        }
+        let agent = &self.agents[slot];
         if !news.is_empty() {
             let recipient = agent.id;
             for item in news.drain(..) {
@@ -472,9 +478,10 @@ impl Relay {
     /// Makes sure that somebody looks when the first of an agent's messages expires.
     fn arm_expiry(&mut self, slot: AgentSlot) {
         let agent = &mut self.agents[slot];
-        if agent.expiry_armed > agent.queue.next_expiry() {
-            agent.expiry_armed = agent.queue.next_expiry();
-            self.timers.set(agent.expiry_armed, Timer::Expiry(slot));
+        let next = agent.queue.next_expiry();
+        if agent.expiry_armed > next {
+            self.timers.move_expiry(slot, agent.expiry_armed, next);
+            agent.expiry_armed = next;
         }
     }
 
@@ -524,6 +531,7 @@ impl Relay {
                 let _ = self.subscribe_quietly(slot, topic, *channel);
             }
             self.waiting = self.waiting.changed(Load::default(), load);
+            self.agents.list(slot);
             self.arm_expiry(slot);
         }
         if self.agents.len() > 0 {
@@ -588,10 +596,8 @@ impl Relay {
             outbox.fetches.push(fetch);
         }
         let next = agent.queue.next_expiry();
-        if next < Mono(u64::MAX) {
-            agent.expiry_armed = next;
-            self.timers.set(next, Timer::Expiry(slot));
-        }
+        self.timers.move_expiry(slot, Mono(u64::MAX), next);
+        agent.expiry_armed = next;
         let session = agent.session();
         self.after_settling(slot, before, &mut news, outbox);
         self.news = news;
@@ -602,11 +608,8 @@ impl Relay {
 
     /// Agents that nobody has seen within the retention time, and that are owed nothing, are forgotten.
     fn forget_agents(&mut self, now: Now, outbox: &mut Outbox) {
-        for index in 0..self.agents.slots() {
-            let slot = AgentSlot(index);
-            let Some(agent) = self.agents.peek(slot) else { continue };
-            let away = agent.session().is_none() && agent.queue.is_empty();
-            if away && now.mono.since(agent.last_seen.mono) > self.options.bounds.retention {
+        for slot in self.agents.away().for_longer_than(now.mono, self.options.bounds.retention) {
+            if !self.asking.contains_key(&self.agents[slot].id) {
                 self.forget(slot, outbox);
             }
         }
@@ -624,6 +627,7 @@ impl Relay {
             self.topics.unsubscribe(topic, slot);
         }
         if let Some(agent) = self.agents.forget(slot) {
+            self.timers.move_expiry(slot, agent.expiry_armed, Mono(u64::MAX));
             self.push_note(Record::Forgotten { agent: agent.id }, outbox);
         }
     }

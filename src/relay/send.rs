@@ -323,6 +323,10 @@ impl Relay {
         let record = self.records + 1;
         let sequence = agent.queue.offer(parcel, Offer { expires_at, channel, ask, record, spill });
         self.waiting = self.waiting.changed(load, agent.queue.load());
+        if agent.listed.is_some() {
+            // It is away, and owed something from now on.
+            self.agents.list(slot);
+        }
         if self.options.strict {
             self.held.push_back((record, slot));
         }

@@ -514,7 +514,7 @@ impl Agent {
         }
         let said = sent.said.len() as u64;
         // Whose numbers may be forgotten, its messages may be accepted twice.
-        let again = sent.nameless || around.ledger.forgetful;
+        let again = sent.nameless || around.ledger.forgotten.contains(&self.id);
         match receipt.state {
             ReceiptState::Accepted => {
                 sent.told.accepted += 1;

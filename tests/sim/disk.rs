@@ -145,6 +145,10 @@ impl Disk {
     /// Writes some rows; the mark rides on the last of them.
     fn write_rows(&mut self, count: usize) {
         let Some(checkpoint) = &mut self.checkpoint else { return };
+        // One of them may have been met again: its row is not to go with the old one.
+        for agent in checkpoint.forgotten.drain(..) {
+            self.rows.remove(&agent);
+        }
         let first = checkpoint.rows.len().saturating_sub(count);
         for agent in checkpoint.rows.split_off(first) {
             if let Some(row) = self.memory.stamp(agent, self.position) {
@@ -152,11 +156,6 @@ impl Disk {
             }
         }
         if checkpoint.rows.is_empty() {
-            for agent in &checkpoint.forgotten {
-                if self.memory.row(*agent).is_none() {
-                    self.rows.remove(agent);
-                }
-            }
             self.applied = checkpoint.through;
             self.checkpoint = None;
         }

@@ -375,8 +375,13 @@ impl World {
     /// Does what the heart asks for.
     pub fn perform(&mut self, me: usize) {
         let mut outbox = std::mem::take(&mut self.shards[me].outbox);
-        let (mut failed, mut met) = (Vec::new(), Vec::new());
-        for record in outbox.records.drain(..) {
+        let (mut failed, mut met, mut forgotten) = (Vec::new(), Vec::new(), Vec::new());
+        for mut record in outbox.records.drain(..) {
+            if let Record::Gone { agent, .. } = record
+                && self.strikes(Mutation::ForgetOwed)
+            {
+                record = Record::Forgotten { agent };
+            }
             let minds = match &record {
                 Record::Progress(progress) => self.minds(progress.agent),
                 _ => true,
@@ -384,6 +389,7 @@ impl World {
             self.ledger.recorded(self.now, me, &record, minds, &mut self.marks);
             match &record {
                 Record::Known { agent, .. } => met.push(*agent),
+                Record::Forgotten { agent } => forgotten.push(*agent),
                 Record::Message { raw, recipients, .. } => {
                     if recipients.as_slice().iter().any(|to| met.contains(&to.agent)) {
                         self.marks.hit("grace hit");
@@ -417,6 +423,10 @@ impl World {
         }
         for (id, recipient, reason) in failed {
             self.ledger.failed(self.now, id, recipient, reason);
+        }
+        for agent in forgotten {
+            let minds = self.minds(agent);
+            self.ledger.check_forgotten(agent, minds);
         }
         self.shards[me].outbox = outbox;
         self.shards[me].relay.end_turn();

@@ -38,11 +38,13 @@ pub enum Mutation {
     IgnorePause,
     RepeatTokens,
     ForgetResume,
+    ForgetOwed,
+    RefuseNewcomers,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 30] = [
+    pub const ALL: [Mutation; 32] = [
         Mutation::DropMail,
         Mutation::RepeatMail,
         Mutation::SwapMails,
@@ -73,6 +75,8 @@ impl Mutation {
         Mutation::IgnorePause,
         Mutation::RepeatTokens,
         Mutation::ForgetResume,
+        Mutation::ForgetOwed,
+        Mutation::RefuseNewcomers,
     ];
 }
 
