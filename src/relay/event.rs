@@ -143,6 +143,8 @@ pub enum Mail {
         parcel: Parcel,
         /// Who wants to know.
         origin: Origin,
+        /// How often numbers had been given back at the sender's home when it asked; repeated in the answer.
+        asked: u64,
     },
     /// What became of a message, told to the shard it came from.
     Outcome(Box<Outcome>),
@@ -257,6 +259,16 @@ pub struct Outcome {
 pub enum What {
     /// It is in its recipient's order and on its way to the writer.
     Accepted,
+    /// The answer to `Mail::Again`: it was accepted, unless its refusal came back since it was asked.
+    AcceptedBefore {
+        /// As in the question.
+        asked: u64,
+    },
+    /// The same: all that was accepted before the question is committed.
+    DurableBefore {
+        /// As in the question.
+        asked: u64,
+    },
     /// One shard has taken its part of a fan-out: so many recipients.
     FanoutTaken {
         /// Recipients there.

@@ -126,7 +126,12 @@ impl Relay {
     /// Who is to be forgotten next: away, owed nothing, and not about to come back.
     fn first_to_forget(&self, now: Now) -> Option<AgentSlot> {
         // Those who wait for a seat are few: as many as connections without one.
-        self.agents.away().in_order(now.mono).find(|slot| !self.asking.contains_key(&self.agents[*slot].id))
+        self.agents.away().in_order(now.mono).find(|slot| !self.comes_back(*slot))
+    }
+
+    /// Whether somebody waits for a seat under this agent's name.
+    pub(super) fn comes_back(&self, slot: AgentSlot) -> bool {
+        self.asking.get(&self.agents[slot].id).is_some_and(Option::is_some)
     }
 
     /// Somebody new is to be known. Says whether there is room, or was made.
@@ -162,7 +167,10 @@ impl Relay {
             owed: Owed::default(),
         };
         self.push_record(Record::Progress(nothing), outbox);
-        self.agents.insert(Agent::new(name, hash, agent, queue, now))
+        let mut agent = Agent::new(name, hash, agent, queue, now);
+        // Answers may be on their way to one of this name that was forgotten.
+        agent.numbers.told_apart_from = self.given_back;
+        self.agents.insert(agent)
     }
 
     /// Ends the holder's connection if the newcomer may have the name: it presents the holder's token, or came in with the

@@ -132,9 +132,16 @@ pub(super) struct Numbers {
     pub(super) high: u64,
     /// Numbers at or below `high` that were refused: those may be sent again.
     refused: VecDeque<u64>,
+    /// The last numbers that were given back, each with how many here had been by then.
+    given_back: VecDeque<(u64, u64)>,
+    /// Of those given back up to here nothing is known.
+    pub(super) told_apart_from: u64,
     /// Numbers of textual ids, oldest first.
     labels: Option<Box<Labels>>,
 }
+
+/// A refusal must be remembered for one mail's way to another shard and back, no longer.
+const GIVEN_BACK_REMEMBERED: usize = 1024;
 
 #[derive(Default)]
 struct Labels {
@@ -174,24 +181,28 @@ impl Numbers {
 
     /// As an earlier process left them: numbers whose messages the disk did not keep may be sent again.
     pub(super) fn restored(marks: &SentMarks) -> Numbers {
-        let mut numbers = Numbers { high: marks.high, refused: marks.missing().collect(), labels: None };
+        let mut numbers = Numbers { high: marks.high, refused: marks.missing().collect(), ..Numbers::default() };
         for label in &marks.labels {
             numbers.take_label(*label);
         }
         numbers
     }
 
-    /// Whether it was taken, refused, and has not come again.
-    pub(super) fn is_given_back(&self, number: u64) -> bool {
-        if number & crate::base::ids::NUMBER_FROM_LABEL == 0 {
-            return self.refused.contains(&number);
-        }
-        let known = |labels: &Labels| labels.set.find(number, |known| *known == number).is_some();
-        !self.labels.as_deref().is_some_and(known)
+    /// Whether it was refused after the `asked`-th time that any number here was. Where nobody can tell any more, the
+    /// answer is yes: then the sender hears nothing, and asks again.
+    pub(super) fn was_given_back_since(&self, asked: u64, number: u64) -> bool {
+        let mut since = self.given_back.iter().rev().take_while(|(at, _)| *at > asked);
+        self.told_apart_from > asked || since.any(|(_, given_back)| *given_back == number)
     }
 
-    /// It was refused: it may come again.
-    pub(super) fn give_back(&mut self, number: u64) {
+    /// It was refused, which is the `at`-th time here that any number was: it may come again.
+    pub(super) fn give_back(&mut self, number: u64, at: u64) {
+        if self.given_back.len() == GIVEN_BACK_REMEMBERED
+            && let Some((oldest, _)) = self.given_back.pop_front()
+        {
+            self.told_apart_from = oldest;
+        }
+        self.given_back.push_back((at, number));
         if self.refused.contains(&number) {
             return;
         }
@@ -334,8 +345,22 @@ mod tests {
         let mut numbers = Numbers::default();
         assert!(numbers.take(1) && numbers.take(5));
         assert!(!numbers.take(5) && !numbers.take(3), "numbers grow");
-        numbers.give_back(5);
+        numbers.give_back(5, 1);
         assert!(numbers.take(5) && !numbers.take(5));
+    }
+
+    #[test]
+    fn a_refusal_is_told_apart_from_an_answer_to_a_question_asked_before_it() {
+        let mut numbers = Numbers::default();
+        numbers.give_back(5, 8);
+        assert!(numbers.was_given_back_since(7, 5) && !numbers.was_given_back_since(8, 5));
+        assert!(!numbers.was_given_back_since(7, 6));
+        numbers.take(5);
+        assert!(numbers.was_given_back_since(7, 5), "it may have been sent anew");
+        for at in 9..9 + GIVEN_BACK_REMEMBERED as u64 {
+            numbers.give_back(6, at);
+        }
+        assert!(numbers.was_given_back_since(7, 5) && !numbers.was_given_back_since(8, 5), "in doubt: yes");
     }
 
     #[test]
@@ -346,7 +371,7 @@ mod tests {
             assert!(numbers.take_label(label(n)));
         }
         assert!(!numbers.take_label(label(0)));
-        numbers.give_back(label(7));
+        numbers.give_back(label(7), 1);
         assert!(numbers.take_label(label(7)), "a refused one may come again");
         assert!(numbers.take_label(label(4096)) && numbers.take_label(label(0)), "the oldest has made room");
         assert!(!numbers.take_label(label(4096)));

@@ -21,7 +21,6 @@ mod options;
 mod outbox;
 mod presence;
 mod purse;
-mod refused;
 mod route;
 mod seats;
 mod send;
@@ -55,7 +54,6 @@ use home::{AgentSlot, Agents};
 use ledger::Seats;
 use meter::{Funds, Meters};
 use purse::Request;
-use refused::RefusedLately;
 use route::Topics;
 use session::{Session, Sessions, State};
 use sources::Sources;
@@ -82,7 +80,8 @@ pub struct Relay {
     /// use a sequence twice within an epoch.
     forgotten_through: u64,
     grace: Grace,
-    refused_lately: RefusedLately,
+    /// How often any sender's number was given back.
+    given_back: u64,
     timers: Timers,
     counters: Counters,
     /// Sum over all queues.
@@ -148,7 +147,7 @@ impl Relay {
             topics: Topics::default(),
             forgotten_through: 0,
             grace: Grace::default(),
-            refused_lately: RefusedLately::default(),
+            given_back: 0,
             timers: Timers::default(),
             counters: Counters::default(),
             waiting: Load::default(),
@@ -379,7 +378,7 @@ impl Relay {
         match mail {
             Mail::Send { parcel, origin } => self.accept_one(now, parcel, origin, outbox),
             Mail::Fanout { parcel, origin } => self.accept_many(now, &parcel, origin, outbox),
-            Mail::Again { parcel, origin } => self.answer_again(&parcel, origin, outbox),
+            Mail::Again { parcel, origin, asked } => self.answer_again(&parcel, origin, asked, outbox),
             Mail::Outcome(outcome) => self.tell(*outcome, outbox),
             Mail::Read { id, recipient } => self.tell_read(id, recipient, outbox),
             Mail::Enrol { member, topic, join } => self.enrol(&member, &topic, join, outbox),
@@ -609,7 +608,7 @@ impl Relay {
     /// Agents that nobody has seen within the retention time, and that are owed nothing, are forgotten.
     fn forget_agents(&mut self, now: Now, outbox: &mut Outbox) {
         for slot in self.agents.away().for_longer_than(now.mono, self.options.bounds.retention) {
-            if !self.asking.contains_key(&self.agents[slot].id) {
+            if !self.comes_back(slot) {
                 self.forget(slot, outbox);
             }
         }

@@ -46,7 +46,8 @@ impl Relay {
         if message.from() != agent.name.as_bytes() || message.id().sender != agent.id {
             if new && message.id().sender != agent.id {
                 // Its own number is given back, whosever number the message claims.
-                agent.numbers.give_back(number);
+                self.given_back += 1;
+                agent.numbers.give_back(number, self.given_back);
             }
             return self.refuse(now, &message, origin, RefuseReason::Malformed, 0, outbox);
         }
@@ -172,7 +173,6 @@ impl Relay {
         };
         match self.offer(now, slot, &parcel, origin, false) {
             Ok((sequence, channel)) => {
-                self.refused_lately.remove(parcel.id);
                 let agent = &self.agents[slot];
                 let (recipient, session) = (agent.id, agent.session());
                 let (id, checksum, ttl_ms) = (parcel.id, parcel.checksum, parcel.ttl_ms);
@@ -378,7 +378,6 @@ impl Relay {
         outbox: &mut Outbox,
     ) {
         self.count_refusal(reason);
-        self.refused_lately.insert(parcel.id);
         let recipient = text_of(parcel.to()).into();
         self.push_note(Record::Refused { id: parcel.id, reason, at_ms: now.wall_ms }, outbox);
         let Crowd { retry_after_ms, depth } = crowd;

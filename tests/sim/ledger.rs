@@ -467,11 +467,13 @@ impl Ledger {
             let open = !place.acknowledged || place.acknowledged_at == now.mono;
             !place.failed && !place.lost && !place.forgotten && sent[place.message].id == id && open
         };
-        let mut places = order.places_mut().map(|(_, place)| place);
-        let place = match places.find(|place| owed(place)) {
+        let mut places = order.places_mut().map(|(_, place)| place).filter(|place| owed(place));
+        let place = match places.next() {
             Some(place) => place,
             None => panic!("{id:?} fails for {recipient:?} and is not owed"),
         };
+        // Accepted for it more than once, one of them has failed: which, only their order says.
+        places.for_each(|place| place.named = true);
         place.failed = true;
         if !self.wall_jumps {
             let ttl_ms = Message::check(&sent[place.message].raw, 0).expect("ours").ttl_ms();

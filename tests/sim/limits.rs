@@ -1,6 +1,7 @@
 //! Keys, seats and rates of a simulated world: what changes them, and the checkers that know nothing of how they are kept.
 
 use super::dice::Dice;
+use super::ledger::Place;
 use super::link::End;
 use super::shard::Shard;
 use super::swarm::{Mutation, Swarm};
@@ -8,7 +9,7 @@ use super::world::World;
 use agent_relay::base::keys::{ApiKey, KEY_PREFIX, KeyId, KeyRing, Ring, Scopes, hash_of};
 use agent_relay::base::tier::{Entitled, Entitlement};
 use agent_relay::base::limits::KNOWN_AGENTS_MAX;
-use agent_relay::base::{CloseReason, Mono, RefuseReason};
+use agent_relay::base::{AgentId, CloseReason, Mono, RefuseReason};
 use agent_relay::relay::{CensusTicket, Counters, Event, Mail, Outbox};
 use std::collections::VecDeque;
 
@@ -213,7 +214,12 @@ impl World {
                 let here = matches!(link.end, End::At(at, _) if at == me);
                 here && link.hello_read && !link.settled && *self.agents[link.agent].name == *row.name
             });
-            let stays = row.live || row.waiting_messages > 0 || comes;
+            // What expired before it was committed is looked for once more a second later, and until then not given up.
+            let id = AgentId::of(row.name.as_bytes());
+            let lately = |place: &Place| self.now.mono.since(place.accepted_at.mono) < Mono::ms(5_000);
+            let looked_for =
+                self.ledger.orders.get(&id).is_some_and(|order| order.places().any(|(_, place)| lately(place)));
+            let stays = row.live || row.waiting_messages > 0 || comes || looked_for;
             assert!(stays, "somebody new is shut out, and {} is away and owed nothing", row.name);
         }
     }

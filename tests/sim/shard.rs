@@ -424,10 +424,6 @@ impl World {
         for (id, recipient, reason) in failed {
             self.ledger.failed(self.now, id, recipient, reason);
         }
-        for agent in forgotten {
-            let minds = self.minds(agent);
-            self.ledger.check_forgotten(agent, minds);
-        }
         self.shards[me].outbox = outbox;
         self.shards[me].relay.end_turn();
         self.check_seats();
@@ -435,6 +431,10 @@ impl World {
             let name = self.agents[self.links[link].agent].id;
             self.ledger.maybe_acknowledged(name, link, most);
             self.believe(link, ack);
+        }
+        for agent in forgotten {
+            let minds = self.minds(agent);
+            self.ledger.check_forgotten(agent, minds);
         }
         for link in &mut self.links {
             if matches!(link.end, End::At(shard, _) if shard == me) {

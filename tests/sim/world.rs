@@ -359,7 +359,10 @@ impl World {
             && self.agents.iter().filter(|agent| !agent.retired && self.minds(agent.id)).all(|agent| {
                 let order = self.ledger.orders.get(&agent.id);
                 order.is_none_or(|order| {
-                    order.places().all(|(_, place)| place.seen || place.failed || place.channel || place.lost)
+                    order.places().all(|(_, place)| {
+                        let heard_of = place.acknowledged || place.named || place.forgotten;
+                        (place.seen && heard_of) || place.failed || place.channel || place.lost
+                    })
                 })
             })
     }
