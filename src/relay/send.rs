@@ -317,11 +317,11 @@ impl Relay {
             0 => bounds.retention,
             ttl_ms => Mono::ms(u64::from(ttl_ms)).min(bounds.retention),
         };
-        let expires_at = now.mono + kept;
+        let (expires_at, expires_ms) = (now.mono + kept, now.wall_ms.saturating_add(kept / Mono::ms(1)));
         let channel = channel || (agent.dialect == Dialect::Json && parcel.topic().starts_with(b"dm:"));
         // The next record pushed is the one that holds it.
         let record = self.records + 1;
-        let sequence = agent.queue.offer(parcel, Offer { expires_at, channel, ask, record, spill });
+        let sequence = agent.queue.offer(parcel, Offer { expires_at, expires_ms, channel, ask, record, spill });
         self.waiting = self.waiting.changed(load, agent.queue.load());
         if agent.listed.is_some() {
             // It is away, and owed something from now on.

@@ -98,6 +98,8 @@ pub struct Place {
     /// It may be acknowledged: by its id, which others may have as well, or in the turn that closed its connection.
     pub named: bool,
     pub failed: bool,
+    /// It has failed, whether or not a crash has undone that.
+    pub failed_once: bool,
     /// Its recipient was forgotten since: it is over, and nothing more is heard of it.
     pub forgotten: bool,
     pub seen: bool,
@@ -123,6 +125,7 @@ impl Place {
             acknowledged_at: Mono(0),
             named: false,
             failed: true,
+            failed_once: false,
             forgotten: false,
             seen: false,
             channel: false,
@@ -361,8 +364,7 @@ impl Ledger {
             let over = heard || place.forgotten;
             assert!(
                 !settled || over || place.named,
-                "{sequence:?} of {:?} is called settled and is not",
-                progress.agent
+                "{sequence:?} is called settled and is not: {progress:?}"
             );
             owed.0 += u64::from(!over && !place.named);
             owed.1 += u64::from(!over || (!settled && !place.lost));
@@ -473,9 +475,12 @@ impl Ledger {
             None => panic!("{id:?} fails for {recipient:?} and is not owed"),
         };
         // Accepted for it more than once, one of them has failed: which, only their order says.
-        places.for_each(|place| place.named = true);
-        place.failed = true;
-        if !self.wall_jumps {
+        let mut alone = true;
+        for twin in places {
+            (twin.named, twin.failed_once, alone) = (true, true, false);
+        }
+        (place.failed, place.failed_once) = (true, true);
+        if alone && !self.wall_jumps {
             let ttl_ms = Message::check(&sent[place.message].raw, 0).expect("ours").ttl_ms();
             let (kept, true_reason) = match ttl_ms {
                 0 => (self.retention, RefuseReason::Retention),

@@ -12,7 +12,7 @@ use agent_relay::base::tier::Entitled;
 use agent_relay::base::{AgentId, CloseReason, MessageId, Mono, RefuseReason, Sequence, SessionId, ShardId};
 use agent_relay::relay::{Event, Fetched, Mail, Options, Outbox, Output, Peer, Record, Relay};
 use agent_relay::wire::{Ack, Dialect, Frame, Hello, ReceiptState};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// What travels between shards.
 pub enum Post {
@@ -46,8 +46,8 @@ pub struct Shard {
     pub known: u32,
     /// Agents known from the start, however many may be met.
     pub restored: usize,
-    /// The most that any of them was owed then.
-    pub restored_owed: usize,
+    /// Of them, those that are owed more than may be, and how much at the last look.
+    pub restored_owed: BTreeMap<AgentId, usize>,
     /// Acknowledgements that were read in this turn, and up to where they may reach what this turn hands out.
     read_acks: Vec<(usize, Ack, Sequence)>,
 }
@@ -85,7 +85,7 @@ impl Shard {
             entitlement: limits.entitlement.clone(),
             known: 0,
             restored: 0,
-            restored_owed: 0,
+            restored_owed: BTreeMap::new(),
             read_acks: Vec::new(),
         }
     }

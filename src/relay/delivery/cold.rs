@@ -52,6 +52,8 @@ struct Asked {
     fetch: Fetch,
     /// Everything up to here was committed when it was sent.
     certain: Option<Sequence>,
+    /// The earliest expiry of what has come since, milliseconds since 1970.
+    expires_ms: u64,
 }
 
 impl Cold {
@@ -78,7 +80,7 @@ impl Cold {
         sequence: Sequence,
         weight: u64,
         record: u64,
-        expires_at: Mono,
+        (expires_at, expires_ms): (Mono, u64),
         ask: Option<Box<Ask>>,
     ) {
         self.messages += 1;
@@ -86,6 +88,11 @@ impl Cold {
         self.last = sequence;
         self.record = record;
         self.next_expiry = self.next_expiry.min(expires_at);
+        // The wall clock may have been set back since the last look: nobody has told of this one.
+        self.expired_before_ms = self.expired_before_ms.min(expires_ms.saturating_sub(1));
+        if let Some(asked) = &mut self.asked {
+            asked.expires_ms = asked.expires_ms.min(expires_ms);
+        }
         if let Some(ask) = ask
             && self.asks.len() < ASKS_MAX
         {
@@ -365,7 +372,7 @@ impl Queue {
             return Some(fetch);
         }
         if asked.certain.is_some() {
-            cold.expired_before_ms = fetched.fetch.now_ms;
+            cold.expired_before_ms = fetched.fetch.now_ms.min(asked.expires_ms.saturating_sub(1));
         } else {
             // What was not committed yet may have expired as well, and nobody has told of it.
             cold.next_expiry = cold.next_expiry.min(how.now.mono + UNCOMMITTED_AGAIN);
@@ -386,7 +393,7 @@ impl Cold {
         let retention_ms = retention / Mono::ms(1);
         let fetch = Fetch { agent, after: self.after, place: self.place, wanted, now_ms: now.wall_ms, retention_ms };
         let certain = (self.record <= committed).then_some(self.last);
-        self.asked = Some(Asked { fetch, certain });
+        self.asked = Some(Asked { fetch, certain, expires_ms: u64::MAX });
         fetch
     }
 
