@@ -571,6 +571,7 @@ impl Queue {
         }
         if self.entries.is_empty() {
             self.next_expiry = Mono(u64::MAX);
+            self.let_go_of_cold();
             // A burst must not leave its memory with an idle agent.
             if self.entries.capacity() > 2048 {
                 self.entries = VecDeque::new();

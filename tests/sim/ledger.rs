@@ -100,6 +100,7 @@ pub struct Place {
     pub failed: bool,
     /// It has failed, whether or not a crash has undone that.
     pub failed_once: bool,
+    pub failed_at: Mono,
     /// Its recipient was forgotten since: it is over, and nothing more is heard of it.
     pub forgotten: bool,
     pub seen: bool,
@@ -126,6 +127,7 @@ impl Place {
             named: false,
             failed: true,
             failed_once: false,
+            failed_at: Mono(0),
             forgotten: false,
             seen: false,
             channel: false,
@@ -475,11 +477,12 @@ impl Ledger {
             None => panic!("{id:?} fails for {recipient:?} and is not owed"),
         };
         // Accepted for it more than once, one of them has failed: which, only their order says.
+        (place.failed_once, place.failed_at) = (true, now.mono);
         let mut alone = true;
         for twin in places {
             (twin.named, twin.failed_once, alone) = (true, true, false);
         }
-        (place.failed, place.failed_once) = (true, true);
+        (place.failed, place.named) = (alone, place.named || !alone);
         if alone && !self.wall_jumps {
             let ttl_ms = Message::check(&sent[place.message].raw, 0).expect("ours").ttl_ms();
             let (kept, true_reason) = match ttl_ms {

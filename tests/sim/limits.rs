@@ -216,7 +216,10 @@ impl World {
             });
             // What expired before it was committed is looked for once more a second later, and until then not given up.
             let id = AgentId::of(row.name.as_bytes());
-            let lately = |place: &Place| self.now.mono.since(place.accepted_at.mono) < Mono::ms(5_000);
+            let lately = |place: &Place| {
+                let open = !place.acknowledged && !place.failed && !place.lost && !place.forgotten;
+                open || self.now.mono.since(place.failed_at) < Mono::ms(5_000)
+            };
             let looked_for =
                 self.ledger.orders.get(&id).is_some_and(|order| order.places().any(|(_, place)| lately(place)));
             let stays = row.live || row.waiting_messages > 0 || comes || looked_for;

@@ -36,6 +36,8 @@ pub(super) struct Cold {
     asked: Option<Asked>,
     /// A fetch came back without what is not committed yet: worth asking again after a commit.
     hungry: bool,
+    /// All of it has failed, and nothing has come since: it stays for what is hot before it.
+    over: bool,
     next_expiry: Mono,
     /// What expired by then has been told.
     expired_before_ms: u64,
@@ -67,6 +69,7 @@ impl Cold {
             place: Place::default(),
             asked: None,
             hungry: false,
+            over: false,
             next_expiry: Mono(u64::MAX),
             expired_before_ms: 0,
             handled: Sequence::default(),
@@ -85,6 +88,7 @@ impl Cold {
     ) {
         self.messages += 1;
         self.bytes += weight;
+        self.over = false;
         self.last = sequence;
         self.record = record;
         self.next_expiry = self.next_expiry.min(expires_at);
@@ -379,12 +383,19 @@ impl Queue {
         }
         // Nothing that was there when it was asked lives any more; the counts may be off by what a crash has undone.
         let all = cold.next_expiry == Mono(u64::MAX) && asked.certain.is_some_and(|certain| certain == cold.last);
-        if all && self.entries.is_empty() {
-            // Behind hot entries it stays, with what it skips, until a refill has seen the end as well.
-            self.through = self.through.max(cold.last);
-            self.cold = None;
-        }
+        // Behind hot entries it stays, with what it skips: what is told of progress counts on it.
+        cold.over = all;
+        self.let_go_of_cold();
         None
+    }
+
+    /// Lets go of what waited in the store and has failed, once nothing hot is before it.
+    pub(super) fn let_go_of_cold(&mut self) {
+        if self.entries.is_empty()
+            && let Some(cold) = self.cold.take_if(|cold| cold.over)
+        {
+            self.through = self.through.max(cold.last);
+        }
     }
 }
 
