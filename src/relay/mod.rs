@@ -6,6 +6,7 @@
 mod ask;
 mod auth;
 mod away;
+mod control;
 pub mod counters;
 pub mod delivery;
 mod event;
@@ -45,7 +46,7 @@ use crate::base::ids::TokenSource;
 use crate::base::limits;
 use crate::base::tier::Entitlement;
 use crate::base::{
-    AgentId, Bytes, Chunks, CloseReason, MessageId, Mono, NameHasher, Now, RefuseReason, Sequence, SessionId, ShardId,
+    AgentId, Bytes, Chunks, MessageId, Mono, NameHasher, Now, Sequence, SessionId, ShardId,
 };
 use crate::wire::{Ack, Dialect, ErrorCode, ErrorFrame, Frame};
 use delivery::{Load, News, Queue, Return, Window};
@@ -234,6 +235,7 @@ impl Relay {
                 Timer::Credentials => self.check_credentials(now, outbox),
                 Timer::Paused => self.tell_all_paused(now, outbox),
                 Timer::Funds => self.serve(now, outbox),
+                Timer::Rested(session) => self.on_rested(now, session, outbox),
             }
         }
     }
@@ -306,71 +308,7 @@ impl Relay {
         match (frame, agent) {
             (Frame::Send(message), Some(slot)) => self.on_send(now, id, slot, message, outbox),
             (Frame::Ack(ack), Some(slot)) => self.on_ack(now, id, slot, ack, outbox),
-            (Frame::Receipt(receipts), Some(slot)) => self.on_receipts(slot, &receipts, outbox),
-            (Frame::Subscribe(topic), Some(slot)) => self.on_subscribe(id, slot, &topic, outbox),
-            (Frame::Unsubscribe(topic), Some(slot)) => self.on_unsubscribe(slot, &topic, outbox),
-            (Frame::Enrol(enrol), Some(_)) => self.on_enrol(id, &enrol, outbox),
-            (Frame::Hello(hello), None) => self.on_hello(now, id, *hello, outbox),
-            (Frame::Hello(_), Some(_)) => self.complain(id, "Unexpected HELLO", outbox),
-            (Frame::Ping(nonce), Some(_)) => outbox.reply(id, Frame::Pong(Cow::Owned(nonce.into_owned()))),
-            (Frame::Submit(message), None) => self.on_submit(now, id, message, outbox),
-            (Frame::Query(query), _) => self.on_query(now, id, &query, outbox),
-            (Frame::Bye, _) => self.say_bye(now, id, outbox),
-            (Frame::Malformed { label, number, problem }, _) => {
-                self.counters.refusals[RefuseReason::Malformed as usize] += 1;
-                let error = ErrorFrame {
-                    code: ErrorCode::BadRequest,
-                    fatal: false,
-                    message: problem.into_owned().into(),
-                    number,
-                    label: label.into_owned().into(),
-                    outcome: Some(RefuseReason::Malformed),
-                };
-                outbox.reply(id, Frame::Error(Box::new(error)));
-            }
-            (Frame::Unserved { label, kind }, _) => {
-                let error = ErrorFrame {
-                    code: ErrorCode::BadRequest,
-                    fatal: false,
-                    message: format!("{kind} requests are not served by this relay").into(),
-                    number: 0,
-                    label: label.into_owned().into(),
-                    outcome: None,
-                };
-                outbox.reply(id, Frame::Error(Box::new(error)));
-            }
-            (Frame::Pong(_) | Frame::Ignored, _) => {}
-            (Frame::Send(_), None) => self.complain(id, "Not in ACTIVE state", outbox),
-            (Frame::Submit(_), Some(_)) => {
-                self.complain(id, "SUBMIT is for connections without a session; use SEND", outbox)
-            }
-            // As the original: these need no answer before HELLO, and mean nothing then.
-            (
-                Frame::Ack(_)
-                | Frame::Receipt(_)
-                | Frame::Subscribe(_)
-                | Frame::Unsubscribe(_)
-                | Frame::Enrol(_)
-                | Frame::Ping(_),
-                None,
-            ) => {}
-            (
-                Frame::Welcome(_)
-                | Frame::Deliver(_)
-                | Frame::Busy(_)
-                | Frame::Error(_)
-                | Frame::Answer(_)
-                | Frame::SendAck { .. },
-                _,
-            ) => {
-                self.fatal(
-                    id,
-                    ErrorCode::BadRequest,
-                    "only the relay sends this kind of frame",
-                    CloseReason::Protocol,
-                    outbox,
-                );
-            }
+            (frame, agent) => self.on_control(now, id, agent, frame, outbox),
         }
     }
 
@@ -411,6 +349,9 @@ impl Relay {
             self.counters.acknowledged += acknowledged;
             self.after_settling(slot, before, &mut news, outbox);
             self.pump(now, slot, id, outbox);
+        } else if matches!(ack, Ack::Message(_)) {
+            // It was looked for far and wide. (What rides on frames is often said again, and costs nothing.)
+            self.toil(now, id, 1, outbox);
         }
         self.news = news;
     }

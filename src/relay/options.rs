@@ -50,6 +50,10 @@ pub struct Bounds {
     pub messages_per_second: u32,
     /// SENDs that a connection may save up.
     pub burst: u32,
+    /// Frames beside messages and acknowledgements, per second and connection.
+    pub control_per_second: u32,
+    /// As many of them may be saved up.
+    pub control_burst: u32,
 }
 
 impl Default for Bounds {
@@ -67,6 +71,8 @@ impl Default for Bounds {
             retention: limits::RETENTION,
             messages_per_second: 0,
             burst: 0,
+            control_per_second: limits::CONTROL_PER_SECOND,
+            control_burst: limits::CONTROL_BURST,
         }
     }
 }

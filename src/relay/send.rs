@@ -49,18 +49,23 @@ impl Relay {
                 self.given_back += 1;
                 agent.numbers.give_back(number, self.given_back);
             }
-            return self.refuse(now, &message, origin, RefuseReason::Malformed, 0, outbox);
+            self.refuse(now, &message, origin, RefuseReason::Malformed, 0, outbox);
+            return self.toil(now, id, 1, outbox);
         }
         if !new {
             self.counters.duplicates += 1;
-            return self.ask_again(message, origin, outbox);
+            let cost = if is_fanout(message.to()) { usize::from(self.options.shards) } else { 1 };
+            self.ask_again(message, origin, outbox);
+            return self.toil(now, id, cost, outbox);
         }
         if !session.scopes.contains(Scopes::SEND) {
-            return self.refuse(now, &message, origin, RefuseReason::Forbidden, 0, outbox);
+            self.refuse(now, &message, origin, RefuseReason::Forbidden, 0, outbox);
+            return self.toil(now, id, 1, outbox);
         }
         let wait_ms = session.bucket.take(now.mono, messages_per_second, burst);
         if wait_ms > 0 {
-            return self.refuse(now, &message, origin, RefuseReason::RateLimited, wait_ms, outbox);
+            self.refuse(now, &message, origin, RefuseReason::RateLimited, wait_ms, outbox);
+            return self.toil(now, id, 1, outbox);
         }
         if self.meters.any {
             self.charge(now, id, outbox);

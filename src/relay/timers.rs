@@ -26,6 +26,8 @@ pub(super) enum Timer {
     Paused,
     /// Rates for whose tokens shards wait.
     Funds,
+    /// A connection that has said too much and is left unread.
+    Rested(SessionId),
 }
 
 /// Deadlines, earliest first; ties in a fixed order.

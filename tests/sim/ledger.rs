@@ -359,11 +359,13 @@ impl Ledger {
             return;
         }
         let mut owed = (0, 0);
+        // It may have been forgotten and met again in this very turn.
+        let gone = order.forgotten_at.back().copied();
         for (sequence, place) in order.places_mut() {
             let is_in = |(first, last): &(Sequence, Sequence)| *first <= sequence && sequence <= *last;
             let settled = sequence <= progress.acknowledged || progress.settled.iter().any(is_in);
             let heard = place.acknowledged || place.failed || place.lost || (place.channel && place.written);
-            let over = heard || place.forgotten;
+            let over = heard || place.forgotten || gone.is_some_and(|gone| sequence <= gone);
             assert!(
                 !settled || over || place.named,
                 "{sequence:?} is called settled and is not: {progress:?}"
