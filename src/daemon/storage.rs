@@ -61,7 +61,8 @@ impl Storage {
         let (follower, rows) = Follower::recover(&store)?;
         let epoch = store.begin_epoch(seconds_now, 0)?;
         let took_ms = opened.elapsed().as_millis() as u64;
-        tracing::info!(epoch, agents = rows.len(), segments = store.last_segment()?, took_ms, "the store is open");
+        let agents = rows.iter().filter(|row| row.name.is_some()).count();
+        tracing::info!(epoch, agents, segments = store.last_segment()?, took_ms, "the store is open");
         let parted = rows.iter().flat_map(|row| {
             let id = |number| MessageId { sender: row.agent, number };
             row.sent.partial.iter().map(move |partial| (id(partial.number), partial.recipients.clone()))
@@ -75,9 +76,13 @@ impl Storage {
         let hasher = NameHasher::new(name_seed);
         let mut homes: Vec<Vec<Remembered>> = (0..shards).map(|_| Vec::new()).collect();
         for row in std::mem::take(&mut self.rows) {
-            if let Some(name) = &row.name {
-                let home = hasher.hash(name.as_bytes()).home(shards);
-                homes[usize::from(home.0)].push(row);
+            match &row.name {
+                Some(name) => {
+                    let home = hasher.hash(name.as_bytes()).home(shards);
+                    homes[usize::from(home.0)].push(row);
+                }
+                // What it has sent was committed before its name. Whoever is home to the name knows it by its number.
+                None => homes.iter_mut().for_each(|home| home.push(row.clone())),
             }
         }
         homes

@@ -99,6 +99,8 @@ pub struct Relay {
     hungry: Vec<AgentSlot>,
     /// Agents whose progress the writer has not been told.
     progress: Vec<AgentSlot>,
+    /// What was sent by whom a crash has made nameless: their messages were on the disk before their names.
+    strangers: BTreeMap<AgentId, SentMarks>,
     /// Fan-outs that a crash parted, in order, and who has them already.
     parted: Vec<(MessageId, Vec<AgentId>)>,
     /// Where wrong credentials come from.
@@ -158,6 +160,7 @@ impl Relay {
             held: VecDeque::new(),
             hungry: Vec::new(),
             progress: Vec::new(),
+            strangers: BTreeMap::new(),
             parted: Vec::new(),
             sources: Sources::default(),
             credential_ends_at_ms: u64::MAX,
@@ -449,13 +452,17 @@ impl Relay {
         self.parted = parted;
     }
 
-    /// Takes up what an earlier process knew of the agents whose home is here. Before the first event.
+    /// Takes up what an earlier process knew of the agents whose home is here, and of those whose name nobody knows. Before
+    /// the first event.
     pub fn restore(&mut self, now: Now, rows: Vec<Remembered>) {
         // An answer that is merely due is not urgent: a hundred thousand of them are spread over a quarter of an hour.
         const LOOK_AFTER: u64 = Mono::ms(30_000);
         const SPREAD: u64 = Mono::ms(10);
         for (index, row) in rows.into_iter().enumerate() {
-            let Some(name) = row.name.clone() else { continue };
+            let Some(name) = row.name.clone() else {
+                self.strangers.insert(row.agent, row.sent);
+                continue;
+            };
             let hash = self.hasher.hash(name.as_bytes());
             debug_assert_eq!(hash.home(self.options.shards), self.options.shard);
             let look_after = LOOK_AFTER + SPREAD * index as u64;

@@ -31,14 +31,13 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// Reads rows, the end of the log, and the index of what no group covers. Gives the rows as well, for their homes.
+    /// Reads rows, the end of the log, and the index of what no group covers. Gives the rows as well, for their homes; those
+    /// without a name, of senders whose name was not on the disk yet, for all.
     pub fn recover(store: &Store) -> Result<(Follower, Vec<Remembered>), StoreError> {
-        let mut memory = store.recover(|_| {})?;
+        let memory = store.recover(|_| {})?;
         let through = store.last_segment()?;
         let tail = RwLock::new(store.tail(GroupLimits::default())?);
         let damage = store.index(&tail, false)?;
-        // Senders that nobody has met have no home and no order.
-        memory.forget_nameless();
         let rows = memory.rows().cloned().collect();
         let follower = Follower {
             tail,

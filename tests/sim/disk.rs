@@ -399,7 +399,6 @@ impl World {
         }
         (disk.memory, disk.position) = (memory, applied);
         disk.follow(end);
-        disk.memory.forget_nameless();
         disk.queues = (0..shards).map(|_| VecDeque::new()).collect();
         (disk.taken, disk.attempt, disk.checkpoint) = (vec![0; shards], None, None);
         disk.gap = vec![false; shards];
@@ -432,8 +431,13 @@ impl World {
                 Some(Mutation::ForgetRuns) => row.settled.clear(),
                 _ => {}
             }
-            let home = home_of(row.name.as_deref().expect("nameless rows were let go"));
-            homes[usize::from(home.0)].push(row);
+            match row.name.as_deref().map(&home_of) {
+                Some(home) => homes[usize::from(home.0)].push(row),
+                None => {
+                    self.marks.hit("a nameless sender");
+                    homes.iter_mut().for_each(|home| home.push(row.clone()));
+                }
+            }
         }
         (homes, parted)
     }

@@ -26,8 +26,6 @@ pub struct Sent {
     pub accepted: Vec<Accepted>,
     /// Recipients whose part a crash has undone, and that have not got it again.
     pub lost: BTreeSet<AgentId>,
-    /// It was on disk before its sender's name: the numbers used until then may be forgotten in a crash. (Known.)
-    pub nameless: bool,
     /// How often it was refused as a whole.
     pub refused: u64,
     /// Recipients that it failed for.
@@ -193,7 +191,6 @@ pub struct Ledger {
     pub retention: u64,
     /// The tokens that must resume each session after the last start.
     pub resumable: BTreeMap<AgentId, Vec<Token>>,
-    known_on_disk: BTreeSet<AgentId>,
     sessions_on_disk: BTreeMap<AgentId, Vec<Token>>,
     /// Agents that were ever forgotten, and with them their numbers.
     pub forgotten: BTreeSet<AgentId>,
@@ -220,7 +217,6 @@ impl Ledger {
             wall_jumps: swarm.wall_jumps > 0,
             retention: swarm.bounds.retention,
             resumable: BTreeMap::new(),
-            known_on_disk: BTreeSet::new(),
             sessions_on_disk: BTreeMap::new(),
             forgotten: BTreeSet::new(),
             forgot: false,
@@ -285,7 +281,7 @@ impl Ledger {
                     }
                     let before = sent.accepted.iter().filter(|accepted| accepted.recipient == recipient).count();
                     let forgotten = ledger.forgotten.contains(&sent.id.sender);
-                    let allowed = if sent.submitted || !sent.ruly || sent.nameless || forgotten {
+                    let allowed = if sent.submitted || !sent.ruly || forgotten {
                         sent.said.len()
                     } else {
                         1
@@ -398,15 +394,7 @@ impl Ledger {
                 tokens.extend(session.resume_before);
                 self.sessions_on_disk.insert(session.agent, tokens);
             }
-            RecordRef::Message(message) => {
-                let index = self.index_of(message.raw);
-                self.sent[index].nameless |= !self.known_on_disk.contains(&message.id.sender);
-            }
-            RecordRef::Known { agent, .. } => {
-                self.known_on_disk.insert(*agent);
-            }
             RecordRef::Forgotten { agent } => {
-                self.known_on_disk.remove(agent);
                 self.sessions_on_disk.remove(agent);
                 let order = self.orders.get_mut(agent).expect("it was noted when it was recorded");
                 let last = order.forgotten_at.pop_front().expect("each record is kept once");
@@ -621,7 +609,7 @@ impl Ledger {
         place.seen = true;
         let (strict, lost) = (self.strict, place.lost);
         let forgotten = self.forgotten.contains(&sent.id.sender);
-        if sent.ruly && !sent.submitted && !sent.nameless && once && !forgotten {
+        if sent.ruly && !sent.submitted && once && !forgotten {
             let twice = order.places().find(|(at, place)| *at != sequence && place.message == index && place.seen);
             // What a crash has undone was handed out before it was committed, and is sent again.
             assert!(
@@ -656,7 +644,7 @@ impl Ledger {
         let Some(index) = self.by_id.get(&id) else { panic!("{id:?} was never sent, and is called durable") };
         let sent = &self.sent[*index];
         let forgotten = self.forgotten.contains(&sent.id.sender);
-        let once = sent.ruly && !sent.submitted && !sent.nameless && !forgotten;
+        let once = sent.ruly && !sent.submitted && !forgotten;
         if once || sent.said.len() == 1 {
             self.says_accepted(id);
             let sent = &self.sent[self.by_id[&id]];
@@ -676,7 +664,7 @@ impl Ledger {
     pub fn says_refused(&mut self, id: MessageId) {
         let Some(index) = self.by_id.get(&id) else { return };
         let sent = &self.sent[*index];
-        if sent.ruly && !sent.submitted && !sent.nameless && matches!(sent.to, To::Name(_)) {
+        if sent.ruly && !sent.submitted && matches!(sent.to, To::Name(_)) {
             // A refusal that was true may be told in the turn in which the same is sent again.
             let refused = sent.refused > 0 && sent.said.len() > 1;
             assert!(sent.accepted.is_empty() || refused, "message {index} was accepted, and is called refused");
