@@ -13,6 +13,8 @@ use std::borrow::Cow;
 
 /// Whoever is left unread stays so for at least this long: otherwise each frame would be a wake-up of its own.
 const REST: u64 = Mono::ms(20);
+/// What a connection without HELLO may owe, in time.
+const FRESH_DEBT_MAX: u64 = Mono::ms(8_000);
 /// A question makes work for other threads as well.
 const QUERY_COST: usize = 16;
 /// So many bytes that are copied back count as one more.
@@ -27,7 +29,7 @@ impl Relay {
         frame: Frame<'_>,
         outbox: &mut Outbox,
     ) {
-        let cost = self.cost_of(&frame);
+        let cost = self.cost_of(&frame, agent.is_some());
         match (frame, agent) {
             (Frame::Receipt(receipts), Some(slot)) => self.on_receipts(slot, &receipts, outbox),
             (Frame::Subscribe(topic), Some(slot)) => self.on_subscribe(id, slot, &topic, outbox),
@@ -99,9 +101,10 @@ impl Relay {
     }
 
     /// What a frame is counted as: about the work of one small message each.
-    fn cost_of(&self, frame: &Frame<'_>) -> usize {
+    fn cost_of(&self, frame: &Frame<'_>, welcome: bool) -> usize {
         match frame {
-            // Those end the connection or change whose it is; messages have rates of their own.
+            // Those begin or end a session; messages have rates of their own.
+            Frame::Hello(_) if !welcome => 0,
             Frame::Bye | Frame::Submit(_) | Frame::Pong(_) => 0,
             Frame::Receipt(receipts) => receipts.len() * usize::from(self.options.shards),
             Frame::Query(query) if query.kind == QueryKind::Stop => 0,
@@ -123,8 +126,9 @@ impl Relay {
         }
         match session.state {
             State::Live(_) => {}
-            // The command line is the daemon's own user.
-            State::Fresh if !session.peer.owner => {
+            // It has ten seconds, and is closed earlier if it does not read what it is told. (The command line is the daemon's
+            // own user.)
+            State::Fresh if !session.peer.owner && wait >= FRESH_DEBT_MAX => {
                 let text = "Too many frames before HELLO";
                 return self.fatal(id, ErrorCode::BadRequest, text, CloseReason::Protocol, outbox);
             }

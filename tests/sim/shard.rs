@@ -621,6 +621,10 @@ impl World {
         if !self.ledger.sent[index].ruly || !self.minds(recipient) {
             return;
         }
+        if self.ledger.forgotten.contains(&id.sender) {
+            // Both it and the relay may have forgotten its numbers: then this one stands for two messages.
+            return;
+        }
         let Some(order) = self.ledger.orders.get(&recipient) else { panic!("{recipient:?} owes nothing") };
         let mut places = order.places().map(|(_, place)| place).filter(|place| place.message == index);
         let handed = |place: &Place| place.handed > 0 && (place.written || place.acknowledged || acknowledged);
