@@ -136,5 +136,6 @@ pub const QUESTIONS_MAX: usize = 1024;
 const _: () = assert!(IN_FLIGHT_MAX as u64 >= 2 * ACK_STRIDE, "a window must outlast the acknowledgement stride");
 const _: () = assert!(WAITING_BYTES_MAX >= FRAME_BYTES_MAX, "the largest frame must fit an empty queue");
 const _: () = assert!(TAKE_OVER_SILENCE < DEAD_AFTER, "a dead holder can be replaced before it is given up");
-const _: () = assert!(CONTROL_BURST as u64 >= 2 * NUMBERS_REMEMBERED, "what may be sent again may be sent again at once");
+const _: () =
+    assert!(CONTROL_BURST as u64 >= 2 * NUMBERS_REMEMBERED, "what may be sent again may be sent again at once");
 const _: () = assert!(HELLO_BYTES_MAX >= 5 * HELLO_TEXT_BYTES_MAX + 4096, "a full HELLO must fit");

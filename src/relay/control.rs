@@ -29,7 +29,7 @@ impl Relay {
         frame: Frame<'_>,
         outbox: &mut Outbox,
     ) {
-        let cost = self.cost_of(&frame, agent.is_some());
+        let cost = cost_of(&frame, agent.is_some());
         match (frame, agent) {
             (Frame::Receipt(receipts), Some(slot)) => self.on_receipts(slot, &receipts, outbox),
             (Frame::Subscribe(topic), Some(slot)) => self.on_subscribe(id, slot, &topic, outbox),
@@ -71,11 +71,7 @@ impl Relay {
             }
             // As the original: these need no answer before HELLO, and mean nothing then.
             (
-                Frame::Receipt(_)
-                | Frame::Subscribe(_)
-                | Frame::Unsubscribe(_)
-                | Frame::Enrol(_)
-                | Frame::Ping(_),
+                Frame::Receipt(_) | Frame::Subscribe(_) | Frame::Unsubscribe(_) | Frame::Enrol(_) | Frame::Ping(_),
                 None,
             ) => {}
             (
@@ -98,21 +94,6 @@ impl Relay {
         }
         // Whoever asked has its answer; then it may have to wait.
         self.toil(now, id, cost, outbox);
-    }
-
-    /// What a frame is counted as: about the work of one small message each.
-    fn cost_of(&self, frame: &Frame<'_>, welcome: bool) -> usize {
-        match frame {
-            // Those begin or end a session; messages have rates of their own.
-            Frame::Hello(_) if !welcome => 0,
-            Frame::Bye | Frame::Submit(_) | Frame::Pong(_) => 0,
-            Frame::Receipt(receipts) => receipts.len() * usize::from(self.options.shards),
-            Frame::Query(query) if query.kind == QueryKind::Stop => 0,
-            Frame::Query(_) => QUERY_COST,
-            Frame::Ping(nonce) => 1 + nonce.len() / BYTES_PER_COST,
-            Frame::Malformed { label, problem, .. } => 1 + (label.len() + problem.len()) / BYTES_PER_COST,
-            _ => 1,
-        }
     }
 
     /// A connection has made work that no rate of messages counts. When it has used up what it may, nothing is refused and
@@ -153,5 +134,20 @@ impl Relay {
             0 => self.unpause_for(now, id, Pocket::TOIL, outbox),
             wait => self.timers.set(now.mono + wait.max(REST), Timer::Rested(id)),
         }
+    }
+}
+
+/// What a frame is counted as: about the work of one small message each.
+fn cost_of(frame: &Frame<'_>, welcome: bool) -> usize {
+    match frame {
+        // Those begin or end a session; messages have rates of their own.
+        Frame::Hello(_) if !welcome => 0,
+        Frame::Bye | Frame::Submit(_) | Frame::Pong(_) => 0,
+        Frame::Receipt(receipts) => receipts.len(),
+        Frame::Query(query) if query.kind == QueryKind::Stop => 0,
+        Frame::Query(_) => QUERY_COST,
+        Frame::Ping(nonce) => 1 + nonce.len() / BYTES_PER_COST,
+        Frame::Malformed { label, problem, .. } => 1 + (label.len() + problem.len()) / BYTES_PER_COST,
+        _ => 1,
     }
 }

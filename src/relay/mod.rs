@@ -45,9 +45,7 @@ pub use outbox::{
 use crate::base::ids::TokenSource;
 use crate::base::limits;
 use crate::base::tier::Entitlement;
-use crate::base::{
-    AgentId, Bytes, Chunks, MessageId, Mono, NameHasher, Now, Sequence, SessionId, ShardId,
-};
+use crate::base::{AgentId, Bytes, Chunks, MessageId, Mono, NameHasher, Now, Sequence, SessionId, ShardId};
 use crate::wire::{Ack, Dialect, ErrorCode, ErrorFrame, Frame};
 use delivery::{Load, News, Queue, Return, Window};
 use grace::Grace;

@@ -281,11 +281,7 @@ impl Ledger {
                     }
                     let before = sent.accepted.iter().filter(|accepted| accepted.recipient == recipient).count();
                     let forgotten = ledger.forgotten.contains(&sent.id.sender);
-                    let allowed = if sent.submitted || !sent.ruly || forgotten {
-                        sent.said.len()
-                    } else {
-                        1
-                    };
+                    let allowed = if sent.submitted || !sent.ruly || forgotten { sent.said.len() } else { 1 };
                     assert!(before < allowed, "message {index} was accepted {} times for one recipient", before + 1);
                     assert!(
                         !sent.ruly
@@ -362,10 +358,7 @@ impl Ledger {
             let settled = sequence <= progress.acknowledged || progress.settled.iter().any(is_in);
             let heard = place.acknowledged || place.failed || place.lost || (place.channel && place.written);
             let over = heard || place.forgotten || gone.is_some_and(|gone| sequence <= gone);
-            assert!(
-                !settled || over || place.named,
-                "{sequence:?} is called settled and is not: {progress:?}"
-            );
+            assert!(!settled || over || place.named, "{sequence:?} is called settled and is not: {progress:?}");
             owed.0 += u64::from(!over && !place.named);
             owed.1 += u64::from(!over || (!settled && !place.lost));
         }

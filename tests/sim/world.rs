@@ -361,9 +361,7 @@ impl World {
         self.someone_is_shut_out()
             && self.agents.iter().filter(|agent| !agent.retired && self.minds(agent.id)).all(|agent| {
                 let order = self.ledger.orders.get(&agent.id);
-                order.is_none_or(|order| {
-                    order.places().all(|(_, place)| is_over(place))
-                })
+                order.is_none_or(|order| order.places().all(|(_, place)| is_over(place)))
             })
     }
 
@@ -410,7 +408,8 @@ impl World {
             let open: Vec<_> = order.places().filter(|(_, place)| is_open(place)).map(|(at, _)| at).collect();
             if !open.is_empty() {
                 let here: Vec<_> = self.agents.iter().filter(|other| other.id == *agent && !other.retired).collect();
-                let names: Vec<_> = here.iter().map(|agent| (&agent.name, agent.acks, agent.liar, agent.handled)).collect();
+                let names: Vec<_> =
+                    here.iter().map(|agent| (&agent.name, agent.acks, agent.liar, agent.handled)).collect();
                 let _ = write!(text, "\n  open for {agent:?} {names:?}: {open:?}");
             }
         }
@@ -427,7 +426,11 @@ impl World {
                 let mut mine =
                     order.places().map(|(_, place)| place).filter(|place| place.message == index && !place.lost);
                 assert!(
-                    mine.all(|place| place.seen || has_failed(place) || place.channel || away || !self.minds(*recipient)),
+                    mine.all(|place| place.seen
+                        || has_failed(place)
+                        || place.channel
+                        || away
+                        || !self.minds(*recipient)),
                     "message {index} was accepted for {recipient:?}, which never saw it"
                 );
             }
