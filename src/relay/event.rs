@@ -137,15 +137,8 @@ pub enum Mail {
         /// Who wants to know what becomes of it.
         origin: Origin,
     },
-    /// The same SEND once more, sent behind the first: what has become of that?
-    Again {
-        /// The message.
-        parcel: Parcel,
-        /// Who wants to know.
-        origin: Origin,
-        /// How often numbers had been given back at the sender's home when it asked; repeated in the answer.
-        asked: u64,
-    },
+    /// The same SEND once more, sent behind the first: what has become of that? Boxed: it is rare, and large.
+    Again(Box<Again>),
     /// What became of a message, told to the shard it came from.
     Outcome(Box<Outcome>),
     /// An admin lets this agent join a channel, or leave it.
@@ -207,6 +200,17 @@ pub enum Mail {
         /// Who read it.
         recipient: AgentId,
     },
+}
+
+/// The question about a SEND that came twice.
+#[derive(Debug)]
+pub struct Again {
+    /// The message.
+    pub parcel: Parcel,
+    /// Who wants to know.
+    pub origin: Origin,
+    /// How often numbers had been given back at the sender's home when it asked; repeated in the answer.
+    pub asked: u64,
 }
 
 /// Whose rate it is.

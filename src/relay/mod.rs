@@ -34,7 +34,7 @@ mod tests;
 mod timers;
 
 pub use counters::{AuthFailure, Counters, Gauges, KeyUse};
-pub use event::{Account, Event, Mail, Origin, Outcome, Peer, What};
+pub use event::{Account, Again, Event, Mail, Origin, Outcome, Peer, What};
 pub use memory::{Memory, Owed, ProgressRecord, Remembered, SentMarks, SessionRecord};
 pub use options::{Bounds, Options};
 pub use outbox::{
@@ -317,7 +317,7 @@ impl Relay {
         match mail {
             Mail::Send { parcel, origin } => self.accept_one(now, parcel, origin, outbox),
             Mail::Fanout { parcel, origin } => self.accept_many(now, &parcel, origin, outbox),
-            Mail::Again { parcel, origin, asked } => self.answer_again(&parcel, origin, asked, outbox),
+            Mail::Again(again) => self.answer_again(&again.parcel, again.origin, again.asked, outbox),
             Mail::Outcome(outcome) => self.tell(*outcome, outbox),
             Mail::Read { id, recipient } => self.tell_read(id, recipient, outbox),
             Mail::Enrol { member, topic, join } => self.enrol(&member, &topic, join, outbox),

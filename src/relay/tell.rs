@@ -1,7 +1,7 @@
 //! What became of a message, told to whoever sent it: on its own shard, in the words of its dialect.
 
 use super::delivery::News;
-use super::event::{Mail, NOBODY, Origin, Outcome, What};
+use super::event::{Again, Mail, NOBODY, Origin, Outcome, What};
 use super::home::AgentSlot;
 use super::outbox::{Outbox, Output, Record};
 use super::send::{is_fanout, outcome};
@@ -64,7 +64,8 @@ impl Relay {
             if ShardId(home) == self.options.shard {
                 self.answer_again(&parcel, origin, asked, outbox);
             } else {
-                outbox.mails.push((ShardId(home), Mail::Again { parcel: parcel.clone(), origin, asked }));
+                let again = Again { parcel: parcel.clone(), origin, asked };
+                outbox.mails.push((ShardId(home), Mail::Again(Box::new(again))));
             }
         }
     }
