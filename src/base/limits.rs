@@ -98,6 +98,13 @@ pub const FETCH_BYTES_MAX: u32 = 512 * 1024;
 /// Refused numbers remembered per native sender, so that a refused message may be sent again under its number.
 pub const REFUSED_REMEMBERED: usize = NUMBERS_REMEMBERED as usize;
 
+/// Frames beside messages and acknowledgements (subscriptions, questions, pings, receipts of reading, SENDs that are refused
+/// or were sent before) that one connection may say per second. More than a program that marks each message as read ever
+/// says, and at one or two microseconds each some hundredths of a shard's time.
+pub const CONTROL_PER_SECOND: u32 = 10_000;
+/// As many may be saved up: after a crash a client sends all again that it has not heard of.
+pub const CONTROL_BURST: u32 = 20_000;
+
 /// Mail from one shard to another that has not been taken yet.
 pub const LANE_MAILS_MAX: usize = 8192;
 /// Batches of records on their way to the writer, per shard.
@@ -148,4 +155,6 @@ pub const REFUSALS_KNOWN_MAX: usize = 1024;
 const _: () = assert!(IN_FLIGHT_MAX as u64 >= 2 * ACK_STRIDE, "a window must outlast the acknowledgement stride");
 const _: () = assert!(WAITING_BYTES_MAX >= FRAME_BYTES_MAX, "the largest frame must fit an empty queue");
 const _: () = assert!(TAKE_OVER_SILENCE < DEAD_AFTER, "a dead holder can be replaced before it is given up");
+const _: () =
+    assert!(CONTROL_BURST as u64 >= 2 * NUMBERS_REMEMBERED, "what may be sent again may be sent again at once");
 const _: () = assert!(HELLO_BYTES_MAX >= 5 * HELLO_TEXT_BYTES_MAX + 4096, "a full HELLO must fit");

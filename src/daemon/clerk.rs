@@ -457,6 +457,7 @@ impl Clerk {
             "agents": {
                 "connected": sum(|heart| u64::from(heart.live)),
                 "known": sum(|heart| u64::from(heart.known)),
+                "forgotten_early": sum(|heart| heart.counters.forgotten_early),
                 "seats": sum(|heart| u64::from(heart.seats)),
                 "seats_peak": sum(|heart| u64::from(heart.seats_peak)),
                 "max": entitlement.agents_max,

@@ -72,7 +72,7 @@ impl Storage {
         let took_ms = opened.elapsed().as_millis() as u64;
         tracing::info!(
             epoch,
-            agents = follower.memory.read().len(),
+            agents = follower.memory.read().rows().filter(|row| row.name.is_some()).count(),
             segments = store.last_segment()?,
             took_ms,
             "the store is open"
@@ -98,9 +98,13 @@ impl Storage {
         let hasher = NameHasher::new(name_seed);
         let mut homes: Vec<Vec<AgentId>> = (0..shards).map(|_| Vec::new()).collect();
         for row in self.follower.memory.read().rows() {
-            if let Some(name) = &row.name {
-                let home = hasher.hash(name.as_bytes()).home(shards);
-                homes[usize::from(home.0)].push(row.agent);
+            match &row.name {
+                Some(name) => {
+                    let home = hasher.hash(name.as_bytes()).home(shards);
+                    homes[usize::from(home.0)].push(row.agent);
+                }
+                // What it has sent was committed before its name. Whoever is home to the name knows it by its number.
+                None => homes.iter_mut().for_each(|home| home.push(row.agent)),
             }
         }
         homes

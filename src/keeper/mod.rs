@@ -279,12 +279,18 @@ impl Keeper {
         }
         while let Some(checkpoint) = &mut self.checkpoint {
             let started = Instant::now();
-            let first = checkpoint.rows.len().saturating_sub(ROWS_AT_ONCE);
-            let last = first == 0;
-            let forgotten: &[AgentId] = if last { &checkpoint.forgotten } else { &[] };
-            self.follower.keep_rows(&self.store, &checkpoint.rows[first..], forgotten)?;
-            checkpoint.rows.truncate(first);
-            if last {
+            // All that were forgotten come before all rows: one of them may have been met again since.
+            let few = |count: usize| count.saturating_sub(ROWS_AT_ONCE);
+            if checkpoint.forgotten.is_empty() {
+                let first = few(checkpoint.rows.len());
+                self.follower.keep_rows(&self.store, &checkpoint.rows[first..], &[])?;
+                checkpoint.rows.truncate(first);
+            } else {
+                let first = few(checkpoint.forgotten.len());
+                self.follower.keep_rows(&self.store, &[], &checkpoint.forgotten[first..])?;
+                checkpoint.forgotten.truncate(first);
+            }
+            if checkpoint.forgotten.is_empty() && checkpoint.rows.is_empty() {
                 // A crash before this mark replays a little more.
                 self.store.mark_applied(checkpoint.through)?;
                 self.gauges.applied.store(checkpoint.through, Ordering::Relaxed);

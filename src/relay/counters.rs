@@ -25,6 +25,8 @@ pub struct Counters {
     pub resumed: u64,
     /// Names taken over from a silent or superseded connection.
     pub taken_over: u64,
+    /// Agents that were forgotten before the retention time, to make room for others.
+    pub forgotten_early: u64,
     /// Connections closed, by `CloseReason as usize`.
     pub closes: [u64; CloseReason::ALL.len() + 1],
     /// Messages refused or failed, by `RefuseReason as usize`.

@@ -115,6 +115,8 @@ pub struct News {
 pub struct Offer {
     /// When its time to live, or the retention time, ends.
     pub expires_at: Mono,
+    /// The same by the wall clock, milliseconds since 1970: as the store will tell it.
+    pub expires_ms: u64,
     /// Whether it is a channel's message, which is settled by being written.
     pub channel: bool,
     /// Who wants to hear of it.
@@ -305,12 +307,12 @@ impl Queue {
     pub fn offer(&mut self, parcel: &Parcel, offer: Offer) -> Sequence {
         let sequence = self.next_sequence();
         self.next += 1;
-        let Offer { expires_at, channel, ask, record, spill } = offer;
+        let Offer { expires_at, expires_ms, channel, ask, record, spill } = offer;
         if spill || self.cold.is_some() {
             // Where the hot part ends, the cold one begins.
             let after = self.entries.back().map_or(self.through, |last| last.sequence);
             let cold = self.cold.get_or_insert_with(|| Box::new(Cold::new(after)));
-            cold.offer(sequence, Queue::weight(parcel.raw.len()) as u64, record, expires_at, ask);
+            cold.offer(sequence, Queue::weight(parcel.raw.len()) as u64, record, (expires_at, expires_ms), ask);
             return sequence;
         }
         self.bytes += Queue::weight(parcel.raw.len());
@@ -569,6 +571,7 @@ impl Queue {
         }
         if self.entries.is_empty() {
             self.next_expiry = Mono(u64::MAX);
+            self.let_go_of_cold();
             // A burst must not leave its memory with an idle agent.
             if self.entries.capacity() > 2048 {
                 self.entries = VecDeque::new();

@@ -137,13 +137,8 @@ pub enum Mail {
         /// Who wants to know what becomes of it.
         origin: Origin,
     },
-    /// The same SEND once more, sent behind the first: what has become of that?
-    Again {
-        /// The message.
-        parcel: Parcel,
-        /// Who wants to know.
-        origin: Origin,
-    },
+    /// The same SEND once more, sent behind the first: what has become of that? Boxed: it is rare, and large.
+    Again(Box<Again>),
     /// What became of a message, told to the shard it came from.
     Outcome(Box<Outcome>),
     /// An admin lets this agent join a channel, or leave it.
@@ -207,6 +202,17 @@ pub enum Mail {
     },
 }
 
+/// The question about a SEND that came twice.
+#[derive(Debug)]
+pub struct Again {
+    /// The message.
+    pub parcel: Parcel,
+    /// Who wants to know.
+    pub origin: Origin,
+    /// How often numbers had been given back at the sender's home when it asked; repeated in the answer.
+    pub asked: u64,
+}
+
 /// Whose rate it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Account {
@@ -257,6 +263,16 @@ pub struct Outcome {
 pub enum What {
     /// It is in its recipient's order and on its way to the writer.
     Accepted,
+    /// The answer to `Mail::Again`: it was accepted, unless its refusal came back since it was asked.
+    AcceptedBefore {
+        /// As in the question.
+        asked: u64,
+    },
+    /// The same: all that was accepted before the question is committed.
+    DurableBefore {
+        /// As in the question.
+        asked: u64,
+    },
     /// One shard has taken its part of a fan-out: so many recipients.
     FanoutTaken {
         /// Recipients there.

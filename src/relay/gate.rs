@@ -31,6 +31,17 @@ impl Bucket {
     }
 }
 
+impl Bucket {
+    /// Takes so many tokens, whether they are there or not; gives 0, or how many nanoseconds from now nothing is owed.
+    pub(super) fn spend(&mut self, now: Mono, tokens: u64, per_second: u32, burst: u32) -> u64 {
+        let (rate, size) = (u64::from(per_second.max(1)), u64::from(burst.max(1)) * TOKEN);
+        self.used = self.used.saturating_sub(now.since(self.filled_at).saturating_mul(rate));
+        self.filled_at = now;
+        self.used = self.used.saturating_add(tokens.saturating_mul(TOKEN));
+        self.used.saturating_sub(size).div_ceil(rate)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,6 +58,17 @@ mod tests {
         assert!(bucket.take(start + Mono::ms(9), 100, 5) > 0);
         assert_eq!(bucket.take(start + Mono::ms(10), 100, 5), 0);
         assert!(bucket.take(start + Mono::ms(10), 100, 5) > 0);
+    }
+
+    #[test]
+    fn what_is_spent_beyond_the_burst_is_owed_until_it_has_come() {
+        let mut bucket = Bucket::default();
+        let start = Mono(Mono::ms(1_000));
+        assert_eq!(bucket.spend(start, 5, 100, 5), 0);
+        assert_eq!(bucket.spend(start, 3, 100, 5), Mono::ms(30));
+        assert_eq!(bucket.spend(start + Mono::ms(29), 0, 100, 5), Mono::ms(1));
+        assert_eq!(bucket.spend(start + Mono::ms(30), 0, 100, 5), 0);
+        assert_eq!(bucket.spend(start + Mono::ms(30), u64::MAX, 1, 1), (u64::MAX - TOKEN).div_ceil(1));
     }
 
     #[test]

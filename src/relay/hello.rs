@@ -1,8 +1,8 @@
 //! HELLO: is the name good, is this its home, is it free or may it be taken over, does a session go on?
 
 use super::delivery::Queue;
-use super::home::{Agent, AgentSlot, Presence};
-use super::memory::SessionRecord;
+use super::home::{Agent, AgentSlot, Numbers, Presence};
+use super::memory::{Owed, ProgressRecord, SessionRecord};
 use super::outbox::{Outbox, Output, Profile, Record};
 use super::session::{Session, State};
 use super::timers::{self, Timer};
@@ -78,7 +78,7 @@ impl Relay {
     fn claim(&mut self, now: Now, id: SessionId, hello: Hello<'_>, outbox: &mut Outbox) {
         let Ok(claimed) = name::check_agent(&hello.claimed_name) else { return };
         let (slot, agent) = (self.find_agent(claimed), AgentId::of(claimed.as_bytes()));
-        if slot.is_none() && self.knows_too_many() {
+        if slot.is_none() && self.knows_too_many() && self.first_to_forget(now).is_none() {
             return self.refuse_unknown(id, outbox);
         }
         // Whoever waits for the agent's seat holds the name as well.
@@ -100,7 +100,7 @@ impl Relay {
         let Ok(claimed) = name::check_agent(&hello.claimed_name) else { return };
         let slot = match self.find_agent(claimed) {
             Some(slot) => slot,
-            None if self.knows_too_many() => {
+            None if !self.make_room(now, outbox) => {
                 if seated {
                     self.give_seat_back(now, outbox);
                 }
@@ -122,8 +122,35 @@ impl Relay {
     }
 
     fn refuse_unknown(&mut self, id: SessionId, outbox: &mut Outbox) {
-        let text = "The relay knows as many agents as it can; names are forgotten after the retention time";
+        let text = "The relay knows as many agents as it can, and each of them is connected or has mail waiting";
         self.fatal(id, ErrorCode::QuotaExceeded, text, CloseReason::KnownAgentsFull, outbox);
+    }
+
+    /// Who is to be forgotten next: away, owed nothing, and not about to come back.
+    fn first_to_forget(&self, now: Now) -> Option<AgentSlot> {
+        // Those who wait for a seat are few: as many as connections without one.
+        self.agents.away().in_order(now.mono).find(|slot| !self.comes_back(*slot))
+    }
+
+    /// Whether somebody waits for a seat under this agent's name.
+    pub(super) fn comes_back(&self, slot: AgentSlot) -> bool {
+        self.asking.get(&self.agents[slot].id).is_some_and(Option::is_some)
+    }
+
+    /// Somebody new is to be known. Says whether there is room, or was made.
+    fn make_room(&mut self, now: Now, outbox: &mut Outbox) -> bool {
+        let mut room = !self.knows_too_many();
+        // Two for one, so that a bound that was lowered is kept again in time.
+        for _ in 0..2 {
+            if self.knows_too_many()
+                && let Some(slot) = self.first_to_forget(now)
+            {
+                self.forget(slot, outbox);
+                self.counters.forgotten_early += 1;
+                room = true;
+            }
+        }
+        room
     }
 
     /// A name that was not known until now.
@@ -134,7 +161,22 @@ impl Relay {
         }
         self.push_record(Record::Known { agent, name: name.clone(), at_ms: now.wall_ms }, outbox);
         let queue = Queue::new(self.options.epoch, self.forgotten_through + 1);
-        self.agents.insert(Agent::new(name, hash, agent, queue, now))
+        // The log may hold messages to an agent of this name that was forgotten: they are not owed to this one.
+        let nothing = ProgressRecord {
+            agent,
+            delivered: queue.settled_through(),
+            acknowledged: queue.settled_through(),
+            settled: Box::default(),
+            owed: Owed::default(),
+        };
+        self.push_record(Record::Progress(nothing), outbox);
+        let mut agent = Agent::new(name, hash, agent, queue, now);
+        if let Some(sent) = self.strangers.remove(&agent.id) {
+            agent.numbers = Numbers::restored(sent);
+        }
+        // Answers may be on their way to one of this name that was forgotten.
+        agent.numbers.told_apart_from = self.given_back;
+        self.agents.insert(agent)
     }
 
     /// Ends the holder's connection if the newcomer may have the name: it presents the holder's token, or came in with the
@@ -210,6 +252,8 @@ impl Relay {
             agent.session_token = fresh_session;
         }
         agent.presence = Presence::Live(id);
+        self.agents.list(slot);
+        let agent = &mut self.agents[slot];
         agent.dialect = dialect;
         agent.in_flight_max = in_flight_max;
         agent.receives = receives;

@@ -1,6 +1,7 @@
 //! Who lives here, and who is known to live here. An agent's home is the shard that its name hashes to; everything about
 //! it (session, order, window, subscriptions, whether the name is free) is owned by that one thread.
 
+use super::away::Away;
 use super::delivery::Queue;
 use super::memory::{Remembered, SentMarks};
 use super::outbox::Profile;
@@ -23,6 +24,8 @@ pub(super) struct Agent {
     pub(super) hash: NameHash,
     pub(super) id: AgentId,
     pub(super) presence: Presence,
+    /// As what it stands in the list of those who may be forgotten.
+    pub(super) listed: Option<Presence>,
     /// What it spoke last.
     pub(super) dialect: Dialect,
     pub(super) profile: Option<Box<Profile>>,
@@ -72,6 +75,7 @@ impl Agent {
             hash,
             id,
             presence: Presence::Left(now.mono),
+            listed: None,
             dialect: Dialect::Native,
             profile: None,
             queue,
@@ -128,9 +132,16 @@ pub(super) struct Numbers {
     pub(super) high: u64,
     /// Numbers at or below `high` that were refused: those may be sent again.
     refused: VecDeque<u64>,
+    /// The last numbers that were given back, each with how many here had been by then.
+    given_back: VecDeque<(u64, u64)>,
+    /// Of those given back up to here nothing is known.
+    pub(super) told_apart_from: u64,
     /// Numbers of textual ids, oldest first.
     labels: Option<Box<Labels>>,
 }
+
+/// A refusal must be remembered for one mail's way to another shard and back, no longer.
+const GIVEN_BACK_REMEMBERED: usize = 1024;
 
 #[derive(Default)]
 struct Labels {
@@ -178,20 +189,24 @@ impl Numbers {
             }
             Box::new(Labels { order: marks.labels, set })
         });
-        Numbers { high: marks.high, refused, labels }
+        Numbers { high: marks.high, refused, labels, ..Numbers::default() }
     }
 
-    /// Whether it was taken, refused, and has not come again.
-    pub(super) fn is_given_back(&self, number: u64) -> bool {
-        if number & crate::base::ids::NUMBER_FROM_LABEL == 0 {
-            return self.refused.contains(&number);
+    /// Whether it was refused after the `asked`-th time that any number here was. Where nobody can tell any more, the
+    /// answer is yes: then the sender hears nothing, and asks again.
+    pub(super) fn was_given_back_since(&self, asked: u64, number: u64) -> bool {
+        let mut since = self.given_back.iter().rev().take_while(|(at, _)| *at > asked);
+        self.told_apart_from > asked || since.any(|(_, given_back)| *given_back == number)
+    }
+
+    /// It was refused, which is the `at`-th time here that any number was: it may come again.
+    pub(super) fn give_back(&mut self, number: u64, at: u64) {
+        if self.given_back.len() == GIVEN_BACK_REMEMBERED
+            && let Some((oldest, _)) = self.given_back.pop_front()
+        {
+            self.told_apart_from = oldest;
         }
-        let known = |labels: &Labels| labels.set.find(number, |known| *known == number).is_some();
-        !self.labels.as_deref().is_some_and(known)
-    }
-
-    /// It was refused: it may come again.
-    pub(super) fn give_back(&mut self, number: u64) {
+        self.given_back.push_back((at, number));
         if self.refused.contains(&number) {
             return;
         }
@@ -220,7 +235,9 @@ impl Labels {
 #[derive(Default)]
 pub(super) struct Agents {
     slots: Vec<Option<Agent>>,
-    free: Vec<u32>,
+    /// Free slots, and whether a retry timer is still running for the agent that was there.
+    free: Vec<(u32, bool)>,
+    away: Away,
     by_name: HashTable<u32>,
     by_id: HashTable<u32>,
 }
@@ -255,10 +272,13 @@ impl Agents {
         self.by_id.reserve(more, id_hash);
     }
 
-    pub(super) fn insert(&mut self, agent: Agent) -> AgentSlot {
+    pub(super) fn insert(&mut self, mut agent: Agent) -> AgentSlot {
         let (hash, id) = (agent.hash, agent.id);
         let slot = match self.free.pop() {
-            Some(slot) => slot,
+            Some((slot, retry_armed)) => {
+                agent.retry_armed = retry_armed;
+                slot
+            }
             None => {
                 self.slots.push(None);
                 (self.slots.len() - 1) as u32
@@ -282,8 +302,29 @@ impl Agents {
         if let Ok(entry) = self.by_id.find_entry(agent.id.0, |other| *other == slot.0) {
             entry.remove();
         }
-        self.free.push(slot.0);
+        if let Some(listed) = agent.listed {
+            self.away.remove(slot, listed);
+        }
+        self.free.push((slot.0, agent.retry_armed));
         Some(agent)
+    }
+
+    /// Keeps the list of those who may be forgotten: everyone who is away and owed nothing. To be called when either may
+    /// have changed.
+    pub(super) fn list(&mut self, slot: AgentSlot) {
+        let agent = &mut self[slot];
+        let may_go = agent.session().is_none() && agent.queue.is_empty();
+        let listed = may_go.then_some(agent.presence);
+        let before = std::mem::replace(&mut agent.listed, listed);
+        if before != listed {
+            before.into_iter().for_each(|presence| self.away.remove(slot, presence));
+            listed.into_iter().for_each(|presence| self.away.insert(slot, presence));
+        }
+    }
+
+    /// Everyone who may be forgotten, and who first.
+    pub(super) fn away(&self) -> &Away {
+        &self.away
     }
 
     /// The agent in `slot`, if any is there: for walks and for timers that may have outlived their agent.
@@ -318,8 +359,22 @@ mod tests {
         let mut numbers = Numbers::default();
         assert!(numbers.take(1) && numbers.take(5));
         assert!(!numbers.take(5) && !numbers.take(3), "numbers grow");
-        numbers.give_back(5);
+        numbers.give_back(5, 1);
         assert!(numbers.take(5) && !numbers.take(5));
+    }
+
+    #[test]
+    fn a_refusal_is_told_apart_from_an_answer_to_a_question_asked_before_it() {
+        let mut numbers = Numbers::default();
+        numbers.give_back(5, 8);
+        assert!(numbers.was_given_back_since(7, 5) && !numbers.was_given_back_since(8, 5));
+        assert!(!numbers.was_given_back_since(7, 6));
+        numbers.take(5);
+        assert!(numbers.was_given_back_since(7, 5), "it may have been sent anew");
+        for at in 9..9 + GIVEN_BACK_REMEMBERED as u64 {
+            numbers.give_back(6, at);
+        }
+        assert!(numbers.was_given_back_since(7, 5) && !numbers.was_given_back_since(8, 5), "in doubt: yes");
     }
 
     #[test]
@@ -330,7 +385,7 @@ mod tests {
             assert!(numbers.take_label(label(n)));
         }
         assert!(!numbers.take_label(label(0)));
-        numbers.give_back(label(7));
+        numbers.give_back(label(7), 1);
         assert!(numbers.take_label(label(7)), "a refused one may come again");
         assert!(numbers.take_label(label(4096)) && numbers.take_label(label(0)), "the oldest has made room");
         assert!(!numbers.take_label(label(4096)));

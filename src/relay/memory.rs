@@ -12,6 +12,9 @@ use std::collections::VecDeque;
 /// Unfinished fan-outs of one sender: as many as numbers are remembered.
 pub const PARTIAL_MAX: usize = NUMBERS_REMEMBERED as usize;
 
+/// Senders whose name nobody has met that are kept in mind.
+const NAMELESS_MAX: usize = 1024;
+
 /// One agent, as far as the store knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remembered {
@@ -282,6 +285,8 @@ pub struct Memory {
     dirty: Vec<AgentId>,
     /// Agents that were forgotten since the last time that was asked.
     forgotten: Vec<AgentId>,
+    /// Kept without a name, oldest first; some have one by now.
+    nameless: VecDeque<AgentId>,
 }
 
 /// A row, and whether it is in the list of those that have changed.
@@ -300,6 +305,9 @@ impl Memory {
     /// A row that was kept.
     pub fn restore(&mut self, row: Remembered) {
         self.remove(row.agent);
+        if row.name.is_none() {
+            self.keep_nameless(row.agent);
+        }
         self.rows.insert_unique(row.agent.0, Kept { row, dirty: false }, |kept| kept.row.agent.0);
     }
 
@@ -321,11 +329,6 @@ impl Memory {
     /// Whether anything has changed since `take_dirty`.
     pub fn is_dirty(&self) -> bool {
         !self.dirty.is_empty() || !self.forgotten.is_empty()
-    }
-
-    /// Lets go of senders that nobody has met.
-    pub fn forget_nameless(&mut self) {
-        self.rows.retain(|kept| kept.row.name.is_some());
     }
 
     /// Agents known by name, or by messages alone.
@@ -381,22 +384,29 @@ impl Memory {
         Some(&mut kept.row)
     }
 
-    /// The row as it is to be kept, stamped with the last segment that was applied as a whole. A row without a name is let
-    /// go: whoever sends under a name that nobody has met has no order, no session and no marks. But not the first time:
-    /// a message may be committed before the name of its sender, by whom another shard is home.
+    /// The row as it is to be kept, stamped with the last segment that was applied as a whole. A message may be committed
+    /// before the name of its sender, by whom another shard is home, and a crash may come between: so rows without a name
+    /// are kept as well. Most are of the command line, which sends under names that nobody ever meets: of those the oldest
+    /// are let go.
     pub fn stamp(&mut self, agent: AgentId, segment: u64) -> Option<&Remembered> {
         let kept = self.kept(agent)?;
         let before = kept.row.as_of;
         kept.row.as_of = before.max(segment);
-        if kept.row.name.is_some() {
-            return self.row(agent);
+        if kept.row.name.is_none() && before == 0 {
+            self.keep_nameless(agent);
         }
-        if before > 0 {
-            self.remove(agent);
-        } else if !std::mem::replace(&mut kept.dirty, true) {
-            self.dirty.push(agent);
+        self.row(agent)
+    }
+
+    fn keep_nameless(&mut self, agent: AgentId) {
+        self.nameless.push_back(agent);
+        if self.nameless.len() > NAMELESS_MAX
+            && let Some(oldest) = self.nameless.pop_front()
+            && self.row(oldest).is_some_and(|row| row.name.is_none())
+        {
+            self.remove(oldest);
+            self.forgotten.push(oldest);
         }
-        None
     }
 
     /// A name was met.
@@ -528,17 +538,25 @@ mod tests {
     }
 
     #[test]
-    fn marks_of_a_sender_whose_name_comes_a_commit_later_are_kept_and_those_of_nobody_let_go() {
+    fn marks_of_a_sender_whose_name_comes_later_are_kept_and_the_oldest_of_nobody_let_go() {
         let id = |sender| MessageId { sender: AgentId(sender), number: 1 };
         let mut memory = Memory::default();
         memory.sent(1, id(7), 0);
         memory.sent(1, id(8), 0);
         assert_eq!(memory.take_dirty(), [AgentId(7), AgentId(8)]);
-        assert!(memory.stamp(AgentId(7), 1).is_none() && memory.stamp(AgentId(8), 1).is_none());
+        let kept: Vec<Remembered> =
+            [7, 8].into_iter().filter_map(|agent| memory.stamp(AgentId(agent), 1).cloned()).collect();
+        // A crash; the rows are found again, and then the name of one.
+        let mut memory = Memory::default();
+        kept.into_iter().for_each(|row| memory.restore(row));
         memory.known(2, AgentId(7), &"ann".into(), 0);
-        assert_eq!(memory.take_dirty(), [AgentId(7), AgentId(8)], "both are looked at again");
         assert!(memory.stamp(AgentId(7), 2).is_some_and(|row| row.sent.is_taken(1)));
-        assert!(memory.stamp(AgentId(8), 2).is_none() && memory.len() == 1);
+        for sender in 100..100 + NAMELESS_MAX as u64 {
+            memory.sent(3, id(sender), 0);
+            memory.stamp(AgentId(sender), 3);
+        }
+        assert_eq!(memory.take_forgotten(), [AgentId(8)], "the other has a name");
+        assert_eq!(memory.len(), 1 + NAMELESS_MAX);
     }
 
     #[test]

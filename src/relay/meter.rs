@@ -62,6 +62,9 @@ pub(super) enum Pocket {
 }
 
 impl Pocket {
+    /// Beside the bits of pockets: why a connection that has said too much of other things is left unread.
+    pub(super) const TOIL: u8 = 4;
+
     fn bit(self) -> u8 {
         match self {
             Pocket::Daemon => 1,
@@ -272,21 +275,31 @@ impl Relay {
     }
 
     fn pause(&mut self, id: SessionId, pocket: Pocket, outbox: &mut Outbox) {
+        self.pause_for(id, pocket.bit(), outbox);
+    }
+
+    /// Leaves a connection unread, for this reason as well.
+    pub(super) fn pause_for(&mut self, id: SessionId, reason: u8, outbox: &mut Outbox) {
         let Some(session) = self.sessions.find_mut(id) else { return };
         if session.paused == 0 {
             self.meters.paused += 1;
             self.counters.pauses += 1;
             outbox.outputs.push(Output::Pause { session: id });
         }
-        session.paused |= pocket.bit();
+        session.paused |= reason;
     }
 
     fn unpause(&mut self, now: Now, id: SessionId, pocket: Pocket, outbox: &mut Outbox) {
+        self.unpause_for(now, id, pocket.bit(), outbox);
+    }
+
+    /// This reason is gone.
+    pub(super) fn unpause_for(&mut self, now: Now, id: SessionId, reason: u8, outbox: &mut Outbox) {
         let Some(session) = self.sessions.find_mut(id) else { return };
         if session.paused == 0 {
             return;
         }
-        session.paused &= !pocket.bit();
+        session.paused &= !reason;
         if session.paused == 0 {
             // It was not silent: it was not heard.
             (session.last_heard, session.pinged_at, session.resumed_at) = (now.mono, None, now.mono);
@@ -348,25 +361,30 @@ impl Relay {
             told.push((id, expected.since(now.mono).saturating_add(rate.time_for(place as u64))));
         }
         for (id, wait) in told {
-            let Some(session) = self.sessions.find_mut(id) else { continue };
-            if session.told_at.is_some_and(|at| now.mono.since(at) < TOLD_EVERY) {
-                continue;
-            }
-            session.told_at = Some(now.mono);
-            let busy = Busy {
-                number: 0,
-                label: "".into(),
-                reason: RefuseReason::RateLimited,
-                retry_after_ms: milliseconds(wait),
-                queue_depth: 0,
-                recipient: "".into(),
-            };
-            outbox.reply(id, Frame::Busy(Box::new(busy)));
+            self.tell_slow(now, id, wait, outbox);
         }
         if !self.meters.telling {
             self.meters.telling = true;
             self.timers.set(now.mono + TOLD_EVERY, Timer::Paused);
         }
+    }
+
+    /// Tells a connection that it is left unread, and how long; at most once a second.
+    pub(super) fn tell_slow(&mut self, now: Now, id: SessionId, wait: u64, outbox: &mut Outbox) {
+        let Some(session) = self.sessions.find_mut(id) else { return };
+        if session.told_at.is_some_and(|at| now.mono.since(at) < TOLD_EVERY) {
+            return;
+        }
+        session.told_at = Some(now.mono);
+        let busy = Busy {
+            number: 0,
+            label: "".into(),
+            reason: RefuseReason::RateLimited,
+            retry_after_ms: milliseconds(wait),
+            queue_depth: 0,
+            recipient: "".into(),
+        };
+        outbox.reply(id, Frame::Busy(Box::new(busy)));
     }
 
     /// A second has passed.

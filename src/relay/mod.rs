@@ -5,6 +5,8 @@
 
 mod ask;
 mod auth;
+mod away;
+mod control;
 pub mod counters;
 pub mod delivery;
 mod event;
@@ -20,7 +22,6 @@ mod options;
 mod outbox;
 mod presence;
 mod purse;
-mod refused;
 mod route;
 mod seats;
 mod send;
@@ -34,7 +35,7 @@ mod tests;
 mod timers;
 
 pub use counters::{AuthFailure, Counters, Gauges, KeyUse};
-pub use event::{Account, Event, Mail, Origin, Outcome, Peer, What};
+pub use event::{Account, Again, Event, Mail, Origin, Outcome, Peer, What};
 pub use memory::{Memory, Owed, ProgressRecord, Remembered, SentMarks, SessionRecord};
 pub use options::{Bounds, Options};
 pub use outbox::{
@@ -46,9 +47,7 @@ pub use sightings::{Sighted, Sighting};
 use crate::base::ids::TokenSource;
 use crate::base::limits;
 use crate::base::tier::Entitlement;
-use crate::base::{
-    AgentId, Bytes, Chunks, CloseReason, MessageId, Mono, NameHasher, Now, RefuseReason, Sequence, SessionId, ShardId,
-};
+use crate::base::{AgentId, Bytes, Chunks, MessageId, Mono, NameHasher, Now, Sequence, SessionId, ShardId};
 use crate::wire::{Ack, Dialect, ErrorCode, ErrorFrame, Frame};
 use delivery::{Load, News, Queue, Return, Window};
 use grace::Grace;
@@ -56,7 +55,6 @@ use home::{AgentSlot, Agents};
 use ledger::Seats;
 use meter::{Funds, Meters};
 use purse::Request;
-use refused::RefusedLately;
 use route::Topics;
 use session::{Session, Sessions, State};
 use sightings::Sightings;
@@ -84,7 +82,8 @@ pub struct Relay {
     /// use a sequence twice within an epoch.
     forgotten_through: u64,
     grace: Grace,
-    refused_lately: RefusedLately,
+    /// How often any sender's number was given back.
+    given_back: u64,
     timers: Timers,
     counters: Counters,
     /// Sum over all queues.
@@ -101,6 +100,8 @@ pub struct Relay {
     hungry: Vec<AgentSlot>,
     /// Agents whose progress the writer has not been told.
     progress: Vec<AgentSlot>,
+    /// What was sent by whom a crash has made nameless: their messages were on the disk before their names.
+    strangers: BTreeMap<AgentId, SentMarks>,
     /// Fan-outs that a crash parted, in order, and who has them already.
     parted: Vec<(MessageId, Vec<AgentId>)>,
     /// Where wrong credentials come from.
@@ -154,7 +155,7 @@ impl Relay {
             topics: Topics::default(),
             forgotten_through: 0,
             grace: Grace::default(),
-            refused_lately: RefusedLately::default(),
+            given_back: 0,
             timers: Timers::default(),
             counters: Counters::default(),
             waiting: Load::default(),
@@ -164,6 +165,7 @@ impl Relay {
             held: VecDeque::new(),
             hungry: Vec::new(),
             progress: Vec::new(),
+            strangers: BTreeMap::new(),
             parted: Vec::new(),
             doubted: None,
             sources: Sources::default(),
@@ -243,6 +245,7 @@ impl Relay {
                 Timer::Credentials => self.check_credentials(now, outbox),
                 Timer::Paused => self.tell_all_paused(now, outbox),
                 Timer::Funds => self.serve(now, outbox),
+                Timer::Rested(session) => self.on_rested(now, session, outbox),
             }
         }
     }
@@ -315,71 +318,7 @@ impl Relay {
         match (frame, agent) {
             (Frame::Send(message), Some(slot)) => self.on_send(now, id, slot, message, outbox),
             (Frame::Ack(ack), Some(slot)) => self.on_ack(now, id, slot, ack, outbox),
-            (Frame::Receipt(receipts), Some(slot)) => self.on_receipts(slot, &receipts, outbox),
-            (Frame::Subscribe(topic), Some(slot)) => self.on_subscribe(id, slot, &topic, outbox),
-            (Frame::Unsubscribe(topic), Some(slot)) => self.on_unsubscribe(slot, &topic, outbox),
-            (Frame::Enrol(enrol), Some(_)) => self.on_enrol(id, &enrol, outbox),
-            (Frame::Hello(hello), None) => self.on_hello(now, id, *hello, outbox),
-            (Frame::Hello(_), Some(_)) => self.complain(id, "Unexpected HELLO", outbox),
-            (Frame::Ping(nonce), Some(_)) => outbox.reply(id, Frame::Pong(Cow::Owned(nonce.into_owned()))),
-            (Frame::Submit(message), None) => self.on_submit(now, id, message, outbox),
-            (Frame::Query(query), _) => self.on_query(now, id, &query, outbox),
-            (Frame::Bye, _) => self.say_bye(now, id, outbox),
-            (Frame::Malformed { label, number, problem }, _) => {
-                self.counters.refusals[RefuseReason::Malformed as usize] += 1;
-                let error = ErrorFrame {
-                    code: ErrorCode::BadRequest,
-                    fatal: false,
-                    message: problem.into_owned().into(),
-                    number,
-                    label: label.into_owned().into(),
-                    outcome: Some(RefuseReason::Malformed),
-                };
-                outbox.reply(id, Frame::Error(Box::new(error)));
-            }
-            (Frame::Unserved { label, kind }, _) => {
-                let error = ErrorFrame {
-                    code: ErrorCode::BadRequest,
-                    fatal: false,
-                    message: format!("{kind} requests are not served by this relay").into(),
-                    number: 0,
-                    label: label.into_owned().into(),
-                    outcome: None,
-                };
-                outbox.reply(id, Frame::Error(Box::new(error)));
-            }
-            (Frame::Pong(_) | Frame::Ignored, _) => {}
-            (Frame::Send(_), None) => self.complain(id, "Not in ACTIVE state", outbox),
-            (Frame::Submit(_), Some(_)) => {
-                self.complain(id, "SUBMIT is for connections without a session; use SEND", outbox)
-            }
-            // As the original: these need no answer before HELLO, and mean nothing then.
-            (
-                Frame::Ack(_)
-                | Frame::Receipt(_)
-                | Frame::Subscribe(_)
-                | Frame::Unsubscribe(_)
-                | Frame::Enrol(_)
-                | Frame::Ping(_),
-                None,
-            ) => {}
-            (
-                Frame::Welcome(_)
-                | Frame::Deliver(_)
-                | Frame::Busy(_)
-                | Frame::Error(_)
-                | Frame::Answer(_)
-                | Frame::SendAck { .. },
-                _,
-            ) => {
-                self.fatal(
-                    id,
-                    ErrorCode::BadRequest,
-                    "only the relay sends this kind of frame",
-                    CloseReason::Protocol,
-                    outbox,
-                );
-            }
+            (frame, agent) => self.on_control(now, id, agent, frame, outbox),
         }
     }
 
@@ -387,7 +326,7 @@ impl Relay {
         match mail {
             Mail::Send { parcel, origin } => self.accept_one(now, parcel, origin, outbox),
             Mail::Fanout { parcel, origin } => self.accept_many(now, &parcel, origin, outbox),
-            Mail::Again { parcel, origin } => self.answer_again(&parcel, origin, outbox),
+            Mail::Again(again) => self.answer_again(&again.parcel, again.origin, again.asked, outbox),
             Mail::Outcome(outcome) => self.tell(*outcome, outbox),
             Mail::Read { id, recipient } => self.tell_read(id, recipient, outbox),
             Mail::Enrol { member, topic, join } => self.enrol(&member, &topic, join, outbox),
@@ -420,6 +359,9 @@ impl Relay {
             self.counters.acknowledged += acknowledged;
             self.after_settling(slot, before, &mut news, outbox);
             self.pump(now, slot, id, outbox);
+        } else if matches!(ack, Ack::Message(_)) {
+            // It was looked for far and wide. (What rides on frames is often said again, and costs nothing.)
+            self.toil(now, id, 1, outbox);
         }
         self.news = news;
     }
@@ -446,6 +388,11 @@ impl Relay {
             agent.progress_due = true;
             self.progress.push(slot);
         }
+        if agent.session().is_none() {
+            // What it was owed has failed, perhaps all of it.
+            self.agents.list(slot);
+        }
+        let agent = &self.agents[slot];
         if !news.is_empty() {
             let recipient = agent.id;
             for item in news.drain(..) {
@@ -481,9 +428,10 @@ impl Relay {
     /// Makes sure that somebody looks when the first of an agent's messages expires.
     fn arm_expiry(&mut self, slot: AgentSlot) {
         let agent = &mut self.agents[slot];
-        if agent.expiry_armed > agent.queue.next_expiry() {
-            agent.expiry_armed = agent.queue.next_expiry();
-            self.timers.set(agent.expiry_armed, Timer::Expiry(slot));
+        let next = agent.queue.next_expiry();
+        if agent.expiry_armed > next {
+            self.timers.move_expiry(slot, agent.expiry_armed, next);
+            agent.expiry_armed = next;
         }
     }
 
@@ -511,7 +459,8 @@ impl Relay {
         self.parted = parted;
     }
 
-    /// Takes up what an earlier process knew of the agents whose home is here. Before the first event.
+    /// Takes up what an earlier process knew of the agents whose home is here, and of those whose name nobody knows. Before
+    /// the first event.
     pub fn restore(&mut self, now: Now, rows: impl IntoIterator<Item = Remembered>) {
         let ahead_ms = self.options.bounds.clock_ahead_ms;
         self.doubted = (ahead_ms > 0).then(|| Now { wall_ms: now.wall_ms.saturating_sub(ahead_ms), ..now });
@@ -523,7 +472,10 @@ impl Relay {
         let (at_least, at_most) = rows.size_hint();
         self.agents.reserve(at_most.unwrap_or(at_least).min(self.options.bounds.known_agents_max));
         for (index, mut row) in rows.enumerate() {
-            let Some(name) = row.name.take() else { continue };
+            let Some(name) = row.name.take() else {
+                self.strangers.insert(row.agent, row.sent);
+                continue;
+            };
             let hash = self.hasher.hash(name.as_bytes());
             debug_assert_eq!(hash.home(self.options.shards), self.options.shard);
             let look_after = LOOK_AFTER + SPREAD * index as u64;
@@ -540,6 +492,7 @@ impl Relay {
                 let _ = self.subscribe_quietly(slot, topic, *channel);
             }
             self.waiting = self.waiting.changed(Load::default(), load);
+            self.agents.list(slot);
             self.arm_expiry(slot);
         }
         if self.agents.len() > 0 {
@@ -614,10 +567,8 @@ impl Relay {
             outbox.fetches.push(fetch);
         }
         let next = agent.queue.next_expiry();
-        if next < Mono(u64::MAX) {
-            agent.expiry_armed = next;
-            self.timers.set(next, Timer::Expiry(slot));
-        }
+        self.timers.move_expiry(slot, Mono(u64::MAX), next);
+        agent.expiry_armed = next;
         let session = agent.session();
         self.after_settling(slot, before, &mut news, outbox);
         self.news = news;
@@ -628,11 +579,8 @@ impl Relay {
 
     /// Agents that nobody has seen within the retention time, and that are owed nothing, are forgotten.
     fn forget_agents(&mut self, now: Now, outbox: &mut Outbox) {
-        for index in 0..self.agents.slots() {
-            let slot = AgentSlot(index);
-            let Some(agent) = self.agents.peek(slot) else { continue };
-            let away = agent.session().is_none() && agent.queue.is_empty();
-            if away && now.mono.since(agent.last_seen.mono) > self.options.bounds.retention {
+        for slot in self.agents.away().for_longer_than(now.mono, self.options.bounds.retention) {
+            if !self.comes_back(slot) {
                 self.forget(slot, outbox);
             }
         }
@@ -650,6 +598,7 @@ impl Relay {
             self.topics.unsubscribe(topic, slot);
         }
         if let Some(agent) = self.agents.forget(slot) {
+            self.timers.move_expiry(slot, agent.expiry_armed, Mono(u64::MAX));
             self.push_note(Record::Forgotten { agent: agent.id }, outbox);
         }
     }

@@ -53,6 +53,10 @@ pub struct Bounds {
     pub messages_per_second: u32,
     /// SENDs that a connection may save up.
     pub burst: u32,
+    /// Frames beside messages and acknowledgements, per second and connection.
+    pub control_per_second: u32,
+    /// As many of them may be saved up.
+    pub control_burst: u32,
 }
 
 impl Default for Bounds {
@@ -71,6 +75,8 @@ impl Default for Bounds {
             clock_ahead_ms: 0,
             messages_per_second: 0,
             burst: 0,
+            control_per_second: limits::CONTROL_PER_SECOND,
+            control_burst: limits::CONTROL_BURST,
         }
     }
 }

@@ -118,6 +118,7 @@ impl Relay {
             _ => Presence::Lost(now.mono),
         };
         agent.queue.rewind();
+        self.agents.list(slot);
         self.leave_seat(now, slot, outbox);
         let agent = &self.agents[slot];
         let record = Record::Gone { agent: agent.id, at_ms: now.wall_ms, bye: reason == CloseReason::Bye };

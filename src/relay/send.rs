@@ -46,20 +46,26 @@ impl Relay {
         if message.from() != agent.name.as_bytes() || message.id().sender != agent.id {
             if new && message.id().sender != agent.id {
                 // Its own number is given back, whosever number the message claims.
-                agent.numbers.give_back(number);
+                self.given_back += 1;
+                agent.numbers.give_back(number, self.given_back);
             }
-            return self.refuse(now, &message, origin, RefuseReason::Malformed, 0, outbox);
+            self.refuse(now, &message, origin, RefuseReason::Malformed, 0, outbox);
+            return self.toil(now, id, 1, outbox);
         }
         if !new {
             self.counters.duplicates += 1;
-            return self.ask_again(message, origin, outbox);
+            let cost = if is_fanout(message.to()) { usize::from(self.options.shards) } else { 1 };
+            self.ask_again(message, origin, outbox);
+            return self.toil(now, id, cost, outbox);
         }
         if !session.scopes.contains(Scopes::SEND) {
-            return self.refuse(now, &message, origin, RefuseReason::Forbidden, 0, outbox);
+            self.refuse(now, &message, origin, RefuseReason::Forbidden, 0, outbox);
+            return self.toil(now, id, 1, outbox);
         }
         let wait_ms = session.bucket.take(now.mono, messages_per_second, burst);
         if wait_ms > 0 {
-            return self.refuse(now, &message, origin, RefuseReason::RateLimited, wait_ms, outbox);
+            self.refuse(now, &message, origin, RefuseReason::RateLimited, wait_ms, outbox);
+            return self.toil(now, id, 1, outbox);
         }
         if self.meters.any {
             self.charge(now, id, outbox);
@@ -172,7 +178,6 @@ impl Relay {
         };
         match self.offer(now, slot, &parcel, origin, false) {
             Ok((sequence, channel)) => {
-                self.refused_lately.remove(parcel.id);
                 let agent = &self.agents[slot];
                 let (recipient, session) = (agent.id, agent.session());
                 let (id, checksum, ttl_ms) = (parcel.id, parcel.checksum, parcel.ttl_ms);
@@ -317,12 +322,16 @@ impl Relay {
             0 => bounds.retention,
             ttl_ms => Mono::ms(u64::from(ttl_ms)).min(bounds.retention),
         };
-        let expires_at = now.mono + kept;
+        let (expires_at, expires_ms) = (now.mono + kept, now.wall_ms.saturating_add(kept / Mono::ms(1)));
         let channel = channel || (agent.dialect == Dialect::Json && parcel.topic().starts_with(b"dm:"));
         // The next record pushed is the one that holds it.
         let record = self.records + 1;
-        let sequence = agent.queue.offer(parcel, Offer { expires_at, channel, ask, record, spill });
+        let sequence = agent.queue.offer(parcel, Offer { expires_at, expires_ms, channel, ask, record, spill });
         self.waiting = self.waiting.changed(load, agent.queue.load());
+        if agent.listed.is_some() {
+            // It is away, and owed something from now on.
+            self.agents.list(slot);
+        }
         if self.options.strict {
             self.held.push_back((record, slot));
         }
@@ -374,7 +383,6 @@ impl Relay {
         outbox: &mut Outbox,
     ) {
         self.count_refusal(reason);
-        self.refused_lately.insert(parcel.id);
         let recipient = text_of(parcel.to()).into();
         self.push_note(Record::Refused { id: parcel.id, reason, at_ms: now.wall_ms }, outbox);
         let Crowd { retry_after_ms, depth } = crowd;

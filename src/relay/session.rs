@@ -31,6 +31,8 @@ pub(super) struct Session {
     /// Where the last receipt for this session lies in the outbox of turn-part `receipt_mark.0`, to be extended.
     pub(super) receipt_mark: (u64, usize),
     pub(super) bucket: Bucket,
+    /// What it has said beside messages and acknowledgements.
+    pub(super) toil: Bucket,
     /// What its credential grants, if it presented one.
     pub(super) grant: Option<Box<Grant>>,
     /// What it may do; without a credential, what is usual.
@@ -94,6 +96,7 @@ impl Session {
             trackers: Vec::new(),
             receipt_mark: (u64::MAX, 0),
             bucket: Bucket::default(),
+            toil: Bucket::default(),
             grant: None,
             scopes: Scopes::USUAL,
             hello: None,

@@ -1,7 +1,7 @@
 //! What became of a message, told to whoever sent it: on its own shard, in the words of its dialect.
 
 use super::delivery::News;
-use super::event::{Mail, NOBODY, Origin, Outcome, What};
+use super::event::{Again, Mail, NOBODY, Origin, Outcome, What};
 use super::home::AgentSlot;
 use super::outbox::{Outbox, Output, Record};
 use super::send::{is_fanout, outcome};
@@ -59,33 +59,35 @@ impl Relay {
             let home = self.hasher.hash(parcel.to()).home(self.options.shards);
             home.0..home.0 + 1
         };
+        let asked = self.given_back;
         for home in homes {
             if ShardId(home) == self.options.shard {
-                self.answer_again(&parcel, origin, outbox);
+                self.answer_again(&parcel, origin, asked, outbox);
             } else {
-                outbox.mails.push((ShardId(home), Mail::Again { parcel: parcel.clone(), origin }));
+                let again = Again { parcel: parcel.clone(), origin, asked };
+                outbox.mails.push((ShardId(home), Mail::Again(Box::new(again))));
             }
         }
     }
 
-    /// What became of a SEND whose recipients live here, and that was sent before.
-    pub(super) fn answer_again(&mut self, parcel: &Parcel, origin: Origin, outbox: &mut Outbox) {
+    /// What became of a SEND whose recipients live here, and that was sent before. What was refused is not remembered:
+    /// whoever asks has heard of it before the answer comes, by the same lane, and knows which came after its question.
+    pub(super) fn answer_again(&mut self, parcel: &Parcel, origin: Origin, asked: u64, outbox: &mut Outbox) {
         let said = |what| outcome(parcel, origin, AgentId(0), what);
         // Its record may still be on its way: durable when everything pushed so far is.
         if is_fanout(parcel.to()) {
             self.send_outcome(said(What::FanoutTaken { recipients: 0 }), outbox);
             self.uncommitted.push_back((self.records, said(What::FanoutDurable)));
         } else {
-            let open = self.grace.ask(parcel.id, origin) || self.refused_lately.contains(parcel.id);
-            if open {
-                // Its outcome is still to come, or is on its way.
+            if self.grace.ask(parcel.id, origin) {
+                // Its outcome is still to come.
                 return;
             }
             if parcel.wants.contains(Wants::ACCEPTED) {
-                self.send_outcome(said(What::Accepted), outbox);
+                self.send_outcome(said(What::AcceptedBefore { asked }), outbox);
             }
             if parcel.wants.contains(Wants::DURABLE) {
-                self.uncommitted.push_back((self.records, said(What::Durable)));
+                self.uncommitted.push_back((self.records, said(What::DurableBefore { asked })));
             }
         }
         self.tell_committed(outbox);
@@ -138,7 +140,7 @@ impl Relay {
     }
 
     /// Says it on the sender's connection, if that is still there; else on the connection that its agent has now.
-    pub(super) fn tell(&mut self, outcome: Outcome, outbox: &mut Outbox) {
+    pub(super) fn tell(&mut self, mut outcome: Outcome, outbox: &mut Outbox) {
         let id = if self.is_submitter(outcome.origin.session) {
             outcome.origin.session
         } else {
@@ -149,13 +151,18 @@ impl Relay {
                 && outcome.id.sender == agent.id
             {
                 // Not accepted means not sent: the same SEND may come again.
-                agent.numbers.give_back(outcome.id.number);
+                self.given_back += 1;
+                agent.numbers.give_back(outcome.id.number, self.given_back);
             }
-            let answers_again =
-                outcome.recipient == AgentId(0) && matches!(outcome.what, What::Accepted | What::Durable);
-            if answers_again && agent.numbers.is_given_back(outcome.id.number) {
-                // The refusal came before this answer, by the same lane: the home no longer remembers it.
-                return;
+            if let What::AcceptedBefore { asked } | What::DurableBefore { asked } = outcome.what {
+                if agent.numbers.was_given_back_since(asked, outcome.id.number) {
+                    // It was refused, and that has been told; perhaps it has even been sent anew since.
+                    return;
+                }
+                outcome.what = match outcome.what {
+                    What::AcceptedBefore { .. } => What::Accepted,
+                    _ => What::Durable,
+                };
             }
             match agent.session() {
                 Some(id) => id,
@@ -215,6 +222,7 @@ impl Relay {
             What::Failed(reason) => ReceiptState::Failed(*reason),
             What::Refused { .. } => return outbox.reply(id, refusal(outcome)),
             What::FanoutTaken { .. } | What::FanoutDurable => return,
+            What::AcceptedBefore { .. } | What::DurableBefore { .. } => return,
         };
         let receipt = Receipt { id: outcome.id, count: 1, state, recipient: outcome.recipient };
         self.push_receipt(id, receipt, outbox);

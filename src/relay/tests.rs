@@ -1,12 +1,15 @@
 //! The heart driven by hand: one short test for each bug that the simulated worlds found.
 
 mod auth;
+mod control;
+mod known;
 mod rates;
 mod seats;
 
 use super::*;
 use crate::base::keys::KeyRing;
 use crate::base::tier::Entitlement;
+use crate::base::{CloseReason, RefuseReason};
 use crate::wire::{Hello, MessageFields, Wants};
 
 /// Two hearts and nothing between them: mail is carried when a test says so.
@@ -193,6 +196,49 @@ fn a_repeated_send_that_was_refused_is_not_called_accepted() {
     pair.send(0, sender, &from, &to, 2, Wants::ACCEPTED);
     pair.carry();
     assert_eq!(pair.heard(sender), ["Accepted 1", "busy 2 recipient_full"]);
+}
+
+#[test]
+fn an_answer_that_a_later_refusal_has_overtaken_is_not_told() {
+    let mut pair = Pair::with(Bounds { waiting_messages_max: 1, ..Bounds::default() });
+    let (from, to) = (Pair::name(0, 0), Pair::name(1, 0));
+    let (sender, _) = (pair.hello(0, 0, &from), pair.hello(1, 0, &to));
+    pair.send(0, sender, &from, &to, 1, Wants::ACCEPTED);
+    pair.carry();
+    pair.send(0, sender, &from, &to, 2, Wants::ACCEPTED);
+    let refused = pair.mails.pop_front().expect("the first");
+    pair.send(0, sender, &from, &to, 2, Wants::ACCEPTED);
+    let asked = pair.mails.pop_front().expect("the question about it");
+    pair.tell(1, Event::Mail { from: refused.0, mail: refused.2 });
+    let refusal = pair.mails.pop_front().expect("it is refused");
+    pair.tell(1, Event::Mail { from: asked.0, mail: asked.2 });
+    let answer = pair.mails.pop_front().expect("its home does not remember that");
+    pair.tell(0, Event::Mail { from: refusal.0, mail: refusal.2 });
+    assert_eq!(pair.heard(sender), ["Accepted 1", "busy 2 recipient_full"]);
+    // It is sent anew before the answer to the old question comes.
+    pair.send(0, sender, &from, &to, 2, Wants::ACCEPTED);
+    pair.tell(0, Event::Mail { from: answer.0, mail: answer.2 });
+    assert_eq!(pair.heard(sender), [""; 0]);
+    pair.carry();
+    assert_eq!(pair.heard(sender), ["busy 2 recipient_full"]);
+}
+
+#[test]
+fn a_sender_whose_name_a_crash_has_undone_keeps_its_numbers() {
+    let mut pair = Pair::new();
+    let (from, to) = (Pair::name(0, 0), Pair::name(1, 0));
+    let mut nameless = Remembered::new(AgentId::of(from.as_bytes()));
+    nameless.sent.take(3);
+    for heart in &mut pair.hearts {
+        heart.restore(pair.now, vec![nameless.clone()]);
+    }
+    assert_eq!(pair.hearts[0].gauges().known, 0, "nobody knows its name");
+    let (sender, _) = (pair.hello(0, 0, &from), pair.hello(1, 0, &to));
+    pair.send(0, sender, &from, &to, 3, Wants::ACCEPTED);
+    pair.send(0, sender, &from, &to, 2, Wants::ACCEPTED);
+    pair.carry();
+    let accepted = pair.records.iter().filter(|record| matches!(record, Record::Message { .. })).count();
+    assert_eq!(accepted, 1, "the third was accepted before the crash, the second was not");
 }
 
 #[test]

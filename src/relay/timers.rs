@@ -5,7 +5,7 @@ use super::home::AgentSlot;
 use crate::base::limits::RETRY_AFTER;
 use crate::base::{Mono, SessionId};
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 
 /// Who is to be looked at.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -26,6 +26,8 @@ pub(super) enum Timer {
     Paused,
     /// Rates for whose tokens shards wait.
     Funds,
+    /// A connection that has said too much and is left unread.
+    Rested(SessionId),
 }
 
 /// Deadlines, earliest first; ties in a fixed order.
@@ -34,6 +36,9 @@ pub(super) struct Timers {
     heap: BinaryHeap<Reverse<(Mono, Timer)>>,
     /// Retries that begin now all end after the same span, so they are in order as they come.
     retries: VecDeque<(Mono, AgentSlot)>,
+    /// One for each agent that is owed something. They lie days ahead and change often: as entries that are never taken
+    /// out they would pile up.
+    expiries: BTreeSet<(Mono, AgentSlot)>,
 }
 
 impl Timers {
@@ -47,16 +52,33 @@ impl Timers {
         self.retries.push_back((now + RETRY_AFTER, agent));
     }
 
+    /// An agent's expiry, in place of the one that was set for it before.
+    pub(super) fn move_expiry(&mut self, agent: AgentSlot, from: Mono, to: Mono) {
+        if from < Mono(u64::MAX) {
+            self.expiries.remove(&(from, agent));
+        }
+        if to < Mono(u64::MAX) {
+            self.expiries.insert((to, agent));
+        }
+    }
+
     pub(super) fn next(&self) -> Option<Mono> {
         let timer = self.heap.peek().map(|Reverse((at, _))| *at);
         let retry = self.retries.front().map(|(at, _)| *at);
-        timer.into_iter().chain(retry).min()
+        let expiry = self.expiries.first().map(|(at, _)| *at);
+        timer.into_iter().chain(retry).chain(expiry).min()
     }
 
     pub(super) fn due(&mut self, now: Mono) -> Option<Timer> {
         let at = self.next().filter(|at| *at <= now)?;
         if let Some((_, agent)) = self.retries.pop_front_if(|(retry, _)| *retry == at) {
             return Some(Timer::Retry(agent));
+        }
+        if let Some((expiry, agent)) = self.expiries.first().copied()
+            && expiry == at
+        {
+            self.expiries.pop_first();
+            return Some(Timer::Expiry(agent));
         }
         self.heap.pop().map(|Reverse((_, timer))| timer)
     }

@@ -33,12 +33,10 @@ pub struct Follower {
 impl Follower {
     /// Reads rows, the end of the log, and the index of what no group covers.
     pub fn recover(store: &Store) -> Result<Follower, StoreError> {
-        let mut memory = store.recover(|_| {})?;
+        let memory = store.recover(|_| {})?;
         let through = store.last_segment()?;
         let tail = RwLock::new(store.tail(GroupLimits::default())?);
         let damage = store.index(&tail, false)?;
-        // Senders that nobody has met have no home and no order.
-        memory.forget_nameless();
         Ok(Follower {
             tail,
             memory: RwLock::new(memory),
@@ -153,7 +151,8 @@ impl Follower {
         Some((self.position(), memory.take_dirty(), memory.take_forgotten()))
     }
 
-    /// Keeps the rows of these agents as they are now, and removes those that were forgotten.
+    /// Removes the rows of agents that were forgotten, then keeps the rows of these as they are now. Of one checkpoint, all
+    /// that were forgotten come first: one of them may have been met again, and its row is not to go with the old one.
     pub fn keep_rows(&self, store: &Store, agents: &[AgentId], forgotten: &[AgentId]) -> Result<(), StoreError> {
         let rows: Vec<Remembered> = {
             let _turn = self.turn.lock();
@@ -162,6 +161,9 @@ impl Follower {
             agents.iter().filter_map(|agent| memory.stamp(*agent, position).cloned()).collect()
         };
         let mut kept = self.labels_kept.lock();
+        for agent in forgotten {
+            kept.remove(agent);
+        }
         let changes: Vec<RowChange<'_>> = rows
             .iter()
             .map(|row| {
@@ -172,9 +174,6 @@ impl Follower {
         store.keep_rows(&changes, forgotten)?;
         for row in rows.iter().filter(|row| row.sent.labels_pushed > 0) {
             kept.insert(row.agent, row.sent.labels_pushed);
-        }
-        for agent in forgotten {
-            kept.remove(agent);
         }
         Ok(())
     }

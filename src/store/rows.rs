@@ -35,11 +35,18 @@ pub struct RowChange<'a> {
 }
 
 impl Store {
-    /// Keeps rows, and removes those of agents that were forgotten, in one transaction. Few at a time, please: commits
-    /// of the log wait meanwhile.
+    /// Removes the rows of agents that were forgotten, and keeps these (perhaps of an agent that was met again since), in
+    /// one transaction. Few at a time, please: commits of the log wait meanwhile.
     pub fn keep_rows(&self, rows: &[RowChange<'_>], forgotten: &[AgentId]) -> Result<(), StoreError> {
         let (mut plain, mut value) = (Vec::new(), Vec::new());
         self.write(|transaction, databases| {
+            for agent in forgotten {
+                let key = self.agent_key(*agent);
+                databases.agents.delete(transaction, &key)?;
+                for part in 0..PARTS as u8 {
+                    databases.labels.delete(transaction, &label_key(key, part))?;
+                }
+            }
             for change in rows {
                 let key = self.agent_key(change.row.agent);
                 plain.clear();
@@ -54,13 +61,6 @@ impl Store {
                     encode_labels(&change.row.sent, part, &mut plain);
                     self.seal().wrap(Part::Labels, &key, &plain, &mut value)?;
                     databases.labels.put(transaction, &key, &value)?;
-                }
-            }
-            for agent in forgotten {
-                let key = self.agent_key(*agent);
-                databases.agents.delete(transaction, &key)?;
-                for part in 0..PARTS as u8 {
-                    databases.labels.delete(transaction, &label_key(key, part))?;
                 }
             }
             Ok(())

@@ -13,6 +13,7 @@ mod evaluation;
 mod harness;
 mod hostile;
 mod keys;
+mod known;
 mod lifecycle;
 mod limits;
 mod order;

@@ -472,7 +472,6 @@ impl Agent {
             said: Vec::new(),
             accepted: Vec::new(),
             lost: Default::default(),
-            nameless: false,
             refused: 0,
             failed: Default::default(),
             mails: 0,
@@ -514,7 +513,7 @@ impl Agent {
         }
         let said = sent.said.len() as u64;
         // Whose numbers may be forgotten, its messages may be accepted twice.
-        let again = sent.nameless || around.ledger.forgetful;
+        let again = around.ledger.forgotten.contains(&self.id);
         match receipt.state {
             ReceiptState::Accepted => {
                 sent.told.accepted += 1;

@@ -145,6 +145,10 @@ impl Disk {
     /// Writes some rows; the mark rides on the last of them.
     fn write_rows(&mut self, count: usize) {
         let Some(checkpoint) = &mut self.checkpoint else { return };
+        // One of them may have been met again: its row is not to go with the old one.
+        for agent in checkpoint.forgotten.drain(..) {
+            self.rows.remove(&agent);
+        }
         let first = checkpoint.rows.len().saturating_sub(count);
         for agent in checkpoint.rows.split_off(first) {
             if let Some(row) = self.memory.stamp(agent, self.position) {
@@ -152,11 +156,6 @@ impl Disk {
             }
         }
         if checkpoint.rows.is_empty() {
-            for agent in &checkpoint.forgotten {
-                if self.memory.row(*agent).is_none() {
-                    self.rows.remove(agent);
-                }
-            }
             self.applied = checkpoint.through;
             self.checkpoint = None;
         }
@@ -400,7 +399,6 @@ impl World {
         }
         (disk.memory, disk.position) = (memory, applied);
         disk.follow(end);
-        disk.memory.forget_nameless();
         disk.queues = (0..shards).map(|_| VecDeque::new()).collect();
         (disk.taken, disk.attempt, disk.checkpoint) = (vec![0; shards], None, None);
         disk.gap = vec![false; shards];
@@ -433,8 +431,13 @@ impl World {
                 Some(Mutation::ForgetRuns) => row.settled.clear(),
                 _ => {}
             }
-            let home = home_of(row.name.as_deref().expect("nameless rows were let go"));
-            homes[usize::from(home.0)].push(row);
+            match row.name.as_deref().map(&home_of) {
+                Some(home) => homes[usize::from(home.0)].push(row),
+                None => {
+                    self.marks.hit("a nameless sender");
+                    homes.iter_mut().for_each(|home| home.push(row.clone()));
+                }
+            }
         }
         (homes, parted)
     }

@@ -7,7 +7,7 @@ use agent_relay::base::{AgentId, Bytes, MessageId, Mono, Now, RefuseReason, Sequ
 use agent_relay::relay::{ProgressRecord, Record, Remembered};
 use agent_relay::store::RecordRef;
 use agent_relay::wire::{FLAG_CHANNEL, FLAG_REDELIVERED, Message, Wants};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// A message that a program wrote once, however often it was sent.
 pub struct Sent {
@@ -26,8 +26,6 @@ pub struct Sent {
     pub accepted: Vec<Accepted>,
     /// Recipients whose part a crash has undone, and that have not got it again.
     pub lost: BTreeSet<AgentId>,
-    /// It was on disk before its sender's name: the numbers used until then may be forgotten in a crash. (Known.)
-    pub nameless: bool,
     /// How often it was refused as a whole.
     pub refused: u64,
     /// Recipients that it failed for.
@@ -98,6 +96,11 @@ pub struct Place {
     /// It may be acknowledged: by its id, which others may have as well, or in the turn that closed its connection.
     pub named: bool,
     pub failed: bool,
+    /// It has failed, whether or not a crash has undone that.
+    pub failed_once: bool,
+    pub failed_at: Mono,
+    /// Its recipient was forgotten since: it is over, and nothing more is heard of it.
+    pub forgotten: bool,
     pub seen: bool,
     /// Handed out as a channel message, which being written settles.
     pub channel: bool,
@@ -121,6 +124,9 @@ impl Place {
             acknowledged_at: Mono(0),
             named: false,
             failed: true,
+            failed_once: false,
+            failed_at: Mono(0),
+            forgotten: false,
             seen: false,
             channel: false,
         }
@@ -136,6 +142,8 @@ pub struct Order {
     pub handed_through: (usize, Sequence),
     /// The last progress that is on disk.
     on_disk: (Sequence, Vec<(Sequence, Sequence)>),
+    /// The last place when its agent was forgotten, each time, until that is on disk.
+    forgotten_at: VecDeque<Sequence>,
 }
 
 impl Order {
@@ -183,10 +191,11 @@ pub struct Ledger {
     pub retention: u64,
     /// The tokens that must resume each session after the last start.
     pub resumable: BTreeMap<AgentId, Vec<Token>>,
-    known_on_disk: BTreeSet<AgentId>,
     sessions_on_disk: BTreeMap<AgentId, Vec<Token>>,
-    /// The retention time can end: then names and numbers are forgotten.
-    pub forgetful: bool,
+    /// Agents that were ever forgotten, and with them their numbers.
+    pub forgotten: BTreeSet<AgentId>,
+    /// Somebody was forgotten since the last start: whoever is met later begins above it.
+    forgot: bool,
     pub sent: Vec<Sent>,
     pub by_id: BTreeMap<MessageId, usize>,
     pub orders: BTreeMap<AgentId, Order>,
@@ -208,9 +217,9 @@ impl Ledger {
             wall_jumps: swarm.wall_jumps > 0,
             retention: swarm.bounds.retention,
             resumable: BTreeMap::new(),
-            known_on_disk: BTreeSet::new(),
             sessions_on_disk: BTreeMap::new(),
-            forgetful: swarm.long_jumps > 0,
+            forgotten: BTreeSet::new(),
+            forgot: false,
             sent: Vec::new(),
             by_id: BTreeMap::new(),
             orders: BTreeMap::new(),
@@ -271,11 +280,8 @@ impl Ledger {
                         }
                     }
                     let before = sent.accepted.iter().filter(|accepted| accepted.recipient == recipient).count();
-                    let allowed = if sent.submitted || !sent.ruly || sent.nameless || ledger.forgetful {
-                        sent.said.len()
-                    } else {
-                        1
-                    };
+                    let forgotten = ledger.forgotten.contains(&sent.id.sender);
+                    let allowed = if sent.submitted || !sent.ruly || forgotten { sent.said.len() } else { 1 };
                     assert!(before < allowed, "message {index} was accepted {} times for one recipient", before + 1);
                     assert!(
                         !sent.ruly
@@ -289,8 +295,9 @@ impl Ledger {
                         marks.hit("lost in a crash, then sent again");
                     }
                     let places = ledger.orders.entry(recipient).or_default().epochs.entry(epoch).or_default();
-                    while ledger.forgetful && (places.len() as u64) + 1 < sequence.counter {
-                        // It was forgotten and is known again: its order goes on at a higher place.
+                    let met_late = ledger.forgotten.contains(&recipient) || places.is_empty();
+                    while ledger.forgot && met_late && (places.len() as u64) + 1 < sequence.counter {
+                        // It was forgotten and is known again, or known late: its order goes on at a higher place.
                         places.push(Place::skipped());
                     }
                     let next = Sequence { epoch, counter: places.len() as u64 + 1 };
@@ -315,27 +322,43 @@ impl Ledger {
             Record::Forgotten { agent } => {
                 marks.hit("forgotten record");
                 self.resumable.remove(agent);
+                self.forgotten.insert(*agent);
+                self.forgot = true;
+                let order = self.orders.entry(*agent).or_default();
+                let last = order.places().next_back().map_or(Sequence::default(), |(sequence, _)| sequence);
+                order.forgotten_at.push_back(last);
             }
             _ => {}
+        }
+    }
+
+    /// Nobody is forgotten who is owed something. After what failed in the same turn is noted.
+    pub fn check_forgotten(&mut self, agent: AgentId, minds: bool) {
+        let Some(order) = self.orders.get_mut(&agent) else { return };
+        let Some(last) = order.forgotten_at.back().copied() else { return };
+        for (sequence, place) in order.places_mut().take_while(|(sequence, _)| *sequence <= last) {
+            let over = place.acknowledged || place.failed || place.lost || (place.channel && place.written);
+            let over = over || place.named || place.forgotten;
+            assert!(over || !minds, "{agent:?} is forgotten while {sequence:?} is owed to it");
+            place.forgotten = true;
         }
     }
 
     /// What is called settled is: acknowledged, failed, or a channel's and written.
     fn check_progress(&mut self, progress: &ProgressRecord, minds: bool) {
         let Some(order) = self.orders.get_mut(&progress.agent) else { return };
-        if self.forgetful || !minds {
+        if !minds {
             return;
         }
         let mut owed = (0, 0);
+        // It may have been forgotten and met again in this very turn.
+        let gone = order.forgotten_at.back().copied();
         for (sequence, place) in order.places_mut() {
             let is_in = |(first, last): &(Sequence, Sequence)| *first <= sequence && sequence <= *last;
             let settled = sequence <= progress.acknowledged || progress.settled.iter().any(is_in);
-            let over = place.acknowledged || place.failed || place.lost || (place.channel && place.written);
-            assert!(
-                !settled || over || place.named,
-                "{sequence:?} of {:?} is called settled and is not",
-                progress.agent
-            );
+            let heard = place.acknowledged || place.failed || place.lost || (place.channel && place.written);
+            let over = heard || place.forgotten || gone.is_some_and(|gone| sequence <= gone);
+            assert!(!settled || over || place.named, "{sequence:?} is called settled and is not: {progress:?}");
             owed.0 += u64::from(!over && !place.named);
             owed.1 += u64::from(!over || (!settled && !place.lost));
         }
@@ -364,16 +387,11 @@ impl Ledger {
                 tokens.extend(session.resume_before);
                 self.sessions_on_disk.insert(session.agent, tokens);
             }
-            RecordRef::Message(message) => {
-                let index = self.index_of(message.raw);
-                self.sent[index].nameless |= !self.known_on_disk.contains(&message.id.sender);
-            }
-            RecordRef::Known { agent, .. } => {
-                self.known_on_disk.insert(*agent);
-            }
             RecordRef::Forgotten { agent } => {
-                self.known_on_disk.remove(agent);
                 self.sessions_on_disk.remove(agent);
+                let order = self.orders.get_mut(agent).expect("it was noted when it was recorded");
+                let last = order.forgotten_at.pop_front().expect("each record is kept once");
+                order.on_disk = (last.max(order.on_disk.0), Vec::new());
             }
             _ => {}
         }
@@ -394,6 +412,7 @@ impl Ledger {
             sent.told.forget_states();
         }
         for order in self.orders.values_mut() {
+            order.forgotten_at.clear();
             let (through, runs) = order.on_disk.clone();
             let is_settled = |sequence: Sequence| {
                 sequence <= through || runs.iter().any(|(first, last)| *first <= sequence && sequence <= *last)
@@ -403,10 +422,11 @@ impl Ledger {
                     place.lost = true;
                 } else if !is_settled(sequence) && place.message != usize::MAX {
                     // What the disk does not know to be over is owed again.
-                    (place.acknowledged, place.named, place.failed) = (false, false, false);
+                    (place.acknowledged, place.named, place.failed, place.forgotten) = (false, false, false, false);
                 }
             }
         }
+        self.forgot = false;
         self.pushed = vec![0; shards];
         self.taken_over.clear();
         self.resumable = self.sessions_on_disk.clone();
@@ -418,9 +438,6 @@ impl Ledger {
         let Some(order) = self.orders.get(&row.agent) else {
             return assert_eq!(row.owed.messages, 0, "{:?} is owed nothing", row.agent);
         };
-        if self.forgetful {
-            return;
-        }
         let on_disk = |(sequence, place): &(Sequence, &Place)| !place.lost && !order.is_settled_on_disk(*sequence);
         let most = order.places().filter(on_disk).count() as u64;
         let least = most - order.places().filter(on_disk).filter(|(_, place)| place.failed_on_disk).count() as u64;
@@ -435,17 +452,21 @@ impl Ledger {
         let owed = |place: &Place| {
             // Within one turn we do not know what came first.
             let open = !place.acknowledged || place.acknowledged_at == now.mono;
-            !place.failed && !place.lost && sent[place.message].id == id && open
+            !place.failed && !place.lost && !place.forgotten && sent[place.message].id == id && open
         };
-        let mut places = order.places_mut().map(|(_, place)| place);
-        let place = match places.find(|place| owed(place)) {
+        let mut places = order.places_mut().map(|(_, place)| place).filter(|place| owed(place));
+        let place = match places.next() {
             Some(place) => place,
-            // Whoever was forgotten and is met again has no progress: what failed before may fail again.
-            None if self.forgetful => return,
             None => panic!("{id:?} fails for {recipient:?} and is not owed"),
         };
-        place.failed = true;
-        if !self.wall_jumps {
+        // Accepted for it more than once, one of them has failed: which, only their order says.
+        (place.failed_once, place.failed_at) = (true, now.mono);
+        let mut alone = true;
+        for twin in places {
+            (twin.named, twin.failed_once, alone) = (true, true, false);
+        }
+        (place.failed, place.named) = (alone, place.named || !alone);
+        if alone && !self.wall_jumps {
             let ttl_ms = Message::check(&sent[place.message].raw, 0).expect("ours").ttl_ms();
             let (kept, true_reason) = match ttl_ms {
                 0 => (self.retention, RefuseReason::Retention),
@@ -470,6 +491,7 @@ impl Ledger {
         let place = order.place(sequence).expect("only what was accepted is delivered");
         assert_eq!(place.message, index, "{name:?} gets another message at {sequence:?} than was recorded");
         assert!(!place.lost, "{sequence:?} was undone by a crash and is delivered");
+        assert!(!place.forgotten, "{sequence:?} is delivered though its recipient was forgotten since");
         assert!(!place.failed, "{sequence:?} failed and was delivered later");
         assert!(!place.acknowledged, "{sequence:?} was acknowledged and delivered again");
         let (shard, record) = place.record;
@@ -579,7 +601,8 @@ impl Ledger {
         assert!(!place.seen || !once, "{name:?} sees message {index} at {sequence:?} twice");
         place.seen = true;
         let (strict, lost) = (self.strict, place.lost);
-        if sent.ruly && !sent.submitted && !sent.nameless && once && !self.forgetful {
+        let forgotten = self.forgotten.contains(&sent.id.sender);
+        if sent.ruly && !sent.submitted && once && !forgotten {
             let twice = order.places().find(|(at, place)| *at != sequence && place.message == index && place.seen);
             // What a crash has undone was handed out before it was committed, and is sent again.
             assert!(
@@ -613,7 +636,8 @@ impl Ledger {
     pub fn says_durable(&mut self, id: MessageId) {
         let Some(index) = self.by_id.get(&id) else { panic!("{id:?} was never sent, and is called durable") };
         let sent = &self.sent[*index];
-        let once = sent.ruly && !sent.submitted && !sent.nameless && !self.forgetful;
+        let forgotten = self.forgotten.contains(&sent.id.sender);
+        let once = sent.ruly && !sent.submitted && !forgotten;
         if once || sent.said.len() == 1 {
             self.says_accepted(id);
             let sent = &self.sent[self.by_id[&id]];
@@ -633,7 +657,7 @@ impl Ledger {
     pub fn says_refused(&mut self, id: MessageId) {
         let Some(index) = self.by_id.get(&id) else { return };
         let sent = &self.sent[*index];
-        if sent.ruly && !sent.submitted && !sent.nameless && matches!(sent.to, To::Name(_)) {
+        if sent.ruly && !sent.submitted && matches!(sent.to, To::Name(_)) {
             // A refusal that was true may be told in the turn in which the same is sent again.
             let refused = sent.refused > 0 && sent.said.len() > 1;
             assert!(sent.accepted.is_empty() || refused, "message {index} was accepted, and is called refused");

@@ -1,14 +1,16 @@
 //! Keys, seats and rates of a simulated world: what changes them, and the checkers that know nothing of how they are kept.
 
 use super::dice::Dice;
+use super::ledger::Place;
 use super::link::End;
 use super::shard::Shard;
 use super::swarm::{Mutation, Swarm};
 use super::world::World;
 use agent_relay::base::keys::{ApiKey, KEY_PREFIX, KeyId, KeyRing, Ring, Scopes, hash_of};
+use agent_relay::base::limits::KNOWN_AGENTS_MAX;
 use agent_relay::base::tier::{Entitled, Entitlement};
-use agent_relay::base::{CloseReason, Mono, RefuseReason};
-use agent_relay::relay::{Counters, Event, Mail};
+use agent_relay::base::{AgentId, CloseReason, Mono, RefuseReason};
+use agent_relay::relay::{CensusTicket, Counters, Event, Mail, Outbox};
 use std::collections::VecDeque;
 
 /// What a shard is told, in its time.
@@ -186,13 +188,42 @@ impl World {
     pub fn handle(&mut self, me: usize, event: Event<'_>) {
         let watched = me == 0 && self.swarm.seats.is_some();
         let before = watched.then(|| refusals(&self.shards[0]));
+        let crowded = self.swarm.bounds.known_agents_max < KNOWN_AGENTS_MAX;
+        let shut_out = |shard: &Shard| shard.relay.gauges().counters.closes[CloseReason::KnownAgentsFull as usize];
+        let before_shut_out = if crowded { shut_out(&self.shards[me]) } else { 0 };
         let shard = &mut self.shards[me];
         shard.relay.handle(self.now, event, &mut shard.outbox);
+        if crowded && (shut_out(&self.shards[me]) > before_shut_out || self.strikes(Mutation::RefuseNewcomers)) {
+            self.check_crowded(me);
+        }
         if let Some(before) = before
             && refusals(&self.shards[0]) > before
         {
             let (seats, max) = (self.shards[0].relay.gauges().seats, self.shards[0].entitlement.agents_max);
             assert!(max.is_some_and(|max| seats >= max), "a seat is refused while {seats} of {max:?} are taken");
+        }
+    }
+
+    /// Somebody new was shut out: everyone who is known is here, or about to be, or owed something.
+    fn check_crowded(&mut self, me: usize) {
+        let mut outbox = Outbox::default();
+        let ticket = CensusTicket { ticket: 8, cursor: 0 };
+        self.shards[me].relay.handle(self.now, Event::Census(ticket), &mut outbox);
+        for row in outbox.census.into_iter().flat_map(|part| part.rows) {
+            let comes = self.links.iter().any(|link| {
+                let here = matches!(link.end, End::At(at, _) if at == me);
+                here && link.hello_read && !link.settled && *self.agents[link.agent].name == *row.name
+            });
+            // What expired before it was committed is looked for once more a second later, and until then not given up.
+            let id = AgentId::of(row.name.as_bytes());
+            let lately = |place: &Place| {
+                let open = !place.acknowledged && !place.failed && !place.lost && !place.forgotten;
+                open || self.now.mono.since(place.failed_at) < Mono::ms(5_000)
+            };
+            let looked_for =
+                self.ledger.orders.get(&id).is_some_and(|order| order.places().any(|(_, place)| lately(place)));
+            let stays = row.live || row.waiting_messages > 0 || comes || looked_for;
+            assert!(stays, "somebody new is shut out, and {} is away and owed nothing", row.name);
         }
     }
 

@@ -9,6 +9,7 @@ pub struct Marks(pub BTreeMap<&'static str, u64>);
 /// What must be seen in a whole run.
 pub const REQUIRED: &[&str] = &[
     "a fan-out was parted",
+    "a nameless sender",
     "accepted",
     "acknowledged",
     "another number of shards",

@@ -12,7 +12,7 @@ use agent_relay::base::tier::Entitled;
 use agent_relay::base::{AgentId, CloseReason, MessageId, Mono, RefuseReason, Sequence, SessionId, ShardId};
 use agent_relay::relay::{Event, Fetched, Mail, Options, Outbox, Output, Peer, Record, Relay};
 use agent_relay::wire::{Ack, Dialect, Frame, Hello, ReceiptState};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// What travels between shards.
 pub enum Post {
@@ -46,8 +46,8 @@ pub struct Shard {
     pub known: u32,
     /// Agents known from the start, however many may be met.
     pub restored: usize,
-    /// The most that any of them was owed then.
-    pub restored_owed: usize,
+    /// Of them, those that are owed more than may be, and how much at the last look.
+    pub restored_owed: BTreeMap<AgentId, usize>,
     /// Acknowledgements that were read in this turn, and up to where they may reach what this turn hands out.
     read_acks: Vec<(usize, Ack, Sequence)>,
 }
@@ -85,7 +85,7 @@ impl Shard {
             entitlement: limits.entitlement.clone(),
             known: 0,
             restored: 0,
-            restored_owed: 0,
+            restored_owed: BTreeMap::new(),
             read_acks: Vec::new(),
         }
     }
@@ -375,8 +375,13 @@ impl World {
     /// Does what the heart asks for.
     pub fn perform(&mut self, me: usize) {
         let mut outbox = std::mem::take(&mut self.shards[me].outbox);
-        let (mut failed, mut met) = (Vec::new(), Vec::new());
-        for record in outbox.records.drain(..) {
+        let (mut failed, mut met, mut forgotten) = (Vec::new(), Vec::new(), Vec::new());
+        for mut record in outbox.records.drain(..) {
+            if let Record::Gone { agent, .. } = record
+                && self.strikes(Mutation::ForgetOwed)
+            {
+                record = Record::Forgotten { agent };
+            }
             let minds = match &record {
                 Record::Progress(progress) => self.minds(progress.agent),
                 _ => true,
@@ -384,6 +389,7 @@ impl World {
             self.ledger.recorded(self.now, me, &record, minds, &mut self.marks);
             match &record {
                 Record::Known { agent, .. } => met.push(*agent),
+                Record::Forgotten { agent } => forgotten.push(*agent),
                 Record::Message { raw, recipients, .. } => {
                     if recipients.as_slice().iter().any(|to| met.contains(&to.agent)) {
                         self.marks.hit("grace hit");
@@ -425,6 +431,10 @@ impl World {
             let name = self.agents[self.links[link].agent].id;
             self.ledger.maybe_acknowledged(name, link, most);
             self.believe(link, ack);
+        }
+        for agent in forgotten {
+            let minds = self.minds(agent);
+            self.ledger.check_forgotten(agent, minds);
         }
         for link in &mut self.links {
             if matches!(link.end, End::At(shard, _) if shard == me) {
@@ -609,6 +619,10 @@ impl World {
     fn check_delivered(&mut self, id: MessageId, recipient: AgentId, acknowledged: bool) {
         let index = self.ledger.by_id[&id];
         if !self.ledger.sent[index].ruly || !self.minds(recipient) {
+            return;
+        }
+        if self.ledger.forgotten.contains(&id.sender) {
+            // Both it and the relay may have forgotten its numbers: then this one stands for two messages.
             return;
         }
         let Some(order) = self.ledger.orders.get(&recipient) else { panic!("{recipient:?} owes nothing") };

@@ -38,11 +38,13 @@ pub enum Mutation {
     IgnorePause,
     RepeatTokens,
     ForgetResume,
+    ForgetOwed,
+    RefuseNewcomers,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 30] = [
+    pub const ALL: [Mutation; 32] = [
         Mutation::DropMail,
         Mutation::RepeatMail,
         Mutation::SwapMails,
@@ -73,6 +75,8 @@ impl Mutation {
         Mutation::IgnorePause,
         Mutation::RepeatTokens,
         Mutation::ForgetResume,
+        Mutation::ForgetOwed,
+        Mutation::RefuseNewcomers,
     ];
 }
 
@@ -199,6 +203,8 @@ impl Swarm {
             bounds.in_flight_bytes_max = maybe(bounds.in_flight_bytes_max, &[100, 2_000]);
             bounds.waiting_bytes_max = maybe(bounds.waiting_bytes_max, &[500, 5_000]);
             bounds.waiting_messages_max = maybe(bounds.waiting_messages_max, &[1, 5, 20]);
+            bounds.control_per_second = maybe(bounds.control_per_second as usize, &[20, 500]) as u32;
+            bounds.control_burst = maybe(bounds.control_burst as usize, &[3, 50]) as u32;
             bounds.owed_bytes_max = maybe(bounds.owed_bytes_max, &[1_000, 20_000]);
             bounds.shard_waiting_bytes_max = maybe(bounds.shard_waiting_bytes_max, &[500, 2_000, 20_000]);
         }

@@ -3,14 +3,14 @@
 use super::agent::{Agent, Around};
 use super::dice::Dice;
 use super::disk::Disk;
-use super::ledger::{Ledger, To};
+use super::ledger::{Ledger, Place, To};
 use super::limits::Limits;
 use super::link::{End, Link};
 use super::marks::Marks;
 use super::shard::{Post, Shard};
 use super::swarm::{Mutation, Swarm};
-use agent_relay::base::{Mono, NameHasher, Now, ShardId, limits};
-use agent_relay::relay::{CensusTicket, Event};
+use agent_relay::base::{AgentId, Mono, NameHasher, Now, ShardId, limits};
+use agent_relay::relay::{CensusTicket, Event, Remembered};
 use agent_relay::wire::{Dialect, Wants};
 use std::collections::VecDeque;
 
@@ -296,7 +296,10 @@ impl World {
             let mut shard = Shard::new(index, &self.swarm, &self.limits, epoch, name_seed, &mut self.dice);
             let owed: u64 = rows.iter().map(|row| row.owed.messages).sum();
             shard.restored = rows.len();
-            shard.restored_owed = rows.iter().map(|row| row.owed.messages).max().unwrap_or(0) as usize;
+            let most = self.swarm.bounds.waiting_messages_max;
+            let above = |row: &&Remembered| row.owed.messages as usize > most;
+            shard.restored_owed =
+                rows.iter().filter(above).map(|row| (row.agent, row.owed.messages as usize)).collect();
             shard.relay.restore(self.now, rows);
             if self.swarm.mutation != Some(Mutation::ForgetParted) {
                 shard.relay.restore_parted(parted.clone());
@@ -358,9 +361,7 @@ impl World {
         self.someone_is_shut_out()
             && self.agents.iter().filter(|agent| !agent.retired && self.minds(agent.id)).all(|agent| {
                 let order = self.ledger.orders.get(&agent.id);
-                order.is_none_or(|order| {
-                    order.places().all(|(_, place)| place.seen || place.failed || place.channel || place.lost)
-                })
+                order.is_none_or(|order| order.places().all(|(_, place)| is_over(place)))
             })
     }
 
@@ -403,12 +404,13 @@ impl World {
             }
         }
         for (agent, order) in &self.ledger.orders {
-            let is_open = |place: &super::ledger::Place| {
-                !(place.acknowledged || place.failed || place.lost || (place.channel && place.written))
-            };
+            let is_open = |place: &Place| !is_over(place);
             let open: Vec<_> = order.places().filter(|(_, place)| is_open(place)).map(|(at, _)| at).collect();
             if !open.is_empty() {
-                let _ = write!(text, "\n  open for {agent:?}: {open:?}");
+                let here: Vec<_> = self.agents.iter().filter(|other| other.id == *agent && !other.retired).collect();
+                let names: Vec<_> =
+                    here.iter().map(|agent| (&agent.name, agent.acks, agent.liar, agent.handled)).collect();
+                let _ = write!(text, "\n  open for {agent:?} {names:?}: {open:?}");
             }
         }
         let _ = write!(text, "\n  pushed {:?} committed {:?}", self.ledger.pushed, self.ledger.committed);
@@ -423,11 +425,12 @@ impl World {
                 let away = self.agents.iter().all(|agent| agent.id != *recipient || agent.retired);
                 let mut mine =
                     order.places().map(|(_, place)| place).filter(|place| place.message == index && !place.lost);
-                // It failed, a crash undid that, and its recipient then said that it had handled later ones.
-                let failed =
-                    |place: &super::ledger::Place| place.failed || (place.named && sent.failed.contains(recipient));
                 assert!(
-                    mine.all(|place| place.seen || failed(place) || place.channel || away || !self.minds(*recipient)),
+                    mine.all(|place| place.seen
+                        || has_failed(place)
+                        || place.channel
+                        || away
+                        || !self.minds(*recipient)),
                     "message {index} was accepted for {recipient:?}, which never saw it"
                 );
             }
@@ -450,9 +453,9 @@ impl World {
                     assert!(!sent.wants.contains(wanted) || is, "message {index}: its sender never heard of {text}");
                 };
                 told(Wants::DURABLE, sent.told.durable > 0, "durability");
-                if place.failed {
+                if has_failed(place) {
                     assert!(sent.told.failed.contains(&name), "message {index} failed without a word");
-                } else if self.agents.iter().any(|agent| agent.id == name && !agent.retired) {
+                } else if self.agents.iter().any(|agent| agent.id == name && !agent.retired) && self.minds(name) {
                     told(Wants::DELIVERED, sent.told.delivered.contains(&name), "delivery");
                     told(Wants::ACKNOWLEDGED, sent.told.acknowledged.contains(&name), "acknowledgement");
                 }
@@ -523,9 +526,15 @@ impl World {
             assert_eq!(part.shard, ShardId(shard as u16));
             for row in part.rows {
                 let (messages, bytes) = (row.waiting_messages as usize, row.waiting_bytes as usize);
-                // What was acknowledged and not on disk is owed again, beside what came in its place.
-                let most = bounds.waiting_messages_max.max(heart.restored_owed);
+                // What was acknowledged and is not on disk is owed again after a crash, beside what came in its place; from
+                // then on nothing is accepted until there are fewer than the bound again. So what was found above it only
+                // gets less, and an agent that was not restored is never above it.
+                let above = heart.restored_owed.get(&AgentId::of(row.name.as_bytes())).copied().unwrap_or(0);
+                let most = bounds.waiting_messages_max.max(above);
                 assert!(messages <= most, "{} has {messages} messages waiting", row.name);
+                if above > 0 {
+                    heart.restored_owed.insert(AgentId::of(row.name.as_bytes()), messages);
+                }
                 // One message always fits an empty window, and one an empty queue behind it, however long they are.
                 let most = bounds.owed_bytes_max.max(LONGEST);
                 assert!(bytes <= most, "{} has {bytes} bytes waiting", row.name);
@@ -548,4 +557,17 @@ impl World {
         let share = (bounds.known_agents_max / usize::from(self.swarm.shards)).max(1).max(heart.restored);
         assert!(gauges.known as usize <= share, "{} agents known", gauges.known);
     }
+}
+
+/// Its recipient has it, and that was heard of; or it will never get it.
+fn is_over(place: &Place) -> bool {
+    let heard_of = place.acknowledged || place.named || place.forgotten;
+    (place.seen && heard_of) || has_failed(place) || place.channel || place.lost
+}
+
+/// Its sender was told that it failed, and that still holds. A crash can take the record of it away, and then it is owed
+/// again: but a recipient that comes back and says it has handled later ones has acknowledged this one as well (PRODUCT 7:
+/// the position is a cumulative acknowledgement), though it never saw it. Whatever else is owed it must see.
+fn has_failed(place: &Place) -> bool {
+    place.failed || (place.named && place.failed_once)
 }

@@ -1,9 +1,9 @@
 //! A store's life: opened, written, read, recovered, swept.
 
 use crate::made::*;
-use agent_relay::base::{AgentId, Sequence};
+use agent_relay::base::{AgentId, MessageId, Sequence};
 use agent_relay::relay::{Memory, Record, Remembered};
-use agent_relay::store::{OpenError, Options, RecordRef, RowChange, Segment, Store, StoreError, replay};
+use agent_relay::store::{Follower, OpenError, Options, RecordRef, RowChange, Segment, Store, StoreError, replay};
 use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt;
 
@@ -209,6 +209,33 @@ fn rows_and_labels_read_back_and_the_forgotten_are_gone() {
         assert_eq!(store.recover(|_| {}).unwrap().len(), 3);
         assert_eq!(store.check(|_| {}).unwrap().damages, []);
     }
+}
+
+#[test]
+fn an_agent_that_was_forgotten_and_met_again_within_one_checkpoint_keeps_its_new_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), None);
+    let follower = Follower::recover(&store).unwrap().0;
+    let known = |at_ms| Record::Known { agent: agent(1), name: name(1).as_str().into(), at_ms };
+    let labelled = |label: u64| {
+        let Record::Message { raw, checksum, recipients, .. } = message(label, 2, 100) else { panic!() };
+        let id = MessageId { sender: agent(1), number: 1 << 63 | label };
+        let accepted_at_ms = START_MS;
+        Record::Message { id, raw, checksum, accepted_at_ms, ttl_ms: 0, parts: 1, recipients }
+    };
+    let checkpoint = |records: &[Record]| {
+        store.append(&mut segment(records)).unwrap();
+        follower.catch_up(&store).unwrap();
+        let (through, rows, forgotten) = follower.take_changes().unwrap();
+        follower.keep_rows(&store, &[], &forgotten).unwrap();
+        follower.keep_rows(&store, &rows, &[]).unwrap();
+        store.mark_applied(through).unwrap();
+    };
+    checkpoint(&[known(1), labelled(1), labelled(2), labelled(3)]);
+    checkpoint(&[Record::Forgotten { agent: agent(1) }, known(9), labelled(4)]);
+    let row = store.snapshot().unwrap().row(agent(1)).unwrap().expect("it is known again");
+    assert_eq!((row.first_seen_ms, row.sent.labels.len()), (9, 1), "and nothing of the old one is left");
+    assert_eq!(row.sent.labels, [1 << 63 | 4]);
 }
 
 #[test]

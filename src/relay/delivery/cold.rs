@@ -36,6 +36,8 @@ pub(super) struct Cold {
     asked: Option<Asked>,
     /// A fetch came back without what is not committed yet: worth asking again after a commit.
     hungry: bool,
+    /// All of it has failed, and nothing has come since: it stays for what is hot before it.
+    over: bool,
     next_expiry: Mono,
     /// What expired by then has been told.
     expired_before_ms: u64,
@@ -52,6 +54,8 @@ struct Asked {
     fetch: Fetch,
     /// Everything up to here was committed when it was sent.
     certain: Option<Sequence>,
+    /// The earliest expiry of what has come since, milliseconds since 1970.
+    expires_ms: u64,
 }
 
 impl Cold {
@@ -65,6 +69,7 @@ impl Cold {
             place: Place::default(),
             asked: None,
             hungry: false,
+            over: false,
             next_expiry: Mono(u64::MAX),
             expired_before_ms: 0,
             handled: Sequence::default(),
@@ -78,14 +83,20 @@ impl Cold {
         sequence: Sequence,
         weight: u64,
         record: u64,
-        expires_at: Mono,
+        (expires_at, expires_ms): (Mono, u64),
         ask: Option<Box<Ask>>,
     ) {
         self.messages += 1;
         self.bytes += weight;
+        self.over = false;
         self.last = sequence;
         self.record = record;
         self.next_expiry = self.next_expiry.min(expires_at);
+        // The wall clock may have been set back since the last look: nobody has told of this one.
+        self.expired_before_ms = self.expired_before_ms.min(expires_ms.saturating_sub(1));
+        if let Some(asked) = &mut self.asked {
+            asked.expires_ms = asked.expires_ms.min(expires_ms);
+        }
         if let Some(ask) = ask
             && self.asks.len() < ASKS_MAX
         {
@@ -365,19 +376,26 @@ impl Queue {
             return Some(fetch);
         }
         if asked.certain.is_some() {
-            cold.expired_before_ms = fetched.fetch.now_ms;
+            cold.expired_before_ms = fetched.fetch.now_ms.min(asked.expires_ms.saturating_sub(1));
         } else {
             // What was not committed yet may have expired as well, and nobody has told of it.
             cold.next_expiry = cold.next_expiry.min(how.now.mono + UNCOMMITTED_AGAIN);
         }
         // Nothing that was there when it was asked lives any more; the counts may be off by what a crash has undone.
         let all = cold.next_expiry == Mono(u64::MAX) && asked.certain.is_some_and(|certain| certain == cold.last);
-        if all && self.entries.is_empty() {
-            // Behind hot entries it stays, with what it skips, until a refill has seen the end as well.
-            self.through = self.through.max(cold.last);
-            self.cold = None;
-        }
+        // Behind hot entries it stays, with what it skips: what is told of progress counts on it.
+        cold.over = all;
+        self.let_go_of_cold();
         None
+    }
+
+    /// Lets go of what waited in the store and has failed, once nothing hot is before it.
+    pub(super) fn let_go_of_cold(&mut self) {
+        if self.entries.is_empty()
+            && let Some(cold) = self.cold.take_if(|cold| cold.over)
+        {
+            self.through = self.through.max(cold.last);
+        }
     }
 }
 
@@ -386,7 +404,7 @@ impl Cold {
         let retention_ms = retention / Mono::ms(1);
         let fetch = Fetch { agent, after: self.after, place: self.place, wanted, now_ms: now.wall_ms, retention_ms };
         let certain = (self.record <= committed).then_some(self.last);
-        self.asked = Some(Asked { fetch, certain });
+        self.asked = Some(Asked { fetch, certain, expires_ms: u64::MAX });
         fetch
     }
 

@@ -22,7 +22,7 @@ fn parcel(number: u64) -> Parcel {
 }
 
 fn plain() -> Offer {
-    Offer { expires_at: Mono(u64::MAX), channel: false, ask: None, record: 1, spill: false }
+    Offer { expires_at: Mono(u64::MAX), expires_ms: u64::MAX, channel: false, ask: None, record: 1, spill: false }
 }
 
 fn filled(count: u64) -> Queue {
@@ -276,4 +276,27 @@ fn what_was_not_committed_when_expired_mail_was_looked_for_is_looked_for_again()
     let (news, _, _) = taken(&mut queue, answer(fetch, &[1], true), 5);
     assert_eq!(news.len(), 1);
     assert!(queue.is_empty());
+}
+
+#[test]
+fn mail_that_expires_after_the_clock_was_set_back_is_told_of() {
+    let mut queue = Queue::new(9, 1);
+    let soon = |expires_ms| Offer { spill: true, expires_at: Mono(Mono::ms(3)), expires_ms, ..plain() };
+    queue.offer(&parcel(1), soon(5_000));
+    let sweep = |queue: &mut Queue, wall_ms| {
+        queue.sweep(AGENT, Now { mono: Mono(Mono::ms(7)), wall_ms }, RETENTION, 9).expect("its time is over")
+    };
+    let told_before = |fetch: &Fetch| match fetch.wanted {
+        Wanted::Expired { expired_before_ms, .. } => expired_before_ms,
+        Wanted::Mail { .. } => panic!("it is a sweep"),
+    };
+    let fetch = sweep(&mut queue, 6_000);
+    // While the answer is on its way the clock goes back by five seconds; and then once more.
+    queue.offer(&parcel(2), soon(1_000));
+    taken(&mut queue, answer(fetch, &[1], true), 9);
+    let fetch = sweep(&mut queue, 1_500);
+    assert!(told_before(&fetch) < 1_000, "of the second nobody has told");
+    taken(&mut queue, Fetched { next_expiry_ms: 9_000, ..answer(fetch, &[2], true) }, 9);
+    queue.offer(&parcel(3), soon(500));
+    assert!(told_before(&sweep(&mut queue, 600)) < 500);
 }
