@@ -15,6 +15,9 @@
 //! ```
 //! A write that failed may have reached the disk all the same, and is repeated with more in it: of two entries with one
 //! number the later attempt counts.
+//! Blocks are written with zeros before entries are: a write that makes the file longer, or gives it a block, is on the disk
+//! only with the file system's own bookkeeping, which takes a third longer to flush and is where file systems err.
+//!
 //! A half is used again only when all of it is in the log and on the disk. What is left of its last use has smaller numbers
 //! than what is written over its beginning, and is told apart by them.
 
@@ -45,6 +48,11 @@ const VALUE_BYTES_MAX: usize = 1024 * 1024;
 pub const ABSORBED_AT_ONCE: u64 = 512 * 1024;
 /// A half is left for the other one, so that it can be used again, when it holds this much.
 const TURN_BYTES: u64 = 2 * 1024 * 1024;
+/// Zeros are written so many bytes at a time …
+const ROOM_BYTES: usize = 256 * 1024;
+/// … and so many ahead, where it holds nobody up.
+const ROOM_AHEAD: u64 = 1024 * 1024;
+static ZEROS: [u8; ROOM_BYTES] = [0; ROOM_BYTES];
 /// Entries kept to be used again: what a busy writer needs between two absorptions.
 const SPARE_MAX: usize = 16;
 
@@ -136,6 +144,8 @@ pub(super) struct Journal {
     identity: Option<(u64, u64)>,
     store_id: [u8; 16],
     state: Mutex<State>,
+    /// How much of each half has blocks. Held by whoever gives it more.
+    room: Mutex<[u64; 2]>,
     /// Held by whoever puts entries into the log.
     absorbing: Mutex<()>,
     last: AtomicU64,
@@ -155,6 +165,7 @@ impl Journal {
         file.sync_all()?;
         File::open(folder)?.sync_all()?;
         let identity = open::identity_of(file.as_fd());
+        let room = [blocks_of(&file, 0)?, blocks_of(&file, 1)?];
         let mut state = State::default();
         let (mut last, mut waiting_bytes) = (last, 0);
         for Found { entry, half, end } in found {
@@ -171,6 +182,7 @@ impl Journal {
             identity,
             store_id,
             state: Mutex::new(state),
+            room: Mutex::new(room),
             absorbing: Mutex::default(),
             last: AtomicU64::new(last),
             waiting_bytes: AtomicU64::new(waiting_bytes),
@@ -239,6 +251,7 @@ impl Journal {
         let mut entry = self.spare();
         let made = Arc::get_mut(&mut entry).expect("nobody else has a spare one");
         let written = made.fill(&self.store_id, (number, attempt), value).and_then(|()| {
+            self.make_room(half, at - half as u64 * HALF_BYTES + space).map_err(failed)?;
             self.file.write_all_at(&made.bytes, at).map_err(failed)?;
             flush(&self.file).map_err(failed)
         });
@@ -252,6 +265,38 @@ impl Journal {
         self.waiting_bytes.fetch_add(space, Ordering::Relaxed);
         self.last.store(number, Ordering::Release);
         Ok(Some(()))
+    }
+
+    /// Gives a half blocks up to `end`.
+    fn make_room(&self, half: usize, end: u64) -> io::Result<()> {
+        let mut room = self.room.lock();
+        let before = room[half];
+        while room[half] < end.min(HALF_BYTES) {
+            let bytes = ROOM_BYTES.min((HALF_BYTES - room[half]) as usize);
+            self.file.write_all_at(&ZEROS[..bytes], half as u64 * HALF_BYTES + room[half])?;
+            room[half] += bytes as u64;
+        }
+        if room[half] > before {
+            let synced = self.file.sync_all();
+            if synced.is_err() {
+                room[half] = before;
+            }
+            synced?;
+        }
+        Ok(())
+    }
+
+    /// Gives the half that is written now, and the one that is next, blocks before they are needed.
+    fn make_room_ahead(&self) -> io::Result<()> {
+        let (active, used) = {
+            let state = self.state.lock();
+            if state.attempts == 0 {
+                return Ok(());
+            }
+            (state.active, state.halves[state.active].used)
+        };
+        self.make_room(active, used + ROOM_AHEAD)?;
+        if used >= TURN_BYTES / 2 { self.make_room(1 - active, ROOM_AHEAD) } else { Ok(()) }
     }
 
     fn spare(&self) -> Arc<Entry> {
@@ -315,6 +360,17 @@ impl Journal {
             }
         }
     }
+}
+
+/// How far a half has blocks without a hole.
+fn blocks_of(file: &File, half: u64) -> io::Result<u64> {
+    let start = half * HALF_BYTES;
+    if file.metadata()?.len() <= start {
+        return Ok(0);
+    }
+    let hole = rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(start))?;
+    let blocks = hole.saturating_sub(start).min(HALF_BYTES);
+    Ok(blocks - blocks % BLOCK_BYTES as u64)
 }
 
 /// To the disk with what was written.
@@ -408,6 +464,12 @@ impl Store {
     /// Puts everything that was appended into the log. Anybody may, at any time; appends and reads go on meanwhile.
     pub fn absorb(&self) -> Result<(), StoreError> {
         self.absorb_some(u64::MAX)
+    }
+
+    /// Gives the journal room before it is needed.
+    pub fn make_room(&self) -> Result<(), StoreError> {
+        let Some(journal) = self.0.journal.get() else { return Ok(()) };
+        journal.make_room_ahead().map_err(|error| error::of_io(&error, &self.0.folder))
     }
 
     /// Puts about so many bytes of what was appended into the log.

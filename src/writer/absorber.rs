@@ -57,6 +57,8 @@ impl Absorber {
     fn absorb(&self, bytes: u64) -> bool {
         match self.store.absorb_some(bytes) {
             Ok(()) => {
+                // Where that fails the writer will say it.
+                let _ = self.store.make_room();
                 if self.gauges.log_trouble.lock().take().is_some() {
                     tracing::info!("the log takes what it is given again");
                 }

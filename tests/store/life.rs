@@ -215,7 +215,7 @@ fn rows_and_labels_read_back_and_the_forgotten_are_gone() {
 fn an_agent_that_was_forgotten_and_met_again_within_one_checkpoint_keeps_its_new_row() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path(), None);
-    let follower = Follower::recover(&store).unwrap().0;
+    let follower = Follower::recover(&store).unwrap();
     let known = |at_ms| Record::Known { agent: agent(1), name: name(1).as_str().into(), at_ms };
     let labelled = |label: u64| {
         let Record::Message { raw, checksum, recipients, .. } = message(label, 2, 100) else { panic!() };
