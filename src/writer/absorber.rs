@@ -44,7 +44,7 @@ impl Absorber {
             let timeout = match self.store.unabsorbed_bytes() {
                 _ if !absorbed => Some(RETRY),
                 0 => None,
-                ..ABSORBED_AT_ONCE => Some(INTERVAL),
+                1..ABSORBED_AT_ONCE => Some(INTERVAL),
                 _ => Some(Duration::ZERO),
             };
             if timeout != Some(Duration::ZERO) && !self.stop.load(Ordering::Acquire) {
