@@ -53,8 +53,9 @@ const ROOM_BYTES: usize = 256 * 1024;
 /// … and so many ahead, where it holds nobody up.
 const ROOM_AHEAD: u64 = 1024 * 1024;
 static ZEROS: [u8; ROOM_BYTES] = [0; ROOM_BYTES];
-/// Entries kept to be used again: what a busy writer needs between two absorptions.
-const SPARE_MAX: usize = 16;
+/// Entries kept to be used again, and the largest of them: what a busy writer needs between two absorptions.
+const SPARE_MAX: usize = 8;
+const SPARE_BYTES_MAX: usize = 512 * 1024;
 
 /// A segment as it lies in the file.
 #[derive(Default)]
@@ -144,8 +145,10 @@ pub(super) struct Journal {
     identity: Option<(u64, u64)>,
     store_id: [u8; 16],
     state: Mutex<State>,
-    /// How much of each half has blocks. Held by whoever gives it more.
-    room: Mutex<[u64; 2]>,
+    /// How much of each half has blocks.
+    room: [AtomicU64; 2],
+    /// Held by whoever gives a half more.
+    growing: Mutex<()>,
     /// Held by whoever puts entries into the log.
     absorbing: Mutex<()>,
     last: AtomicU64,
@@ -165,7 +168,7 @@ impl Journal {
         file.sync_all()?;
         File::open(folder)?.sync_all()?;
         let identity = open::identity_of(file.as_fd());
-        let room = [blocks_of(&file, 0)?, blocks_of(&file, 1)?];
+        let room = [AtomicU64::new(blocks_of(&file, 0)?), AtomicU64::new(blocks_of(&file, 1)?)];
         let mut state = State::default();
         let (mut last, mut waiting_bytes) = (last, 0);
         for Found { entry, half, end } in found {
@@ -182,7 +185,8 @@ impl Journal {
             identity,
             store_id,
             state: Mutex::new(state),
-            room: Mutex::new(room),
+            room,
+            growing: Mutex::default(),
             absorbing: Mutex::default(),
             last: AtomicU64::new(last),
             waiting_bytes: AtomicU64::new(waiting_bytes),
@@ -269,20 +273,22 @@ impl Journal {
 
     /// Gives a half blocks up to `end`.
     fn make_room(&self, half: usize, end: u64) -> io::Result<()> {
-        let mut room = self.room.lock();
-        let before = room[half];
-        while room[half] < end.min(HALF_BYTES) {
-            let bytes = ROOM_BYTES.min((HALF_BYTES - room[half]) as usize);
-            self.file.write_all_at(&ZEROS[..bytes], half as u64 * HALF_BYTES + room[half])?;
-            room[half] += bytes as u64;
+        let end = end.min(HALF_BYTES);
+        if self.room[half].load(Ordering::Acquire) >= end {
+            return Ok(());
         }
-        if room[half] > before {
-            let synced = self.file.sync_all();
-            if synced.is_err() {
-                room[half] = before;
-            }
-            synced?;
+        let _turn = self.growing.lock();
+        let mut room = self.room[half].load(Ordering::Acquire);
+        if room >= end {
+            return Ok(());
         }
+        while room < end {
+            let bytes = ROOM_BYTES.min((HALF_BYTES - room) as usize);
+            self.file.write_all_at(&ZEROS[..bytes], half as u64 * HALF_BYTES + room)?;
+            room += bytes as u64;
+        }
+        self.file.sync_all()?;
+        self.room[half].store(room, Ordering::Release);
         Ok(())
     }
 
@@ -350,7 +356,7 @@ impl Journal {
         }
         while let Some(entry) = state.entries.pop_front_if(|entry| entry.number <= through) {
             self.waiting_bytes.fetch_sub(Entry::space(entry.value().len()), Ordering::Relaxed);
-            if state.spare.len() < SPARE_MAX {
+            if state.spare.len() < SPARE_MAX && entry.bytes.capacity() <= SPARE_BYTES_MAX {
                 state.spare.push(entry);
             }
         }
