@@ -21,7 +21,7 @@ if [ "${1:-}" = --self-test ]; then
         echo "building a relay that commits with $way ..."
         RUSTFLAGS="--cfg relay_unsafe_sync=\"$way\"" cargo build --bin relay --target-dir "$target/$way"
         program="$(cd "$target/$way" && pwd)/debug/relay"
-        if RELAY_FAULT_PROGRAM="$program" RELAY_FAULT_CYCLES=60 cut_power; then
+        if RELAY_FAULT_PROGRAM="$program" RELAY_FAULT_CYCLES=240 cut_power; then
             cat "$log"
             echo "$way went unnoticed: the power cut test is blind" >&2
             exit 1

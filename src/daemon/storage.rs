@@ -58,6 +58,13 @@ impl Storage {
         let key = settings.db_key.as_ref().map(|text| store::Key::parse(text.reveal())).transpose()?;
         let opened = Instant::now();
         let store = Store::open(store::Options::new(settings.layout.folder.join("store"), key))?;
+        if let Some((end, segment)) = store.journal_gap() {
+            tracing::warn!(
+                end,
+                segment,
+                "the journal is of another moment than the store: what does not follow is passed over"
+            );
+        }
         // What is damaged is found before anything is written.
         let follower = Follower::recover(&store)?;
         let epoch = store.begin_epoch(seconds_now, 0)?;

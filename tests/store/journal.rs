@@ -126,6 +126,7 @@ fn a_journal_of_another_store_or_another_time_is_passed_over() {
     fs::copy(folder.path().join("journal"), early.path().join("journal")).unwrap();
     let again = open(early.path(), None);
     assert!(again.last_segment().unwrap() <= 1, "{:?}", numbers(&again));
+    assert!(again.journal_gap().is_some() && store.journal_gap().is_none());
 }
 
 #[test]
