@@ -35,8 +35,8 @@ impl Store {
         self.append_at_once(segment)
     }
 
-    /// The same when nobody waits: into the log by one transaction of LMDB, with everything that the journal holds. Slower,
-    /// and less work in all.
+    /// The same when nobody waits: into the log by one transaction of LMDB, with everything that the journal holds. It takes
+    /// two flushes, and writes everything once.
     pub fn append_at_once(&self, segment: &mut Segment) -> Result<u64, StoreError> {
         let journal = self.0.journal.get().ok_or(StoreError::ReadOnly)?;
         let number = self.absorbing(journal, |entries| self.append_to_log(segment, entries))?;

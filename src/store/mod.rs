@@ -3,8 +3,9 @@
 //! thread of its own. Nothing that is read from the disk is trusted.
 //!
 //! ```text
-//! writer  ── Segment::push, append ──► journal    one write and one flush a commit
-//! keeper  ── absorb ──► log                       many of them with one commit of LMDB
+//! writer  ── Segment::push, append ──► journal    for somebody who waits: one write and one flush
+//! writer  ── append_at_once ──► log               else: one commit of LMDB, with what the journal holds
+//! absorber ── absorb_some ──► log                 what the journal holds, many with one commit
 //! keeper  ── snapshot, replay::apply ──► Memory ── keep_rows ──► agents, labels ── mark_applied ──► meta
 //! keeper  ── index groups, sweep_step ──► index, log
 //! clerk   ── change_control, secret, sweep_events ──► keys, secrets, events

@@ -1,8 +1,8 @@
 //! The writer: one thread that puts what was accepted on disk, in order, and tells each shard how far it has got. Its
-//! commit is one value appended to the store's log; nothing else is done on this thread.
+//! commit is one segment appended to the store; nothing else is done on this thread. Beside it the absorber.
 //!
 //! ```text
-//! batches of all shards ─► segment ─► append + one flush ─► committed through n, to each shard
+//! batches of all shards ─► segment ─► append, flushed ───► committed through n, to each shard
 //!                             ▲                 │ the disk refuses: kept, tried again, `status` says why
 //!                             └─────────────────┘
 //! ```
