@@ -179,6 +179,10 @@ impl Journal {
             waiting_bytes += Entry::space(entry.value().len());
             state.entries.push_back(entry);
         }
+        for (room, half) in room.iter().zip(&state.halves) {
+            // A file system may keep zeros as a hole, in the middle of an entry as well.
+            room.fetch_max(half.used, Ordering::Relaxed);
+        }
         Ok(Journal {
             path,
             file,

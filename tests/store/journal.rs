@@ -142,6 +142,24 @@ fn a_vanished_journal_takes_nothing_and_loses_nothing() {
     assert_eq!(numbers(&store), [1, 2]);
 }
 
+#[test]
+fn a_file_system_that_keeps_zeros_as_a_hole_costs_no_entry() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), None);
+    store.append(&mut segment(&[message_of(1, &[1], vec![0; 600_000])])).unwrap();
+    append(&store, 2, 100);
+    let crash = crashed(folder.path());
+    let file = fs::OpenOptions::new().write(true).open(crash.path().join("journal")).unwrap();
+    let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+    if rustix::fs::fallocate(&file, flags, 65_536, 262_144).is_err() {
+        eprintln!("SKIPPED: this file system has no holes");
+        return;
+    }
+    let again = open(crash.path(), None);
+    append(&again, 3, 400_000);
+    assert_eq!(numbers(&Store::open(options(crashed(crash.path()).path(), None)).unwrap()), [1, 2, 3]);
+}
+
 /// A journal of five segments, as a crash leaves it.
 fn five(key: Option<Key>) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
