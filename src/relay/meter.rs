@@ -223,30 +223,37 @@ impl Relay {
         self.tell_paused(now, pocket, outbox);
     }
 
-    /// A SEND is taken from this connection: somebody pays.
-    pub(super) fn charge(&mut self, now: Now, id: SessionId, outbox: &mut Outbox) {
-        let key = self.sessions.find(id).and_then(|session| session.key);
+    /// A SEND is taken from this connection, which came in with this key and prepaid so much: somebody pays.
+    pub(super) fn charge(&mut self, now: Now, id: SessionId, key: Option<u32>, prepaid: u8, outbox: &mut Outbox) {
+        if self.meters.daemon.is_some() {
+            self.charge_pocket(now, id, Pocket::Daemon, prepaid, outbox);
+        }
         if let Some(index) = key {
             let used = &mut self.meters.keys[index as usize].used;
             (used.messages, used.last_used_ms) = (used.messages + 1, now.wall_ms);
+            self.charge_pocket(now, id, Pocket::Key(index), prepaid, outbox);
         }
-        for pocket in [Some(Pocket::Daemon), key.map(Pocket::Key)].into_iter().flatten() {
-            if let Some(session) = self.sessions.find_mut(id)
-                && session.prepaid & pocket.bit() != 0
-            {
+    }
+
+    fn charge_pocket(&mut self, now: Now, id: SessionId, pocket: Pocket, prepaid: u8, outbox: &mut Outbox) {
+        if prepaid & pocket.bit() != 0 {
+            if let Some(session) = self.sessions.find_mut(id) {
                 session.prepaid &= !pocket.bit();
-                continue;
             }
-            let Some(purse) = self.meters.purse(pocket) else { continue };
-            let paid = purse.spend();
-            if !paid {
-                purse.owe(id);
-                self.pause(id, pocket, outbox);
-            }
-            self.refill(now, pocket, outbox);
-            if !paid {
-                self.tell_paused(now, pocket, outbox);
-            }
+            return;
+        }
+        let Some(purse) = self.meters.purse(pocket) else { return };
+        let paid = purse.spend();
+        if paid && purse.is_well_filled() {
+            return;
+        }
+        if !paid {
+            purse.owe(id);
+            self.pause(id, pocket, outbox);
+        }
+        self.refill(now, pocket, outbox);
+        if !paid {
+            self.tell_paused(now, pocket, outbox);
         }
     }
 

@@ -86,10 +86,14 @@ impl Purse {
         }
     }
 
+    /// Whether nothing need be asked for: the one look that a message within the rate costs.
+    pub(super) fn is_well_filled(&self) -> bool {
+        self.tokens > self.low && self.waiting.is_empty() && self.debt == 0
+    }
+
     /// What to ask the ledger for now, if anything; it counts as asked from then on.
     pub(super) fn request(&mut self) -> Option<Request> {
-        let poor = self.tokens <= self.low || !self.waiting.is_empty() || self.debt > 0;
-        if self.asked || !poor {
+        if self.asked || self.is_well_filled() {
             return None;
         }
         self.asked = true;

@@ -68,7 +68,8 @@ impl Relay {
             return self.toil(now, id, 1, outbox);
         }
         if self.meters.any {
-            self.charge(now, id, outbox);
+            let (key, prepaid) = (session.key, session.prepaid);
+            self.charge(now, id, key, prepaid, outbox);
         }
         self.route(now, message, origin, dialect, outbox);
     }
