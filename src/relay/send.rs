@@ -70,6 +70,9 @@ impl Relay {
         if self.meters.any {
             self.charge(now, id, outbox);
         }
+        if self.writer_behind {
+            self.press(id, outbox);
+        }
         self.route(now, message, origin, dialect, outbox);
     }
 
