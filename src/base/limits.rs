@@ -168,7 +168,8 @@ pub const REFUSALS_PER_HOUR_MAX: u32 = 120;
 /// Places and reasons of refusals that are remembered for that.
 pub const REFUSALS_KNOWN_MAX: usize = 1024;
 
-const _: () = assert!(WRITER_CAUGHT_UP >= 2 * WRITER_BATCH_BYTES_MAX as u64, "one commit under way, and the next one ready");
+const _: () =
+    assert!(WRITER_CAUGHT_UP >= 2 * WRITER_BATCH_BYTES_MAX as u64, "one commit under way, and the next one ready");
 const _: () = assert!(IN_FLIGHT_MAX as u64 >= 2 * ACK_STRIDE, "a window must outlast the acknowledgement stride");
 const _: () = assert!(WAITING_BYTES_MAX >= FRAME_BYTES_MAX, "the largest frame must fit an empty queue");
 const _: () = assert!(TAKE_OVER_SILENCE < DEAD_AFTER, "a dead holder can be replaced before it is given up");

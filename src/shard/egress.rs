@@ -3,8 +3,8 @@
 use super::connections::{Connection, Stage};
 use super::{EARLY_EGRESS_BYTES_MAX, EGRESS_BYTES_MAX, Inner, LINGER, Pressing, Spares};
 use crate::base::limits::{
-    WRITER_AHEAD, WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX, WRITER_BEHIND, WRITER_CAUGHT_UP, WRITER_RECORD_COST,
-    WRITER_STUCK,
+    WRITER_AHEAD, WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX, WRITER_BEHIND, WRITER_CAUGHT_UP,
+    WRITER_RECORD_COST, WRITER_STUCK,
 };
 use crate::base::{CloseReason, Mono, Sequence, SessionId, ShardId};
 use crate::mesh::{ClerkPost, Moved, Post, WriterPost};

@@ -478,7 +478,9 @@ impl Inner {
         let mut unread = std::mem::take(&mut self.unread);
         let mut read = 0;
         for id in &unread {
-            if self.outbox.records_weight >= WRITER_BATCH_BYTES_MAX || self.outbox.records.len() >= WRITER_BATCH_RECORDS_MAX {
+            if self.outbox.records_weight >= WRITER_BATCH_BYTES_MAX
+                || self.outbox.records.len() >= WRITER_BATCH_RECORDS_MAX
+            {
                 break;
             }
             read += 1;
