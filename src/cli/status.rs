@@ -79,9 +79,14 @@ fn summary(status: &Value, verbose: bool, style: Style) -> String {
             bytes(total("waiting_bytes"))
         ),
     ));
-    if let Some(paused) = status["paused"]["now"].as_u64().filter(|paused| *paused > 0) {
-        let wait = if paused == 1 { "waits" } else { "wait" };
-        lines.push(("slowed", format!("{} {wait} for the tier's or a key's rate", print::count(paused, "connection"))));
+    let paused = &status["paused"];
+    let for_disk = number(&paused["writer_behind"]["now"]);
+    let for_rate = number(&paused["now"]).saturating_sub(for_disk);
+    for (count, what) in [(for_rate, "the tier's or a key's rate"), (for_disk, "the disk, which works and is slower")] {
+        if count > 0 {
+            let wait = if count == 1 { "waits" } else { "wait" };
+            lines.push(("slowed", format!("{} {wait} for {what}", print::count(count, "connection"))));
+        }
     }
     let mut text = lines.iter().fold(String::new(), |all, (name, value)| all + &format!("{name:<10}{value}\n"));
     for (name, notes) in [("advice", &status["advice"]), ("note", &status["license"]["warnings"])] {
@@ -320,7 +325,8 @@ mod tests {
     #[test]
     fn doors_limits_and_the_licence_are_told_where_there_is_something_to_tell() {
         let status = serde_json::json!({
-            "listen": ["127.0.0.1:17443"], "tls": { "on": true, "mutual": false }, "paused": { "now": 3, "ever": 4 },
+            "listen": ["127.0.0.1:17443"], "tls": { "on": true, "mutual": false },
+            "paused": { "now": 4, "ever": 5, "writer_behind": { "now": 1, "ever": 1 } },
             "authentication": { "required": true, "failures": { "missing": 2, "expired": 0 }, "delayed": 1 },
             "advice": ["9 of 10 agents"], "license": { "warnings": ["evaluation build: \u{1b}x"] },
         });
@@ -329,6 +335,7 @@ mod tests {
             "tcp       127.0.0.1:17443, TLS\n",
             "access    an API key or a token is required; turned away: missing 2; 1 answered late\n",
             "slowed    3 connections wait for the tier's or a key's rate\n",
+            "slowed    1 connection waits for the disk, which works and is slower\n",
             "advice    9 of 10 agents\n",
             "note      evaluation build: \\u{1b}x\n",
         ] {

@@ -490,7 +490,14 @@ impl Clerk {
                 "failures": failures,
                 "delayed": sum(|heart| heart.counters.auth_delayed),
             },
-            "paused": { "now": sum(|heart| u64::from(heart.paused)), "ever": sum(|heart| heart.counters.pauses) },
+            "paused": {
+                "now": sum(|heart| u64::from(heart.paused)),
+                "ever": sum(|heart| heart.counters.pauses),
+                "writer_behind": {
+                    "now": sum(|heart| u64::from(heart.pressed)),
+                    "ever": sum(|heart| heart.counters.pressed),
+                },
+            },
             "advice": headroom::advice(entitlement, sum(|heart| u64::from(heart.seats)), self.rate.per_second),
             "closes": closes,
             "refusals": refusals,

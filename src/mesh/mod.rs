@@ -12,7 +12,7 @@
 #![forbid(unsafe_code)]
 
 use crate::base::keys::{Grant, Ring};
-use crate::base::limits::{FETCHES_MAX, LANE_MAILS_MAX, QUESTIONS_MAX, WRITER_BATCHES_MAX};
+use crate::base::limits::{FETCHES_MAX, LANE_MAILS_MAX, QUESTIONS_MAX, WRITER_BATCHES_MAX, WRITER_CAUGHT_UP};
 use crate::base::tier::Entitled;
 use crate::base::{SessionId, ShardId};
 use crate::relay::{CensusPart, CensusTicket, Fetch, Fetched, KeyUse, Mail, Peer, Question, Record, Sighting};
@@ -159,10 +159,12 @@ struct ShardPort {
     awaits_commit: AtomicBool,
     /// Whether somebody waits for what this shard handed to the writer last.
     hurried: AtomicBool,
+    /// Whether this shard leaves senders unread until the writer has caught up: then the writer rings.
+    awaits_writer: AtomicBool,
     presence: AtomicU64,
     sleeper: Sleeper,
     /// To the writer.
-    batches: ArrayQueue<WriterPost>,
+    batches: ArrayQueue<(WriterPost, u64)>,
     /// Emptied batches on their way back, to be filled again.
     spare: ArrayQueue<Vec<Record>>,
     /// To the keeper.
@@ -175,6 +177,11 @@ struct ShardPort {
 pub struct Mesh {
     shards: Vec<ShardPort>,
     writer_sleeper: Sleeper,
+    /// What all shards have ever handed to the writer, in bytes and records' cost, and what it has taken of that.
+    handed: CachePadded<AtomicU64>,
+    taken: CachePadded<AtomicU64>,
+    /// Whether the disk refuses what the writer gives it.
+    writer_in_trouble: AtomicBool,
     /// Counts the writer's wishes for all records that shards hold back.
     flush_wanted: AtomicU64,
     clerk: ArrayQueue<ClerkPost>,
@@ -200,6 +207,7 @@ impl Mesh {
             committed: CachePadded::default(),
             awaits_commit: AtomicBool::new(false),
             hurried: AtomicBool::new(false),
+            awaits_writer: AtomicBool::new(false),
             presence: AtomicU64::new(0),
             sleeper: Sleeper::default(),
             batches: ArrayQueue::new(WRITER_BATCHES_MAX),
@@ -210,6 +218,9 @@ impl Mesh {
         Mesh {
             shards: (0..count).map(port).collect(),
             writer_sleeper: Sleeper::default(),
+            handed: CachePadded::default(),
+            taken: CachePadded::default(),
+            writer_in_trouble: AtomicBool::new(false),
             flush_wanted: AtomicU64::new(0),
             clerk: ArrayQueue::new(QUESTIONS_MAX + 4 * count),
             clerk_sleeper: Sleeper::default(),
@@ -306,14 +317,52 @@ impl Mesh {
         self.shards.iter().any(|port| port.hurried.load(Ordering::Acquire))
     }
 
-    /// Hands something to the writer; gives it back when the shard's queue there is full.
-    pub fn push_batch(&self, from: ShardId, post: WriterPost) -> Result<(), WriterPost> {
-        self.port(from).batches.push(post)
+    /// Hands something to the writer, and what it counts as; gives it back when the shard's queue there is full.
+    pub fn push_batch(&self, from: ShardId, post: WriterPost, cost: u64) -> Result<(), WriterPost> {
+        self.port(from).batches.push((post, cost)).map_err(|(post, _)| post)?;
+        self.handed.fetch_add(cost, Ordering::Relaxed);
+        Ok(())
     }
 
     /// The next thing a shard has for the writer.
     pub fn pop_batch(&self, from: ShardId) -> Option<WriterPost> {
-        self.port(from).batches.pop()
+        let (post, cost) = self.port(from).batches.pop()?;
+        // One thread pops: nothing is lost between these two.
+        self.taken.store(self.taken.load(Ordering::Relaxed) + cost, Ordering::Relaxed);
+        Some(post)
+    }
+
+    /// What waits for the writer, of all shards; and what it has ever taken.
+    pub fn waiting_for_writer(&self) -> (u64, u64) {
+        let taken = self.taken.load(Ordering::Relaxed);
+        // What is taken before it was counted as handed makes this too small for a moment.
+        (self.handed.load(Ordering::Relaxed).saturating_sub(taken), taken)
+    }
+
+    /// Says whether the disk refuses what the writer gives it.
+    pub fn set_writer_in_trouble(&self, trouble: bool) {
+        self.writer_in_trouble.store(trouble, Ordering::Relaxed);
+    }
+
+    /// Whether the disk refuses what the writer gives it.
+    pub fn writer_in_trouble(&self) -> bool {
+        self.writer_in_trouble.load(Ordering::Relaxed)
+    }
+
+    /// Says whether this shard leaves senders unread until `writer_has_caught_up`. To be called before `doze`.
+    pub fn await_writer(&self, shard: ShardId, awaits: bool) {
+        self.port(shard).awaits_writer.store(awaits, Ordering::Relaxed);
+    }
+
+    /// Whether a shard waits for that.
+    pub fn awaits_writer(&self, shard: ShardId) -> bool {
+        fence(Ordering::SeqCst);
+        self.port(shard).awaits_writer.load(Ordering::Relaxed)
+    }
+
+    /// Whether nobody is to be left unread any more: little waits for the writer, or waiting does not help.
+    pub fn writer_has_caught_up(&self) -> bool {
+        self.writer_in_trouble() || self.waiting_for_writer().0 <= WRITER_CAUGHT_UP
     }
 
     /// Batches of a shard that the writer has not taken.

@@ -28,6 +28,7 @@ impl Relay {
             grace: self.grace.len() as u32,
             topics: self.topics.len() as u32,
             paused: self.meters.paused,
+            pressed: self.pressed.len() as u32,
             seats,
             seats_peak,
             seats_today,

@@ -35,8 +35,10 @@ pub struct Counters {
     pub auth_failures: [u64; AuthFailure::ALL.len()],
     /// Of those, answered late because too many came from one source.
     pub auth_delayed: u64,
-    /// Times that a connection was left unread because a rate was used up.
+    /// Times that a connection was left unread: a rate was used up, or the writer was behind.
     pub pauses: u64,
+    /// Times that one was left unread because the writer was behind.
+    pub pressed: u64,
 }
 
 /// How a HELLO can fail on its credential.
@@ -106,8 +108,10 @@ pub struct Gauges {
     pub grace: u32,
     /// Topics with subscribers.
     pub topics: u32,
-    /// Connections that are left unread because a rate is used up.
+    /// Connections that are left unread.
     pub paused: u32,
+    /// Of those, because the writer is behind.
+    pub pressed: u32,
     /// Seats taken in the whole daemon; of shard 0 alone, as the next two.
     pub seats: u32,
     /// The most that were ever taken.

@@ -86,6 +86,9 @@ pub enum Event<'a> {
     Fetched(Box<Fetched>),
     /// The writer's queue has no room (or has room again): SENDs are refused meanwhile.
     WriterFull(bool),
+    /// So much waits for the writer that whoever sends is left unread (or so little again that nobody is). Its disk works,
+    /// and is slower than the senders.
+    WriterBehind(bool),
     /// An answer to a question that was asked for a session.
     Answered {
         /// The session that asked.

@@ -64,6 +64,8 @@ pub(super) enum Pocket {
 impl Pocket {
     /// Beside the bits of pockets: why a connection that has said too much of other things is left unread.
     pub(super) const TOIL: u8 = 4;
+    /// The same: why one that sends while the writer is behind is.
+    pub(super) const PRESS: u8 = 8;
 
     fn bit(self) -> u8 {
         match self {

@@ -21,6 +21,7 @@ mod meter;
 mod options;
 mod outbox;
 mod presence;
+mod press;
 mod purse;
 mod route;
 mod seats;
@@ -128,6 +129,9 @@ pub struct Relay {
     /// The licence as WELCOME tells it.
     license: String,
     writer_full: bool,
+    writer_behind: bool,
+    /// Connections that are left unread for that, in the order in which they sent.
+    pressed: Vec<SessionId>,
     /// Records beside messages since the writer became full.
     notes: u32,
     stopping: bool,
@@ -179,6 +183,8 @@ impl Relay {
             now: Now::default(),
             license: hello::license_of(&options.entitlement),
             writer_full: false,
+            writer_behind: false,
+            pressed: Vec::new(),
             notes: 0,
             stopping: false,
             turn: 0,
@@ -214,6 +220,7 @@ impl Relay {
             Event::Committed { through } => self.on_committed(now, through, outbox),
             Event::Fetched(fetched) => self.on_fetched(now, *fetched, outbox),
             Event::WriterFull(full) => self.writer_full = full,
+            Event::WriterBehind(behind) => self.on_writer_behind(now, behind, outbox),
             Event::Answered { session, number, failed, json } => {
                 self.on_answered(now, session, number, failed, json, outbox)
             }

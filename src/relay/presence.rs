@@ -83,6 +83,7 @@ impl Relay {
         let Some(session) = self.sessions.remove(id) else { return };
         if session.key.is_some() || session.paused != 0 || session.prepaid != 0 {
             self.close_meter(id, &session, outbox);
+            self.forget_pressed(id, &session);
         }
         match session.state {
             State::Live(_) => {}

@@ -71,6 +71,9 @@ impl Relay {
             let (key, prepaid) = (session.key, session.prepaid);
             self.charge(now, id, key, prepaid, outbox);
         }
+        if self.writer_behind {
+            self.press(id, outbox);
+        }
         self.route(now, message, origin, dialect, outbox);
     }
 

@@ -3,6 +3,7 @@
 mod auth;
 mod control;
 mod known;
+mod press;
 mod rates;
 mod seats;
 

@@ -1,8 +1,11 @@
 //! From the outbox to sockets, lanes and the writer. Everything a turn says to a connection leaves in one send.
 
 use super::connections::{Connection, Stage};
-use super::{EARLY_EGRESS_BYTES_MAX, EGRESS_BYTES_MAX, Inner, LINGER, Spares};
-use crate::base::limits::{WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX, WRITER_BATCHES_MAX};
+use super::{EARLY_EGRESS_BYTES_MAX, EGRESS_BYTES_MAX, Inner, LINGER, Pressing, Spares};
+use crate::base::limits::{
+    WRITER_AHEAD, WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX, WRITER_BEHIND, WRITER_CAUGHT_UP,
+    WRITER_RECORD_COST, WRITER_STUCK,
+};
 use crate::base::{CloseReason, Mono, Sequence, SessionId, ShardId};
 use crate::mesh::{ClerkPost, Moved, Post, WriterPost};
 use crate::relay::{Delivery, Event, Mail, Output, Question, Record};
@@ -12,9 +15,6 @@ use crate::wire::{self, Dialect, FLAG_REDELIVERED, Frame, Message, QueryKind};
 /// Bodies above this size are not copied into the send buffer: they leave by vectored send.
 const COPIED_BODY_BYTES_MAX: usize = 4096;
 
-/// Batches that may lie before the writer without another one being cut. Many: whatever lies there when a commit ends is
-/// in the next one, and what waits here is not. Fewer than the queue holds: a turn's few records must not fill it.
-const WRITER_AHEAD: usize = WRITER_BATCHES_MAX * 3 / 4;
 /// The writer is rung at most this often for batches that are not large …
 const RING_INTERVAL: u64 = Mono::ms(2);
 /// … and a batch of this many records is.
@@ -315,20 +315,34 @@ impl Inner {
         self.batch.append(&mut self.outbox.records);
         self.batch_bytes += std::mem::take(&mut self.outbox.records_weight);
         while self.batch.len() > WRITER_BATCH_RECORDS_MAX {
+            // About evenly long: each is not weighed again.
+            let left = self.batch.len() - WRITER_BATCH_RECORDS_MAX;
+            let rest_bytes = (self.batch_bytes as u64 * left as u64 / self.batch.len() as u64) as usize;
             let rest = self.batch.split_off(WRITER_BATCH_RECORDS_MAX);
-            self.hand_batch(rest);
+            self.hand_batch(rest, rest_bytes);
         }
         if self.batch_bytes >= WRITER_BATCH_BYTES_MAX {
             let spare = self.mesh.spare_batch(self.shard);
-            self.hand_batch(spare);
+            self.hand_batch(spare, 0);
         }
     }
 
     /// Puts the batch behind those for the writer; `next` takes its place.
-    fn hand_batch(&mut self, next: Vec<Record>) {
+    fn hand_batch(&mut self, next: Vec<Record>, next_bytes: usize) {
+        let cost = self.batch_cost();
         let batch = std::mem::replace(&mut self.batch, next);
-        self.batch_bytes = 0;
-        self.writer_hold.push_back(WriterPost::Records(batch));
+        self.batch_bytes = next_bytes;
+        self.hold_for_writer(WriterPost::Records(batch), cost);
+    }
+
+    fn hold_for_writer(&mut self, post: WriterPost, cost: u64) {
+        self.writer_hold_cost += cost;
+        self.writer_hold.push_back((post, cost));
+    }
+
+    /// What the batch that is being filled counts as.
+    fn batch_cost(&self) -> u64 {
+        self.batch_bytes as u64 + self.batch.len() as u64 * WRITER_RECORD_COST
     }
 
     /// Hands records to the writer when it is time: enough of them, old enough, or somebody waits for the commit.
@@ -364,11 +378,12 @@ impl Inner {
                 self.rang_writer_at = self.now.mono;
                 if !self.batch.is_empty() {
                     let spare = self.mesh.spare_batch(self.shard);
-                    self.hand_batch(spare);
+                    self.hand_batch(spare, 0);
                 }
             }
         }
         self.push_writer_hold();
+        self.press();
         let full = !self.writer_hold.is_empty();
         if let Some(wish) = wish
             && !full
@@ -384,12 +399,47 @@ impl Inner {
     }
 
     fn push_writer_hold(&mut self) {
-        while let Some(post) = self.writer_hold.pop_front() {
+        while let Some((post, cost)) = self.writer_hold.pop_front() {
             self.writer_pushed = true;
-            if let Err(post) = self.mesh.push_batch(self.shard, post) {
-                self.writer_hold.push_front(post);
+            if let Err(post) = self.mesh.push_batch(self.shard, post, cost) {
+                self.writer_hold.push_front((post, cost));
                 break;
             }
+            self.writer_hold_cost -= cost;
+        }
+    }
+
+    /// Leaves senders unread from now on if the writer is behind: it works, and they are faster than the disk. When the disk
+    /// refuses they are read on: they are to hear BUSY, and why.
+    pub(super) fn press(&mut self) {
+        if self.pressing != Pressing::No {
+            return;
+        }
+        let (waiting, taken) = self.mesh.waiting_for_writer();
+        // What this shard has not handed over yet comes on top.
+        if waiting + self.writer_hold_cost + self.batch_cost() > WRITER_BEHIND && !self.mesh.writer_in_trouble() {
+            self.pressing = Pressing::Since(self.now.mono, taken);
+            self.relay.handle(self.now, Event::WriterBehind(true), &mut self.outbox);
+        }
+    }
+
+    /// Senders are read again if the writer has caught up; or if it takes nothing at all any more.
+    pub(super) fn release(&mut self) {
+        let (waiting, taken) = self.mesh.waiting_for_writer();
+        match self.pressing {
+            Pressing::No => {}
+            Pressing::Since(..) if self.mesh.writer_has_caught_up() => self.pressing = Pressing::No,
+            Pressing::Since(_, before) if before != taken => self.pressing = Pressing::Since(self.now.mono, taken),
+            Pressing::Since(at, _) if self.now.mono.since(at) >= WRITER_STUCK => {
+                tracing::warn!(reason = "writer_stuck", "the disk has taken nothing for seconds, and reports no error");
+                self.pressing = Pressing::InVain;
+            }
+            Pressing::Since(..) => return,
+            Pressing::InVain if waiting <= WRITER_CAUGHT_UP => self.pressing = Pressing::No,
+            Pressing::InVain => return,
+        }
+        if !matches!(self.pressing, Pressing::Since(..)) {
+            self.relay.handle(self.now, Event::WriterBehind(false), &mut self.outbox);
         }
     }
 
@@ -410,7 +460,7 @@ impl Inner {
             QueryKind::Message | QueryKind::History => {
                 // Behind everything this shard has told the writer so far.
                 self.flush_records(true);
-                self.writer_hold.push_back(WriterPost::Question(self.shard, question));
+                self.hold_for_writer(WriterPost::Question(self.shard, question), 0);
                 self.flush_records(false);
                 true
             }

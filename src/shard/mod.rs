@@ -8,6 +8,7 @@ mod ingress;
 mod secure;
 
 use crate::base::keys::Source;
+use crate::base::limits::{WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX, WRITER_STUCK};
 use crate::base::{AgentId, MessageId, Mono, Name, Now, SessionId, ShardId};
 use crate::mesh::{ClerkPost, Mesh, Moved, Notice, Post, ShardGauges, WriterPost};
 use crate::relay::{self, Event, Fetch, Mail, Outbox, Peer, Record, Relay, Remembered};
@@ -141,8 +142,11 @@ struct Inner {
     /// Since when records, or progress, wait to be told to the writer.
     records_since: Option<Mono>,
     rang_writer_at: Mono,
-    writer_hold: VecDeque<WriterPost>,
+    /// What the writer's queue has not taken, each with what it counts as, and the sum of that.
+    writer_hold: VecDeque<(WriterPost, u64)>,
+    writer_hold_cost: u64,
     writer_was_full: bool,
+    pressing: Pressing,
     committed: u64,
     scratch: Scratch,
     spares: Spares,
@@ -152,6 +156,17 @@ struct Inner {
     turns: u64,
     bytes_in: u64,
     bytes_out: u64,
+}
+
+/// Whether this shard leaves senders unread because the writer is behind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Pressing {
+    /// It does not.
+    No,
+    /// It does; the writer had last taken something at this time, and so much by then.
+    Since(Mono, u64),
+    /// It did, and the writer took nothing; not again before it has caught up.
+    InVain,
 }
 
 /// Mail that a full lane did not take.
@@ -219,7 +234,9 @@ impl Shard {
             records_since: None,
             rang_writer_at: Mono(0),
             writer_hold: VecDeque::new(),
+            writer_hold_cost: 0,
             writer_was_full: false,
+            pressing: Pressing::No,
             committed: 0,
             scratch: Scratch::default(),
             spares: Spares::default(),
@@ -258,6 +275,7 @@ impl Shard {
         inner.perform(driver);
         while inner.read_unread() {
             inner.perform(driver);
+            inner.press();
         }
         inner.flush_records(false);
         inner.perform(driver);
@@ -291,6 +309,9 @@ impl Inner {
             self.fresh = true;
             self.now = clock();
             self.relay.expire(self.now, &mut self.outbox);
+            if self.pressing != Pressing::No {
+                self.release();
+            }
         }
     }
 
@@ -311,16 +332,22 @@ impl Inner {
         for (until, _) in &self.paused {
             sooner(*until);
         }
+        if let Pressing::Since(at, _) = self.pressing {
+            sooner(at + WRITER_STUCK);
+        }
         let timeout = deadline.map(|deadline| Duration::from_nanos(deadline.since(now)));
         if !self.receiving || !self.writer_hold.is_empty() || !self.fetch_hold.is_empty() {
             return Some(timeout.map_or(HELD_WAIT, |timeout| timeout.min(HELD_WAIT)));
         }
         let awaits = self.relay.awaits_commit() || self.behind;
         self.mesh.await_commit(self.shard, awaits);
+        let pressed = matches!(self.pressing, Pressing::Since(..));
+        self.mesh.await_writer(self.shard, pressed);
         self.mesh.shard_sleeper(self.shard).doze();
         let busy =
             !self.due.is_empty() || !self.doomed.is_empty() || !self.shaking.is_empty() || !self.outbox.is_empty();
-        let waiting = self.mesh.anything_for(self.shard, awaits.then_some(self.committed));
+        let waiting = self.mesh.anything_for(self.shard, awaits.then_some(self.committed))
+            || (pressed && self.mesh.writer_has_caught_up());
         if busy || waiting { Some(Duration::ZERO) } else { timeout }
     }
 
@@ -444,10 +471,19 @@ impl Inner {
         self.relay.handle(self.now, event, &mut self.outbox);
     }
 
-    /// Connections that have just come home: what lay behind their HELLO is read now. Says whether there was any.
+    /// Connections that have just come home: what lay behind their HELLO is read now; and what lay behind a pause. Only as
+    /// many of them as fill a batch: a crowd that is read again must not be more than the writer's queue takes. Says whether
+    /// there was any.
     fn read_unread(&mut self) -> bool {
-        let unread = std::mem::take(&mut self.unread);
+        let mut unread = std::mem::take(&mut self.unread);
+        let mut read = 0;
         for id in &unread {
+            if self.outbox.records_weight >= WRITER_BATCH_BYTES_MAX
+                || self.outbox.records.len() >= WRITER_BATCH_RECORDS_MAX
+            {
+                break;
+            }
+            read += 1;
             if let Some(connection) = self.connections.find_mut(*id) {
                 let stash = std::mem::take(&mut connection.stash);
                 if !stash.is_empty() {
@@ -460,7 +496,11 @@ impl Inner {
                 }
             }
         }
-        !unread.is_empty()
+        let any = read > 0;
+        unread.drain(..read);
+        unread.append(&mut self.unread);
+        self.unread = unread;
+        any
     }
 
     /// Connections without a session receive once more.

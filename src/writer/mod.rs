@@ -204,9 +204,18 @@ impl Writer {
         self.segment.bytes() < bytes && self.segment.records() < records
     }
 
-    /// Takes what the shards have, one batch each in turn, so that no shard waits for another's flood. What does not fit
-    /// into one commit stays in their queues, which are bounded. Says whether there was anything.
+    /// Takes what the shards have, and lets them go on if they had to wait for that. Says whether there was anything.
     fn take(&mut self) -> bool {
+        let took_any = self.take_batches();
+        if took_any {
+            self.wake_those_left_unread();
+        }
+        took_any
+    }
+
+    /// One batch of each shard in turn, so that no shard waits for another's flood. What does not fit into one commit stays
+    /// in their queues, which are bounded.
+    fn take_batches(&mut self) -> bool {
         let flushed = self.mesh.flushed_by_all();
         let mut took_any = false;
         for _ in 0..WRITER_BATCHES_MAX {
@@ -214,7 +223,7 @@ impl Writer {
             for index in 0..self.taken.len() {
                 let shard = ShardId(index as u16);
                 if !self.has_room() {
-                    return took_any;
+                    return took_any || took;
                 }
                 match self.mesh.pop_batch(shard) {
                     Some(WriterPost::Records(batch)) => {
@@ -320,6 +329,7 @@ impl Writer {
                 self.since = None;
                 self.urgent = false;
                 if self.retry.take().is_some() {
+                    self.mesh.set_writer_in_trouble(false);
                     *self.gauges.trouble.lock() = None;
                     tracing::info!(records, "the disk takes what it is given again; everything accepted is committed");
                 }
@@ -352,6 +362,25 @@ impl Writer {
         }
     }
 
+    /// Rings the shards that leave senders unread, if they need not any more. Before the commit of what was just taken: it
+    /// takes a while, and the next one is to find something.
+    ///
+    /// No wake-up is lost: a shard says that it waits, dozes, and then looks whether the writer has caught up; this looks at
+    /// what waits for the writer after something was taken, and then, with a fence between, who waits. Of the two
+    /// looks the later one sees the other's word. What is handed over meanwhile only makes more wait for the writer: that it
+    /// takes in the end, and comes here again.
+    fn wake_those_left_unread(&self) {
+        if !self.mesh.writer_has_caught_up() {
+            return;
+        }
+        for (index, bell) in self.bells.shards.iter().enumerate() {
+            let shard = ShardId(index as u16);
+            if self.mesh.awaits_writer(shard) && self.mesh.shard_sleeper(shard).rouse() {
+                bell.wake();
+            }
+        }
+    }
+
     /// The disk refuses: the segment stays, and is tried again. Meanwhile the queues fill, and then senders hear BUSY.
     fn put_off(&mut self, error: &StoreError) {
         let wait = self.retry.map_or(RETRY_FIRST, |(_, wait)| (wait * 2).min(RETRY_MAX));
@@ -359,6 +388,9 @@ impl Writer {
             tracing::error!(reason = error.kind(), "the store takes nothing: {error}");
         }
         self.retry = Some((Instant::now() + wait, wait));
+        // Whoever is left unread is to hear why nothing more is accepted.
+        self.mesh.set_writer_in_trouble(true);
+        self.wake_those_left_unread();
         let mut trouble = self.gauges.trouble.lock();
         let since_ms = trouble.as_ref().map_or_else(wall_ms, |trouble| trouble.since_ms);
         *trouble = Some(Trouble { kind: error.kind(), sentence: error.to_string(), since_ms });

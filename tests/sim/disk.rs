@@ -268,6 +268,16 @@ impl World {
             let full = self.writer_full || self.disk.waiting(shard) > self.swarm.queue;
             self.shards[shard].note_full(full);
         }
+        if self.dice.chance(self.swarm.writer_behind) || !self.faults {
+            self.writer_behind = self.faults && !self.writer_behind;
+        }
+        let waiting: usize = (0..self.shards.len()).map(|shard| self.disk.waiting(shard)).sum();
+        for shard in &mut self.shards {
+            // A disk in trouble is not behind: senders are to hear BUSY.
+            let press = self.swarm.press;
+            let behind = |was| self.writer_behind || waiting > if was { press / 2 } else { press };
+            shard.note_behind(|was| !self.disk.failing && behind(was));
+        }
     }
 
     /// The segment under way is on disk, and each shard hears of it.

@@ -47,6 +47,7 @@ pub const REQUIRED: &[&str] = &[
     "grace hit",
     "json delivery",
     "label sent again after a restart",
+    "left unread for the writer",
     "lost in a crash",
     "lost in a crash, then sent again",
     "lost its state",

@@ -35,6 +35,8 @@ pub struct Shard {
     told_committed: u64,
     writer_full: Option<bool>,
     writer_was_full: bool,
+    writer_behind: Option<bool>,
+    pub writer_was_behind: bool,
     /// Records pushed and not handed to the writer.
     batch: Vec<Record>,
     /// Answers of the keeper, and when they arrive.
@@ -79,6 +81,8 @@ impl Shard {
             told_committed: 0,
             writer_full: None,
             writer_was_full: false,
+            writer_behind: None,
+            writer_was_behind: false,
             batch: Vec::new(),
             fetched: VecDeque::new(),
             stopping: false,
@@ -115,6 +119,15 @@ impl Shard {
         if full != self.writer_was_full {
             self.writer_was_full = full;
             self.writer_full = Some(full);
+        }
+    }
+
+    /// Whether the writer is behind, as this shard sees it: a little less than made it so must wait before it is not.
+    pub fn note_behind(&mut self, behind: impl Fn(bool) -> bool) {
+        let behind = behind(self.writer_was_behind);
+        if behind != self.writer_was_behind {
+            self.writer_was_behind = behind;
+            self.writer_behind = Some(behind);
         }
     }
 
@@ -207,6 +220,13 @@ impl World {
         if let Some(full) = shard.writer_full.take() {
             shard.relay.handle(self.now, Event::WriterFull(full), &mut shard.outbox);
         }
+        if let Some(behind) = shard.writer_behind.take()
+            && (behind || !(self.strikes(Mutation::LoseRelease) || self.stuck(Mutation::LoseRelease)))
+        {
+            let shard = &mut self.shards[me];
+            shard.relay.handle(self.now, Event::WriterBehind(behind), &mut shard.outbox);
+        }
+        let shard = &mut self.shards[me];
         while let Some((_, fetched)) = shard.fetched.pop_front_if(|(at, _)| *at <= self.now.mono) {
             shard.relay.handle(self.now, Event::Fetched(Box::new(fetched)), &mut shard.outbox);
         }
@@ -649,7 +669,12 @@ impl World {
             CloseReason::Protocol => self.marks.hit("close: protocol"),
             CloseReason::Corrupt => self.marks.hit("close: corrupt"),
             CloseReason::Shutdown => self.marks.hit("close: shutdown"),
-            CloseReason::Silent => self.marks.hit("close: silent"),
+            CloseReason::Silent => {
+                self.marks.hit("close: silent");
+                let link = &self.links[index];
+                let unheard = link.settled && matches!(speech::read(link.dialect, &link.arrived), Ok(Some(_)));
+                assert!(self.faults || link.broken || !unheard, "called silent, and what it has said was not read");
+            }
             _ => {}
         }
         self.mark_limits(reason);

@@ -40,11 +40,12 @@ pub enum Mutation {
     ForgetResume,
     ForgetOwed,
     RefuseNewcomers,
+    LoseRelease,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 32] = [
+    pub const ALL: [Mutation; 33] = [
         Mutation::DropMail,
         Mutation::RepeatMail,
         Mutation::SwapMails,
@@ -77,6 +78,7 @@ impl Mutation {
         Mutation::ForgetResume,
         Mutation::ForgetOwed,
         Mutation::RefuseNewcomers,
+        Mutation::LoseRelease,
     ];
 }
 
@@ -97,6 +99,10 @@ pub struct Swarm {
     pub mail_delay: u64,
     pub writer_delay: u64,
     pub writer_full: u64,
+    /// The same for a writer that is behind, beside what really waits for it.
+    pub writer_behind: u64,
+    /// Batches of all shards that may wait for the writer before it is behind.
+    pub press: usize,
     /// Batches that a shard's queue to the writer holds before the shard calls it full.
     pub queue: usize,
     /// Records of one commit.
@@ -160,6 +166,7 @@ impl Swarm {
         let mail_delay = often_zero(&[Mono::ms(1), Mono::ms(30), Mono::ms(500)]);
         let writer_delay = often_zero(&[Mono::ms(5), Mono::ms(100), Mono::ms(3_000)]);
         let writer_full = often_zero(&[5, 50]);
+        let writer_behind = often_zero(&[5, 50]);
         let jumps = often_zero(&[3, 15]);
         let long_jumps = if jumps > 0 { often_zero(&[0, 0, 2]) } else { 0 };
         let twins = often_zero(&[100, 300]);
@@ -227,6 +234,8 @@ impl Swarm {
             mail_delay,
             writer_delay,
             writer_full,
+            writer_behind,
+            press: dice.pick(&[0, 3, 16, usize::MAX]),
             queue: dice.pick(&[1, 8, 64]),
             batch: dice.pick(&[1, 2, 16, 200, 1_024]),
             strict: dice.chance(300),

@@ -35,6 +35,7 @@ pub struct World {
     pub disk: Disk,
     pub limits: Limits,
     pub writer_full: bool,
+    pub writer_behind: bool,
     /// The wall clock when the monotonic one stood at zero.
     wall_base_ms: u64,
     /// A planted bug has been at work.
@@ -105,6 +106,7 @@ impl World {
             disk: Disk::new(shards),
             wall_base_ms: 1_700_000_000_000,
             writer_full: false,
+            writer_behind: false,
             mutated: 0,
             hash: 0xcbf2_9ce4_8422_2325,
             swarm,
@@ -543,6 +545,13 @@ impl World {
             }
         }
         let gauges = heart.relay.gauges();
+        let unread = self.links.iter().filter(|link| matches!(link.end, End::At(at, _) if at == shard) && link.paused);
+        assert_eq!(gauges.paused as usize, unread.count(), "each connection that is left unread is counted");
+        assert!(gauges.pressed <= gauges.paused);
+        if gauges.pressed > 0 {
+            self.marks.hit("left unread for the writer");
+            assert!(heart.writer_was_behind, "somebody is left unread for a writer that is not behind");
+        }
         assert!(gauges.half_open as usize <= 2 * bounds.half_open_max, "{} half-open", gauges.half_open);
         // What comes back from the store has room of its own: one answer for each of them.
         let fetched = gauges.known as usize * 2 * limits::FETCH_BYTES_MAX as usize;
