@@ -15,10 +15,13 @@ use crate::wire::{self, Dialect, FLAG_REDELIVERED, Frame, Message, QueryKind};
 /// Bodies above this size are not copied into the send buffer: they leave by vectored send.
 const COPIED_BODY_BYTES_MAX: usize = 4096;
 
-/// The writer is rung at most this often for batches that are not large …
-const RING_INTERVAL: u64 = Mono::ms(2);
-/// … and a batch of this many records is.
+/// The writer is rung at most this often for batches that nobody waits for and that are not large: it may be on this very
+/// core, and each commit holds up whoever is answered meanwhile …
+const RING_INTERVAL: u64 = Mono::ms(20);
+/// … and a batch of this many records is large.
 const LARGE_BATCH: usize = 1024;
+/// Where many sessions begin, each waits so long to share a commit with others.
+pub(super) const SESSIONS_INTERVAL: u64 = Mono::ms(5);
 
 impl Inner {
     /// Performs everything the heart asked for in this turn. Law: the outbox is empty afterwards.
@@ -363,14 +366,16 @@ impl Inner {
             // rung a moment ago: under load a ring costs as much as some hundred records.
             let waiting = self.mesh.batches_waiting(self.shard);
             let idle = waiting == 0;
-            let rested = self.now.mono.since(self.rang_writer_at) >= RING_INTERVAL;
+            let rest = self.now.mono.since(self.rang_writer_at);
+            let rested = rest >= RING_INTERVAL.min(self.options.flush_interval);
             let enough = self.batch.len() >= self.options.batch_trigger && (rested || self.batch.len() >= LARGE_BATCH);
             let triggered = idle && enough;
             // Somebody waits: at once, unless the writer has enough to do. It rings after its commit, and finds the rest.
-            let awaited = (self.urgent || self.relay.awaits_commit()) && waiting < WRITER_AHEAD;
+            let hurried = self.relay.awaits_commit();
+            let awaited = (hurried || (self.urgent && rest >= SESSIONS_INTERVAL)) && waiting < WRITER_AHEAD;
             self.behind = waiting >= WRITER_AHEAD;
             if at_once || (due && !self.behind) || triggered || awaited {
-                self.mesh.hurry(self.shard, self.urgent || self.relay.awaits_commit());
+                self.mesh.hurry(self.shard, hurried);
                 self.urgent = false;
                 self.relay.tell_progress(self.now, &mut self.outbox);
                 self.keep_records();

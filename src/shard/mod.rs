@@ -325,6 +325,9 @@ impl Inner {
             && !self.behind
         {
             sooner(since + self.options.flush_interval);
+            if self.urgent {
+                sooner(self.rang_writer_at + egress::SESSIONS_INTERVAL);
+            }
         }
         if let Some((until, _)) = self.lingering.front() {
             sooner(*until);

@@ -311,7 +311,7 @@ impl Writer {
         let records = u64::from(self.segment.records());
         self.gauges.pending.store(records, Ordering::Relaxed);
         let (began, unabsorbed) = (Instant::now(), self.store.unabsorbed_bytes());
-        let awaited = self.urgent || !self.questions.is_empty() || self.mesh.any_hurried();
+        let awaited = !self.questions.is_empty() || self.mesh.any_hurried();
         let appended = match awaited {
             true => self.store.append(&mut self.segment),
             false => self.store.append_at_once(&mut self.segment),
