@@ -170,6 +170,11 @@ pub const REFUSALS_PER_HOUR_MAX: u32 = 120;
 /// Places and reasons of refusals that are remembered for that.
 pub const REFUSALS_KNOWN_MAX: usize = 1024;
 
+const _: () = assert!(
+    WRITER_BEHIND - WRITER_CAUGHT_UP
+        >= WRITER_BATCH_BYTES_MAX as u64 + WRITER_BATCH_RECORDS_MAX as u64 * WRITER_RECORD_COST,
+    "a shard that leaves senders unread has more before the writer than in the batch that it fills"
+);
 const _: () =
     assert!(WRITER_CAUGHT_UP >= 2 * WRITER_BATCH_BYTES_MAX as u64, "one commit under way, and the next one ready");
 const _: () = assert!(IN_FLIGHT_MAX as u64 >= 2 * ACK_STRIDE, "a window must outlast the acknowledgement stride");

@@ -1,9 +1,10 @@
 //! A disk that is slow and well slows senders down and refuses nobody; one that fails makes them hear BUSY, as ever. The
 //! disk is `tests/faults/broken_disk.c`, in front of the C library.
 
-use crate::harness::{Daemon, PATIENCE, Setup, Way, every_way};
+use crate::harness::{Daemon, EPOLL_TWO, PATIENCE, Setup, Way, every_way};
 use crate::peers::{Heard, NativePeer, Owned};
-use agent_relay::base::AgentId;
+use agent_relay::base::limits::WRITER_STUCK;
+use agent_relay::base::{AgentId, Mono};
 use agent_relay::wire::{FLAG_REDELIVERED, Wants};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -163,6 +164,33 @@ fn a_disk_that_is_slow_and_well_slows_senders_down_and_refuses_nobody() {
         eprintln!("{way:?}: left unread {paused} times, {before_kib} KiB before, {most_kib} KiB at most");
         daemon.until("everyone is read again", |daemon| daemon.status()["paused"]["now"] == 0);
     });
+}
+
+#[test]
+fn a_disk_that_hangs_is_not_waited_for_and_makes_senders_hear_busy() {
+    let Some(disk) = Disk::new() else { return };
+    let daemon = disk.start(EPOLL_TWO);
+    let (_bob, mut ann) = (daemon.native("bob"), daemon.native("ann"));
+    let mut mouth = NativePeer { stream: ann.stream.try_clone().unwrap(), ..NativePeer::bare(daemon.stream(), "ann") };
+    disk.slow(PATIENCE);
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        let talking = scope.spawn(move || {
+            let text = "x".repeat(64 * 1024);
+            loop {
+                let said = mouth.encode("bob", &text, Wants::default());
+                if mouth.stream.write_all(&said).is_err() {
+                    break;
+                }
+            }
+        });
+        let busy = ann.hear().expect("a connection that lasts").frame;
+        assert!(matches!(busy, Owned::Busy { number: 1.., reason: "writer_full", .. }), "{busy:?}");
+        assert!(began.elapsed() >= Duration::from_millis(WRITER_STUCK / Mono::ms(1)), "{:?}", began.elapsed());
+        ann.stream.shutdown(std::net::Shutdown::Both).unwrap();
+        talking.join().unwrap();
+    });
+    assert!(daemon.said().contains("writer_stuck"), "{}", daemon.said());
 }
 
 #[test]
