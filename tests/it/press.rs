@@ -86,8 +86,8 @@ const BODY_BYTES: usize = 8 * 1024;
 const SENDERS: usize = 3;
 /// Of a client that hears nothing while it speaks, as npm ones.
 const JSON_MESSAGES: u64 = 500;
-/// Of each sender: together more than the queue to the writer holds.
-const MESSAGES: u64 = 4_000;
+/// Of each sender: together many times what may wait for the writer before they are slowed.
+const MESSAGES: u64 = 2_500;
 
 #[test]
 fn a_disk_that_is_slow_and_well_slows_senders_down_and_refuses_nobody() {
@@ -160,7 +160,7 @@ fn a_disk_that_is_slow_and_well_slows_senders_down_and_refuses_nobody() {
         assert_eq!(status["refusals"]["writer_full"].as_u64().unwrap_or(0), 0, "{status:#}");
         let paused = status["paused"]["writer_behind"]["ever"].as_u64().unwrap();
         assert!(paused > 10, "senders were left unread {paused} times");
-        assert!(most_kib < before_kib + 64 * 1024, "{before_kib} KiB before, {most_kib} KiB at most");
+        assert!(most_kib < before_kib + 48 * 1024, "{before_kib} KiB before, {most_kib} KiB at most");
         eprintln!("{way:?}: left unread {paused} times, {before_kib} KiB before, {most_kib} KiB at most");
         daemon.until("everyone is read again", |daemon| daemon.status()["paused"]["now"] == 0);
     });
