@@ -116,15 +116,17 @@ pub const WRITER_BATCH_BYTES_MAX: usize = 1024 * 1024;
 /// Batches that may lie before the writer without another one being cut. Many: whatever lies there when a commit ends is
 /// in the next one, and what waits at a shard is not. Fewer than the queue holds: a turn's few records must not fill it.
 pub const WRITER_AHEAD: usize = WRITER_BATCHES_MAX * 3 / 4;
-/// What a record beside its bytes counts as in what waits for the writer, so that a batch that is full by either bound
-/// counts as one of full length.
+/// What a record counts as in what waits for the writer, beside its bytes: so a batch that is full by either bound counts as
+/// one of full length, and none that a shard is still filling counts as more than two.
 pub const WRITER_RECORD_COST: u64 = (WRITER_BATCH_BYTES_MAX / WRITER_BATCH_RECORDS_MAX) as u64;
 /// When so much waits for the writer, of all shards, whoever sends is left unread: half of what one shard's queue surely
-/// holds behind batches of a few records each. The other half is for what is on its way by then: what one turn has received, mail
-/// between shards.
+/// holds behind batches of a few records each. The other half is for what is on its way by then: what a turn has received, mail
+/// between shards. Some tens of milliseconds of a disk.
 pub const WRITER_BEHIND: u64 = ((WRITER_BATCHES_MAX - WRITER_AHEAD) / 2 * WRITER_BATCH_BYTES_MAX) as u64;
-/// When it has become so little, everyone is read again. Some commits' worth, so that the writer never waits for those who
-/// have to be woken first; and little less than that above, so that nobody is left unread for longer than two or three commits.
+/// When it has become so little, everyone is read again. Several commits' worth, so that the writer never waits for those
+/// who have to be woken first. Not much less than above: so long is somebody left unread. Not closer either: a shard that leaves
+/// senders unread must have something before the writer, whatever it is still filling; and each time costs a system call for
+/// each sender.
 pub const WRITER_CAUGHT_UP: u64 = WRITER_BEHIND - 2 * WRITER_BATCH_BYTES_MAX as u64;
 /// A writer that has taken nothing for so long is not behind, it is stuck: everyone is read again, and hears BUSY when the
 /// queue is full.
@@ -168,6 +170,11 @@ pub const REFUSALS_PER_HOUR_MAX: u32 = 120;
 /// Places and reasons of refusals that are remembered for that.
 pub const REFUSALS_KNOWN_MAX: usize = 1024;
 
+const _: () = assert!(
+    WRITER_BEHIND - WRITER_CAUGHT_UP
+        >= WRITER_BATCH_BYTES_MAX as u64 + WRITER_BATCH_RECORDS_MAX as u64 * WRITER_RECORD_COST,
+    "a shard that leaves senders unread has more before the writer than in the batch that it fills"
+);
 const _: () =
     assert!(WRITER_CAUGHT_UP >= 2 * WRITER_BATCH_BYTES_MAX as u64, "one commit under way, and the next one ready");
 const _: () = assert!(IN_FLIGHT_MAX as u64 >= 2 * ACK_STRIDE, "a window must outlast the acknowledgement stride");

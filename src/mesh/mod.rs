@@ -354,10 +354,11 @@ impl Mesh {
         self.port(shard).awaits_writer.store(awaits, Ordering::Relaxed);
     }
 
-    /// Whether a shard waits for that.
-    pub fn awaits_writer(&self, shard: ShardId) -> bool {
+    /// The shards that wait for that.
+    pub fn awaiting_writer(&self) -> impl Iterator<Item = ShardId> {
         fence(Ordering::SeqCst);
-        self.port(shard).awaits_writer.load(Ordering::Relaxed)
+        let waiting = |(_, port): &(usize, &ShardPort)| port.awaits_writer.load(Ordering::Relaxed);
+        self.shards.iter().enumerate().filter(waiting).map(|(index, _)| ShardId(index as u16))
     }
 
     /// Whether nobody is to be left unread any more: little waits for the writer, or waiting does not help.

@@ -373,10 +373,9 @@ impl Writer {
         if !self.mesh.writer_has_caught_up() {
             return;
         }
-        for (index, bell) in self.bells.shards.iter().enumerate() {
-            let shard = ShardId(index as u16);
-            if self.mesh.awaits_writer(shard) && self.mesh.shard_sleeper(shard).rouse() {
-                bell.wake();
+        for shard in self.mesh.awaiting_writer() {
+            if self.mesh.shard_sleeper(shard).rouse() {
+                self.bells.shards[usize::from(shard.0)].wake();
             }
         }
     }

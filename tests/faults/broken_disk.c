@@ -4,6 +4,7 @@
  *   0 armed   1 kinds (bits: 1 flush, 2 write, 4 truncate)   2 calls to let pass first   3 calls that fail then
  *   4 errno   5 the write is cut short instead of failing     6 calls of these kinds seen   7 calls failed
  *   8 all calls on the store's files since the program began
+ *   9 microseconds that each flush takes longer, armed or not: a disk that is slow, and well
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -44,6 +45,7 @@ static int is_of_store(int file) {
 static int verdict(int file, uint64_t kind) {
     if (!words || !is_of_store(file)) return PASS;
     __atomic_add_fetch(&words[8], 1, __ATOMIC_SEQ_CST);
+    if (kind == FLUSH && words[9]) usleep((useconds_t)words[9]);
     if (!__atomic_load_n(&words[0], __ATOMIC_SEQ_CST) || !(words[1] & kind)) return PASS;
     uint64_t seen = __atomic_fetch_add(&words[6], 1, __ATOMIC_SEQ_CST);
     if (seen < words[2] || seen - words[2] >= words[3]) return PASS;

@@ -20,6 +20,7 @@ mod order;
 mod other_user;
 mod paused;
 mod peers;
+mod press;
 mod python;
 mod receipts;
 mod resume;
