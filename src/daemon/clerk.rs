@@ -495,6 +495,7 @@ impl Clerk {
             "closes": closes,
             "refusals": refusals,
             "clock_warning": self.clock_warning(uptime),
+            "clock_doubt_ms": self.facts.storage.keeper.clock_doubt_ms.load(Ordering::Relaxed),
         })
     }
 

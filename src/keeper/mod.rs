@@ -5,7 +5,7 @@
 
 mod clock;
 
-pub use clock::{Reading, SweepClock, sentence};
+pub use clock::{Reading, SweepClock, finding, sentence};
 
 use crate::base::limits::FETCHES_IN_HAND_MAX;
 use crate::base::{AgentId, ShardId};
