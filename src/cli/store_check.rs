@@ -152,8 +152,12 @@ pub(super) fn run(data_dir: Option<&Path>, global: bool, db_key: Option<&Path>) 
         return Err(Failure::Failed(format!("damaged: {first}{more}")));
     }
     let ((first, last), (file, used)) = (report.segments, report.file_bytes);
+    let journal = match report.journal_bytes {
+        0 => String::new(),
+        length => format!(", {} of journal", print::bytes(length)),
+    };
     print::out(&format!(
-        "sound: {} in segments {first} to {last}, {}, {}, {}, {} ({} used){}\n",
+        "sound: {} in segments {first} to {last}, {}, {}, {}, {} ({} used){journal}{}\n",
         print::count(report.messages, "message"),
         print::count(report.agents, "agent"),
         print::count(report.keys, "API key"),

@@ -355,10 +355,20 @@ impl Store {
         self.snapshot()?.first_segment()
     }
 
-    /// Length of the file, and bytes of it that are in use.
+    /// Length of LMDB's file, and bytes of it that are in use.
     pub fn file_bytes(&self) -> Result<(u64, u64), StoreError> {
         let snapshot = self.snapshot()?;
         Ok((snapshot.file_bytes()?, snapshot.used_bytes()?))
+    }
+
+    /// Bytes of the journal's file that are on the disk: it has holes. None where there is no such file, as in a backup.
+    pub fn journal_bytes(&self) -> Result<u64, StoreError> {
+        use std::os::unix::fs::MetadataExt;
+        match std::fs::metadata(self.0.folder.join(journal::JOURNAL_FILE)) {
+            Ok(about) => Ok(about.blocks() * 512),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(error::of_io(&error, &self.0.folder)),
+        }
     }
 
     /// Frees the places of readers that died without leaving; how many there were.
