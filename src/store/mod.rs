@@ -448,6 +448,24 @@ impl Store {
         }
     }
 
+    /// The same behind everything that was appended, which the transaction puts into the log first. For what is made of
+    /// segments: a copy in another process sees the log, but not each entry of the journal, and must find no row, mark or
+    /// group of what it lacks. Of an empty log the mark says where it ended.
+    fn write_behind_log<R>(
+        &self,
+        mut work: impl FnMut(&mut RwTxn<'_>, &Databases) -> Result<R, Failed>,
+    ) -> Result<R, StoreError> {
+        let Some(journal) = self.0.journal.get() else { return self.write(work) };
+        self.absorbing(journal, |entries| {
+            self.write(|transaction, databases| {
+                if !entries.is_empty() {
+                    append::absorb(transaction, databases, entries)?;
+                }
+                work(transaction, databases)
+            })
+        })
+    }
+
     /// Doubles the map, unless somebody else has just done so.
     fn grow(&self, seen_bytes: usize) -> Result<(), StoreError> {
         let mut guard = self.0.open.write();
