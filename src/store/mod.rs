@@ -253,6 +253,10 @@ impl Store {
             if parked.exists() {
                 return Err(OpenError::Interrupted { folder, parked });
             }
+            let fresh = copy::fresh(&folder);
+            if fresh.exists() {
+                return Err(OpenError::Unrestored { fresh });
+            }
             if access == Access::Read {
                 return Err(OpenError::Absent(folder));
             }

@@ -7,6 +7,7 @@
 mod agent;
 mod beginnings;
 mod broken_disk;
+mod copies;
 mod corrupt;
 mod crash;
 mod daemon;

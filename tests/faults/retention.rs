@@ -23,12 +23,12 @@ const OLD_SEGMENTS: u64 = 200;
 const YOUNG_SEGMENTS: u64 = 5;
 const MESSAGES: u64 = 100;
 
-fn wall_ms() -> u64 {
+pub(crate) fn wall_ms() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as u64
 }
 
 /// The `number`-th message of `long-ago`, in the order of its recipient.
-fn message(to: &str, number: u64, accepted_at_ms: u64) -> Record {
+pub(crate) fn message(to: &str, number: u64, accepted_at_ms: u64) -> Record {
     let id = MessageId { sender: AgentId::of(b"long-ago"), number };
     let text = number.to_string();
     let fields =
