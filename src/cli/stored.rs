@@ -25,6 +25,7 @@ const READ_BYTES: u64 = 4 * 1024 * 1024;
 pub(super) struct Place {
     pub(super) layout: Layout,
     key: Option<Key>,
+    map_bytes: usize,
 }
 
 impl Place {
@@ -33,7 +34,7 @@ impl Place {
         let values = db_key.map(|path| ("persistence.db_key", path.display().to_string()));
         let settings = up::settings(&Flags { place, config: None, values: values.into_iter().collect() })?;
         let key = settings.db_key.as_ref().map(key_of).transpose()?;
-        Ok(Place { layout: settings.layout, key })
+        Ok(Place { layout: settings.layout, key, map_bytes: settings.map_bytes })
     }
 
     /// Its folder.
@@ -53,7 +54,7 @@ impl Place {
 
     /// How to open it.
     pub(super) fn options(&self) -> Options {
-        Options::new(self.folder(), self.key())
+        Options { map_bytes: self.map_bytes, ..Options::new(self.folder(), self.key()) }
     }
 
     /// For reading, beside a running daemon or without one.

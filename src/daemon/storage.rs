@@ -57,7 +57,8 @@ impl Storage {
     pub(super) fn open(settings: &Settings, seconds_now: u32) -> Result<Storage, StorageError> {
         let key = settings.db_key.as_ref().map(|text| store::Key::parse(text.reveal())).transpose()?;
         let opened = Instant::now();
-        let store = Store::open(store::Options::new(settings.layout.folder.join("store"), key))?;
+        let options = store::Options::new(settings.layout.folder.join("store"), key);
+        let store = Store::open(store::Options { map_bytes: settings.map_bytes, ..options })?;
         if let Some((end, segment)) = store.journal_gap() {
             tracing::warn!(
                 end,

@@ -15,6 +15,7 @@ mod dice;
 mod disk;
 #[path = "../evaluation/mod.rs"]
 mod evaluation;
+mod growth;
 mod keys;
 mod ledger;
 mod ledger_tests;
