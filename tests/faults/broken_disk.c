@@ -6,7 +6,7 @@
  *   8 all calls on the store's files since the program began   9 instead of failing: 1 the program is killed, 2 stopped
  *
  * With the bit 8 among the kinds, names count as well (made, renamed, removed), the flushes of folders, and the files of
- * copies: whatever has "store" or "backup" in its path.
+ * copies: whatever lies below a folder "data".
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -38,7 +38,7 @@ __attribute__((constructor)) static void attach(void) {
 }
 
 static int is_ours(const char *path) {
-    if (words[1] & NAME && (strstr(path, "store") || strstr(path, "backup"))) return 1;
+    if (words[1] & NAME && strstr(path, "/data/")) return 1;
     return strstr(path, "/store/data.mdb") != 0 || strstr(path, "/store/journal") != 0;
 }
 

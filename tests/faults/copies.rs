@@ -3,16 +3,21 @@
 
 use crate::broken_disk::{BrokenDisk, Calls, Failure};
 use crate::daemon::Place;
+use crate::dice;
 use crate::mount::{Ext4, with_own_mounts};
 use crate::retention::{message, wall_ms};
+use crate::swarm::Swarm;
 use crate::tally::skip;
 use agent_relay::base::AgentId;
 use agent_relay::relay::Record;
 use agent_relay::store::{KeptTime, Key, Options, RowChange, Segment, Store};
+use rustix::process::{Pid, Signal, WaitOptions, waitpid};
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 /// Keys for stores that nobody else will ever open.
 const KEYS: [&str; 2] = [
@@ -300,6 +305,115 @@ fn a_restoration_that_was_cut_off_leaves_the_old_store_or_the_new_one_or_says_wh
             assert!(olds > 0 && news > 0);
         }
     });
+}
+
+/// Stops a backup at one of its calls.
+fn stopped_backup(place: &Place, breaking: &BrokenDisk, to: &Path, call: u64) -> Child {
+    breaking.fail(Calls::Everything, call, 1, Failure::Stop);
+    let backup = place.spawn(&["backup", "--global", to.to_str().unwrap()]);
+    let pid = Pid::from_raw(backup.id().cast_signed()).unwrap();
+    let (_, status) = waitpid(Some(pid), WaitOptions::UNTRACED).unwrap().unwrap();
+    assert!(status.stopped(), "the backup has no call {call}: {status:?}");
+    backup
+}
+
+#[test]
+fn a_backup_that_is_killed_holds_no_daemon_up_and_one_outlives_its_daemon() {
+    let outside = tempfile::Builder::new().prefix("relay-copies").tempdir().unwrap();
+    let place = Place::new(&outside.path().join("data"), outside.path());
+    fs::create_dir(&place.data).unwrap();
+    // The backups' disk alone.
+    let mut backing = Place::new(&place.data, outside.path());
+    let breaking = match BrokenDisk::under(&mut backing) {
+        Ok(breaking) => breaking,
+        Err(why) => return skip("cc", "backups of a busy daemon", &why),
+    };
+    let target = place.data.join("copies/backup");
+    let mut swarm = Swarm::new(6, 2, place.socket(), dice::seed("backups of a busy daemon"));
+    let daemon = place.start();
+    swarm.gather();
+    swarm.saturate(16, 500);
+    for call in [5, 9, 14, 18, 23, 29] {
+        let mut backup = stopped_backup(&backing, &breaking, &target, call);
+        // A second one at the same time is told so, and does the first no harm.
+        let refusal = fails(&place, &["backup", "--global", &text(&target)]);
+        assert!(refusal.contains("another copy"), "{refusal}");
+        swarm.saturate(16, 200);
+        backup.kill().unwrap();
+        backup.wait().unwrap();
+        assert!(!target.exists(), "call {call}");
+    }
+    swarm.calm();
+    let promised = swarm.receipts();
+    let backup = stopped_backup(&backing, &breaking, &target, 12);
+    swarm.saturate(16, 200);
+    daemon.kill();
+    swarm.bury();
+    let daemon = place.start();
+    swarm.gather();
+    swarm.saturate(16, 500);
+    let pid = Pid::from_raw(backup.id().cast_signed()).unwrap();
+    rustix::process::kill_process(pid, Signal::CONT).unwrap();
+    let out = backup.wait_with_output().unwrap();
+    assert!(out.status.success(), "{}", said(&out));
+    swarm.calm();
+    daemon.kill();
+    let elsewhere = Place::new(&outside.path().join("elsewhere"), outside.path());
+    succeeds(&elsewhere, &["restore", "--global", &text(&target)]);
+    let store = Store::open(options(&elsewhere.data.join("store"), None).reading()).unwrap();
+    let report = store.check(|_| {}).unwrap();
+    assert_eq!(report.damages, []);
+    assert!(report.messages >= promised, "{} of {promised} that were durable when it began", report.messages);
+    assert_eq!(names(&place.data.join("copies"), "").len(), 1);
+}
+
+/// Says which store the process of its own is to read, until it is killed.
+const READS: &str = "RELAY_FAULT_READS";
+
+#[test]
+fn a_reader_until_it_is_killed() {
+    // Of use to the test below alone.
+    let Some(folder) = std::env::var_os(READS) else { return };
+    let store = Store::open(options(Path::new(&folder), None).reading()).unwrap();
+    let snapshot = store.snapshot().unwrap();
+    println!("reading {}", snapshot.last_segment().unwrap());
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+}
+
+#[test]
+fn a_reader_that_was_killed_keeps_old_pages_for_seconds_and_no_longer() {
+    let outside = tempfile::Builder::new().prefix("relay-readers").tempdir().unwrap();
+    let place = Place::new(&outside.path().join("data"), outside.path());
+    fs::create_dir(&place.data).unwrap();
+    let mut swarm = Swarm::new(4, 0, place.socket(), dice::seed("killed reader"));
+    let daemon = place.start();
+    swarm.gather();
+    swarm.saturate(8, 100);
+    let store = place.data.join("store");
+    let mut reader = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "copies::a_reader_until_it_is_killed", "--nocapture"])
+        .env(READS, &store)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(reader.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("reading ")));
+    // LMDB's table of readers has their processes in it.
+    let pid = reader.id().to_ne_bytes();
+    let is_listed = || fs::read(store.join("lock.mdb")).unwrap().chunks_exact(4).any(|word| word == pid);
+    assert!(is_listed());
+    reader.kill().unwrap();
+    reader.wait().unwrap();
+    assert!(is_listed());
+    let begun = Instant::now();
+    swarm.until("the place of the killed reader to be free", |swarm| {
+        swarm.fill(4);
+        !is_listed()
+    });
+    assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
+    swarm.calm();
+    daemon.kill();
 }
 
 #[test]
