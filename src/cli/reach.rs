@@ -1,5 +1,5 @@
-//! Which daemon is meant and how it is reached: the flags of every command that talks to one, declared once. A credential
-//! comes from the environment only: a flag would show it to everybody who lists processes.
+//! Which daemon is meant and how it is reached: what the flags of every command that talks to one mean. A credential comes
+//!  from the environment only: a flag would show it to everybody who lists processes.
 
 use super::Failure;
 use crate::base::Whole;
@@ -15,58 +15,6 @@ use std::time::Duration;
 
 /// Where the credential is.
 pub(super) const CREDENTIAL_VARIABLE: &str = "AGENT_RELAY_API_KEY";
-
-/// Declares a command that talks to a daemon: what it says itself, then the flags that say which daemon.
-macro_rules! reaching {
-    ($(#[$about:meta])* $sight:vis struct $name:ident { $($flags:tt)* }) => {
-        $(#[$about])*
-        $sight struct $name {
-            $($flags)*
-            /// base directory of all data
-            #[argh(option, arg_name = "directory")]
-            data_dir: Option<std::path::PathBuf>,
-            /// the Unix socket
-            #[argh(option, arg_name = "path")]
-            socket: Option<std::path::PathBuf>,
-            /// the machine's relay instead of the project's
-            #[argh(switch)]
-            global: bool,
-            /// a relay elsewhere: host:port (with TLS, unless that is this machine) or a socket's path
-            #[argh(option, arg_name = "address")]
-            connect: Option<String>,
-            /// TLS, believing these authorities (PEM; default: the system's)
-            #[argh(option, arg_name = "file")]
-            ca: Option<std::path::PathBuf>,
-            /// TLS, showing this certificate (PEM)
-            #[argh(option, arg_name = "file")]
-            client_cert: Option<std::path::PathBuf>,
-            /// its private key (PEM)
-            #[argh(option, arg_name = "file")]
-            client_key: Option<std::path::PathBuf>,
-            /// TLS, and the name in the relay's certificate where it is not the host of --connect
-            #[argh(option, arg_name = "name")]
-            server_name: Option<String>,
-        }
-
-        impl $name {
-            /// The daemon that its flags mean.
-            fn reach(&self) -> Result<crate::cli::reach::Reach, crate::cli::Failure> {
-                crate::cli::reach::Flags {
-                    data_dir: self.data_dir.as_deref(),
-                    socket: self.socket.as_deref(),
-                    global: self.global,
-                    connect: self.connect.as_deref(),
-                    ca: self.ca.as_deref(),
-                    client_cert: self.client_cert.as_deref(),
-                    client_key: self.client_key.as_deref(),
-                    server_name: self.server_name.as_deref(),
-                }
-                .reach()
-            }
-        }
-    };
-}
-pub(super) use reaching;
 
 /// Seconds that a command may be told to wait: a day.
 pub(super) type Seconds = Whole<0, 86_400>;

@@ -2,13 +2,14 @@
 
 use super::Failure;
 use super::print::{self, Style, cell};
-use super::reach::reaching;
+use super::sharing::sharing;
 use super::talk;
 use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
 use serde_json::Value;
 
-reaching! {
+sharing! {
+    [reach]
     /// Show one message in full and what became of it at each recipient.
     #[derive(FromArgs, ArgsInfo)]
     #[argh(

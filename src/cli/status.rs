@@ -2,7 +2,7 @@
 
 use super::Failure;
 use super::print::{self, Style, bytes, cell, span};
-use super::reach::reaching;
+use super::sharing::sharing;
 use super::talk;
 use crate::daemon::settings::{DAYS_MAX, Durability, UNLIMITED};
 use crate::wire::QueryKind;
@@ -10,7 +10,8 @@ use argh::{ArgsInfo, FromArgs};
 use serde_json::Value;
 use std::fmt::Write as _;
 
-reaching! {
+sharing! {
+    [reach]
     /// Show what the relay is doing: version, listeners, agents, store, and with --verbose retention, shards, queues and refusals.
     #[derive(FromArgs, ArgsInfo)]
     #[argh(
