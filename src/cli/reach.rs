@@ -9,7 +9,9 @@ use crate::daemon::paths::{Environment, Layout, Place};
 use crate::daemon::settings;
 use crate::wire::{ErrorCode, QueryKind};
 use std::cell::RefCell;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -43,6 +45,7 @@ impl Flags<'_> {
             .map(|text| text.parse().map_err(|problem| Failure::Usage(format!("--connect: {problem}"))))
             .transpose()?;
         let named = connect.is_some();
+        let own = !named && self.socket.is_none();
         let (at, elsewhere) = match connect {
             Some(Address::Unix(path)) => (Some(path), None),
             other => (self.socket.map(Into::into), other),
@@ -50,7 +53,7 @@ impl Flags<'_> {
         let place = Place { data_dir: self.data_dir.map(Into::into), socket: at, global: self.global };
         let layout = Layout::of(&place, &Environment::of_process()).map_err(Failure::failed)?;
         let address = elsewhere.unwrap_or_else(|| Address::Unix(settings::socket_of_running(&layout)));
-        Ok(Reach { layout, security: self.security()?, address, named, inquiry: RefCell::new(None) })
+        Ok(Reach { layout, security: self.security()?, address, named, own, inquiry: RefCell::new(None) })
     }
 
     fn security(&self) -> Result<Security, Failure> {
@@ -81,6 +84,8 @@ pub(super) struct Reach {
     security: Security,
     /// Whether --connect says which: then it is not this project's for all we know.
     named: bool,
+    /// Whether it is the one of this place: neither --connect nor --socket says which.
+    own: bool,
     /// The session in which questions are asked, once one was.
     inquiry: RefCell<Option<Inquiry>>,
 }
@@ -98,6 +103,18 @@ impl Reach {
     /// Whether it is reached by TCP: nothing is known of its process and its files.
     pub(super) fn is_elsewhere(&self) -> bool {
         self.address.is_tcp()
+    }
+
+    /// Whether the relay of this place does not run, so that its store can be read instead.
+    pub(super) fn is_off(&self) -> bool {
+        match &self.address {
+            // Connecting first: a service manager may be at the socket, and start it.
+            Address::Unix(path) if self.own => matches!(
+                UnixStream::connect(path).map_err(|error| error.kind()),
+                Err(ErrorKind::NotFound | ErrorKind::ConnectionRefused)
+            ),
+            _ => false,
+        }
     }
 
     /// Whether a name and mostly a credential are needed, because the daemon does not take us for its owner.
