@@ -71,7 +71,7 @@ impl From<Check> for Contents {
 
 /// Asks a child process to read all of it.
 pub(super) fn contents(data_dir: Option<&Path>, global: bool, db_key: Option<&Path>, folder: &Path) -> Contents {
-    if !folder.exists() {
+    if !folder.exists() && !copy::is_interrupted(folder) {
         return Check::ok(NAME, "none yet").into();
     }
     let Ok(program) = std::env::current_exe() else {

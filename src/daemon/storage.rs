@@ -59,6 +59,9 @@ impl Storage {
         let opened = Instant::now();
         let options = store::Options::new(settings.layout.folder.join("store"), key);
         let store = Store::open(store::Options { map_bytes: settings.map_bytes, ..options })?;
+        for left in store::copy::leftovers(store.folder()) {
+            tracing::warn!(folder = %left.display(), "left by a copy that did not end, perhaps under an old key or none: remove it");
+        }
         if let Some((end, segment)) = store.journal_gap() {
             tracing::warn!(
                 end,

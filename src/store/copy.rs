@@ -516,13 +516,16 @@ pub fn rekey(
 
 /// What interrupted copies have left beside the store: not needed by anybody, and perhaps under an old key or none.
 pub fn leftovers(folder: &Path) -> Vec<PathBuf> {
-    let restored = beside(folder, "restored").and_then(|restored| beside(&restored, "partial"));
-    let beside = ["partial", "restored", "rekeyed"].into_iter().filter_map(|what| beside(folder, what).ok());
-    beside
-        .chain(restored)
-        .chain([parked(folder)].into_iter().filter(|_| folder.exists()))
-        .filter(|path| path.exists())
-        .collect()
+    let restored = beside(&fresh(folder), "partial");
+    let beside = ["partial", "rekeyed"].into_iter().filter_map(|what| beside(folder, what).ok());
+    // Without a store these two are not over.
+    let whole = [fresh(folder), parked(folder)].into_iter().filter(|_| folder.exists());
+    beside.chain(restored).chain(whole).filter(|path| path.exists()).collect()
+}
+
+/// Whether a restoration or a re-keying was cut off where there is no store: opening one says what to do.
+pub fn is_interrupted(folder: &Path) -> bool {
+    !folder.exists() && (fresh(folder).exists() || parked(folder).exists())
 }
 
 /// Where a re-keying parks the old store for a moment on a file system that cannot exchange two names.

@@ -117,7 +117,7 @@ impl Cutting {
         &mut self,
         prepare: impl Fn(&Path),
         line: impl Fn(&Path) -> Vec<String>,
-        mut check: impl FnMut(&Place, &str, &Output),
+        mut check: impl FnMut(&mut Place, &str, &Output),
     ) -> u64 {
         for call in 0..CALLS_MAX {
             self.place.data = self.base.join(call.to_string());
@@ -139,7 +139,7 @@ impl Cutting {
                 disk.cut();
                 disk.restore();
             }
-            check(&self.place, &story, &out);
+            check(&mut self.place, &story, &out);
             fs::remove_dir_all(&self.place.data).unwrap();
             if !reached {
                 return call;
@@ -226,6 +226,11 @@ fn a_new_key_that_was_cut_off_leaves_the_store_whole_under_the_old_key_or_the_ne
                             let leftovers = names(&place.data, ".store.");
                             let doctor = said(&place.run(&["doctor", "--global"]));
                             assert_eq!(doctor.contains("store leftovers"), !leftovers.is_empty(), "{doctor}: {story}");
+                            place.environment.extend(key(new).map(|key| ("AGENT_RELAY_DB_KEY".into(), key.into())));
+                            let daemon = place.start();
+                            let warned = daemon.kill().contains("copy that did not end");
+                            place.environment.retain(|(name, _)| name != "AGENT_RELAY_DB_KEY");
+                            assert_eq!(warned, !leftovers.is_empty(), "{story}");
                         }
                         other => panic!("{other:?}: {story}"),
                     }
@@ -272,6 +277,8 @@ fn a_restoration_that_was_cut_off_leaves_the_old_store_or_the_new_one_or_says_wh
                         Ok(daemon) => drop(daemon.kill()),
                         Err(refusal) => {
                             refusals += 1;
+                            let doctor = said(&place.run(&["doctor", "--global"]));
+                            assert!(doctor.contains("`relay restore` was interrupted"), "{doctor}: {story}");
                             assert!(refusal.contains("relay restore"), "{refusal}: {story}");
                         }
                     }
