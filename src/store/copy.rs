@@ -117,7 +117,8 @@ impl Store {
     /// Address space for a copy: one is not larger than its original, but for the bytes that sealing adds.
     fn copy_map_bytes(&self) -> Result<usize, StoreError> {
         let (file_bytes, _) = self.file_bytes()?;
-        let twice = usize::try_from(file_bytes.saturating_mul(2)).unwrap_or(usize::MAX);
+        let bytes = file_bytes.saturating_add(self.journal_bytes()?);
+        let twice = usize::try_from(bytes.saturating_mul(2)).unwrap_or(usize::MAX);
         Ok(twice.max(self.0.map_bytes.load(Ordering::Relaxed)).min(MAP_BYTES_MAX))
     }
 
