@@ -6,8 +6,7 @@ use super::sharing::sharing;
 use super::store_check;
 use super::talk::{self, Reach};
 use crate::daemon::paths::SOCKET_PATH_BYTES_MAX;
-use crate::daemon::{cpus, lock};
-use crate::keeper;
+use crate::daemon::{cpus, lock, storage};
 use crate::uring;
 use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
@@ -326,7 +325,7 @@ fn clock(now: jiff::Timestamp, lock_file: &Path, doubt_ms: i64, warning: Option<
     if doubt_ms != 0 {
         let repair =
             format!("{repair}, if it is wrong; if it is right, let the relay run for a day, and it is believed");
-        return Check::warn("clock", format!("{now:.0}: {}", keeper::finding(doubt_ms)), repair);
+        return Check::warn("clock", format!("{now:.0}: {}", storage::clock_finding(doubt_ms)), repair);
     }
     if let Some(warning) = warning {
         return Check::warn("clock", format!("{now:.0}: {warning}"), repair);

@@ -59,7 +59,7 @@ pub(super) fn run(command: &History) -> Result<(), Failure> {
                 reach.not_running()
             )));
         }
-        return follow(command, &Source::Relay(reach), &filter);
+        return follow(command, &Source::Relay(Box::new(reach)), &filter);
     }
     let source = Source::of(reach, (command.data_dir.as_deref(), command.global), command.db_key.as_deref())?;
     let mut rows = Vec::new();

@@ -103,7 +103,7 @@ impl Reader {
 
 /// Who answers questions about what is stored: the relay, or, while it is off, its store.
 pub(super) enum Source {
-    Relay(Reach),
+    Relay(Box<Reach>),
     Store(Box<Reader>),
 }
 
@@ -115,7 +115,7 @@ impl Source {
         db_key: Option<&Path>,
     ) -> Result<Source, Failure> {
         if !reach.is_off() || !reach.layout.store_folder().exists() {
-            return Ok(Source::Relay(reach));
+            return Ok(Source::Relay(Box::new(reach)));
         }
         let mut progress = Progress::start();
         progress.show("reading the store …");

@@ -134,6 +134,8 @@ fn clock(store: &Store, now: Reading) -> Result<SweepClock, store::StoreError> {
     Ok(SweepClock::start(store.kept_time()?, store.newest_ms().ok().flatten(), now))
 }
 
+pub(crate) use crate::keeper::finding as clock_finding;
+
 /// By how much a start with this store would find the wall clock ahead of what it believes; see `SweepClock::doubt_ms`.
 pub(crate) fn clock_doubt_ms(store: &Store) -> Result<i64, store::StoreError> {
     let now = Reading::now(boot().unwrap_or_default());

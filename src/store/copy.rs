@@ -14,13 +14,14 @@ use super::{
     Store, append, check, first_meta, meta_corrupt, no_randomness, open, salt_key, u32_of,
 };
 use heed::{PutFlags, RwTxn};
-use rustix::fs::{CWD, FlockOperation, RenameFlags};
+use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags};
 use rustix::io::Errno;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::ops::Bound;
 use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
@@ -604,7 +605,15 @@ fn beside(folder: &Path, what: &str) -> Result<PathBuf, CopyError> {
 fn claim(partial: &Path, to: &Path) -> Result<fs::File, CopyError> {
     open::make_folder(partial)?;
     let failed = |error: &io::Error| file_error(partial, error);
-    let claim = fs::File::open(partial).map_err(|error| failed(&error))?;
+    let mut opening = fs::OpenOptions::new();
+    opening.read(true).custom_flags((OFlags::DIRECTORY | OFlags::NOFOLLOW).bits() as i32);
+    let claim = opening.open(partial).map_err(|error| failed(&error))?;
+    let about = claim.metadata().map_err(|error| failed(&error))?;
+    // Where others may write, too, one of them may have been there before.
+    if about.uid() != rustix::process::geteuid().as_raw() || about.mode() & 0o077 != 0 {
+        let what = "it was there, and is not yours alone: remove it, or choose another folder";
+        return Err(CopyError::File(partial.to_path_buf(), what.to_owned()));
+    }
     let locked = rustix::fs::flock(&claim, FlockOperation::NonBlockingLockExclusive);
     // Whoever had it may have ended meanwhile, and given it its name.
     let taken = locked == Err(Errno::WOULDBLOCK) || open::identity(partial) != open::identity_of(claim.as_fd());

@@ -4,6 +4,7 @@ use crate::made::*;
 use agent_relay::store::copy::{is_interrupted, leftovers, rekey, restore};
 use agent_relay::store::{CopyError, Key, Options, RowChange, Store};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 #[test]
@@ -195,5 +196,16 @@ fn two_backups_to_one_place_do_not_meet() {
         })
         .unwrap();
     assert!(refused > 0);
+    // Nor does one with what somebody else has put there.
+    let partial = folder.path().join(".other.partial");
+    let other = folder.path().join("other");
+    fs::create_dir(&partial).unwrap();
+    fs::set_permissions(&partial, fs::Permissions::from_mode(0o777)).unwrap();
+    let error = store.backup(&other, |_| {}).unwrap_err().to_string();
+    assert!(error.contains("not yours alone"), "{error}");
+    fs::remove_dir(&partial).unwrap();
+    std::os::unix::fs::symlink(folder.path(), &partial).unwrap();
+    assert!(matches!(store.backup(&other, |_| {}), Err(CopyError::File(..))));
+    assert!(!other.exists());
     assert_eq!(messages(&Store::open(options(&backup, None)).unwrap()).len(), 30);
 }
