@@ -140,6 +140,7 @@ fn without_a_daemon_commands_fail_with_a_sentence_and_json_stays_json() {
         &["down"],
         &["read", "4f"],
         &["history"],
+        &["history", "--follow"],
         &["send", "--from", "a", "--to", "b", "x"],
         &["listen", "--as", "a"],
     ];
@@ -147,8 +148,6 @@ fn without_a_daemon_commands_fail_with_a_sentence_and_json_stays_json() {
         let output = run(directory.path(), line);
         assert_eq!(code(&output), 1, "{line:?}");
         assert!(stderr(&output).contains("no relay is running"), "{line:?}: {}", stderr(&output));
-        let about_what_is_stored = matches!(line[0], "read" | "history");
-        assert_eq!(stderr(&output).contains("relay export"), about_what_is_stored, "{}", stderr(&output));
         let output = run(directory.path(), &[line, &["--json"][..]].concat());
         let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert!(value["error"].as_str().unwrap().contains("relay up"), "{line:?}: {value}");
@@ -422,8 +421,30 @@ fn a_store_lives_through_kill_backup_restore_and_rekey() {
     refused(&[&["restore", &backup, "--replace"], &with_key[..]].concat(), "already running");
     refused(&[&["rekey", "--to-plain"], &with_key[..]].concat(), "already running");
     send("three");
+    let questions: [&[&str]; 6] = [
+        &["history", "--global"],
+        &["history", "--global", "--json"],
+        &["history", "--global", "--json", "--limit", "2", "--to", "bob"],
+        &["history", "--global", "--json", "--from", "carol"],
+        &["history", "--global", "--json", "--agent", "alice", "--until", "1h"],
+        &["history", "--global", "--since", "1h"],
+    ];
+    let ids = json_lines(&ok(questions[1]));
+    let id = ids[0]["id"].as_str().unwrap();
+    let reads: [&[&str]; 2] = [&["read", "--global", id], &["read", "--global", &id[..6], "--json"]];
+    let questions: Vec<&[&str]> = questions.into_iter().chain(reads).collect();
+    let answers: Vec<String> = questions.iter().map(|question| stdout(&ok(question))).collect();
     ok(&["down", "--global"]);
     drop(daemon);
+
+    // What the relay has answered its store answers while it is off.
+    for (question, answer) in questions.iter().zip(&answers) {
+        assert_eq!(&stdout(&ok(&[*question, &["--db-key", &key]].concat())), answer, "{question:?}");
+        refused(question, "--db-key");
+    }
+    refused(&["history", "--global", "--follow", "--db-key", &key], "only a running one");
+    refused(&["history", "--socket", &path("elsewhere.sock"), "--global"], "no relay is running");
+    refused(&["read", "--global", "ffff", "--db-key", &key], "no message");
 
     refused(&[&["restore", &backup], &with_key[..]].concat(), "--replace");
     let restored = stdout(&ok(&[&["restore", &backup, "--replace"], &with_key[..]].concat()));

@@ -22,24 +22,28 @@ pub struct World {
 /// The sender's connection; the recipients' follow.
 const SENDER: u32 = 0;
 
+/// How a heart alone is set up, in the daemon's start `epoch`.
+pub fn options(epoch: u32) -> Options {
+    Options {
+        shard: ShardId(0),
+        shards: 1,
+        epoch,
+        strict: false,
+        name_seed: 7,
+        token_seed: [7; 32],
+        bounds: Bounds::default(),
+        entitlement: Entitlement::unlimited(),
+        require_auth: false,
+        bind_certificates: false,
+        keys: KeyRing::empty(),
+    }
+}
+
 impl World {
     /// A sender `ann` and `recipients` agents, all subscribed to `#all`; the first is called `r0`.
     pub fn new(recipients: u32) -> World {
-        let options = Options {
-            shard: ShardId(0),
-            shards: 1,
-            epoch: 1,
-            strict: false,
-            name_seed: 7,
-            token_seed: [7; 32],
-            bounds: Bounds::default(),
-            entitlement: Entitlement::unlimited(),
-            require_auth: false,
-            bind_certificates: false,
-            keys: KeyRing::empty(),
-        };
         let mut world = World {
-            relay: Relay::new(options),
+            relay: Relay::new(options(1)),
             outbox: Outbox::default(),
             now: Now { mono: Mono(Mono::ms(1_000)), wall_ms: 1_766_966_970_000 },
             sent: Vec::new(),

@@ -2,7 +2,8 @@
 
 use super::Failure;
 use super::print::{self, Style, ago, bytes, cell};
-use super::reach::{Reach, reaching};
+use super::reach::Reach;
+use super::sharing::sharing;
 use super::talk;
 use crate::base::name::is_internal;
 use crate::wire::QueryKind;
@@ -12,7 +13,8 @@ use serde_json::Value;
 /// Seconds after which `who` counts an agent as gone quiet.
 const ACTIVE_WITHIN_S: i64 = 30;
 
-reaching! {
+sharing! {
+    [reach]
     /// List the agents this relay knows, connected or away.
     #[derive(FromArgs, ArgsInfo)]
     #[argh(
@@ -32,7 +34,8 @@ relay agents --all --json"
     }
 }
 
-reaching! {
+sharing! {
+    [reach]
     /// List the agents that are connected or were seen within the last 30 seconds.
     #[derive(FromArgs, ArgsInfo)]
     #[argh(subcommand, name = "who", help_triggers("-h", "--help"), example = "relay who")]

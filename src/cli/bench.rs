@@ -1,7 +1,7 @@
 //! `relay bench`: pairs of agents that talk as fast as they may, against a running daemon or a temporary one.
 
 use super::print::{self, Progress};
-use super::reach::reaching;
+use super::sharing::sharing;
 use super::{Failure, launch, talk};
 use crate::base::Whole;
 use crate::base::tier::Tier;
@@ -18,7 +18,8 @@ use std::sync::{Arc, Barrier, mpsc};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-reaching! {
+sharing! {
+    [reach]
     /// Measure throughput and latency with a load of its own.
     #[derive(FromArgs, ArgsInfo)]
     #[argh(

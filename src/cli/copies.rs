@@ -6,7 +6,7 @@ use super::print::{self, Progress, bytes};
 use super::sharing::sharing;
 use super::stored::{self, Place};
 use crate::daemon::settings_key::KeyText;
-use crate::store::copy::{self, Copied, CopyError};
+use crate::store::copy::{self, Copied, CopyError, Restored};
 use argh::{ArgsInfo, FromArgs};
 use std::path::{Path, PathBuf};
 
@@ -114,12 +114,10 @@ pub(super) fn restore(command: &Restore) -> Result<(), Failure> {
     let seconds = u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0);
     let mut progress = Progress::start();
     let folder = place.folder();
-    let occupied = folder.join("data.mdb").exists();
     let each = |copied| show(&mut progress, copied);
-    let copied = copy::restore(&command.directory, &folder, place.key(), command.replace, seconds, each);
-    let copied = copied.map_err(Failure::failed)?;
+    let restored = copy::restore(&command.directory, &folder, place.key(), command.replace, seconds, each);
+    let Restored { copied, replaced: aside } = restored.map_err(Failure::failed)?;
     drop((progress, lock));
-    let aside = occupied.then(|| folder.with_file_name(format!("store.replaced-{seconds}")));
     if command.json {
         let mut value = as_json(copied, &folder);
         value["replaced"] = serde_json::json!(aside);

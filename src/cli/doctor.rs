@@ -4,12 +4,14 @@ use super::Failure;
 use super::print::{self, Style};
 use super::sharing::sharing;
 use super::store_check;
-use super::talk::Reach;
+use super::talk::{self, Reach};
 use crate::daemon::paths::SOCKET_PATH_BYTES_MAX;
-use crate::daemon::{cpus, lock};
+use crate::daemon::{cpus, lock, storage};
 use crate::uring;
+use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
 use rustix::process::Resource;
+use serde_json::json;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -75,6 +77,17 @@ pub(super) fn run(command: &Doctor) -> Result<(), Failure> {
     }
     let reach = Reach::of(command.data_dir.as_deref(), command.socket.as_deref(), command.global)?;
     let layout = &reach.layout;
+    let contents = store_check::contents(
+        command.data_dir.as_deref(),
+        command.global,
+        command.db_key.as_deref(),
+        &layout.store_folder(),
+    );
+    let status = lock::live_holder(layout).and_then(|_| talk::ask(&reach, QueryKind::Status, &json!({})).ok());
+    // The running relay's word before what its next start would say.
+    let clock_doubt_ms = status.as_ref().and_then(|status| status["clock_doubt_ms"].as_i64());
+    let clock_doubt_ms = clock_doubt_ms.unwrap_or(contents.clock_doubt_ms);
+    let warning = status.as_ref().and_then(|status| status["clock_warning"].as_str());
     let mut checks = vec![
         kernel(&rustix::system::uname().release().to_string_lossy()),
         io_uring(),
@@ -86,13 +99,8 @@ pub(super) fn run(command: &Doctor) -> Result<(), Failure> {
         file_system(&layout.folder),
         disk_space(&layout.folder),
         store_check::permissions(&layout.store_folder()),
-        store_check::contents(
-            command.data_dir.as_deref(),
-            command.global,
-            command.db_key.as_deref(),
-            &layout.store_folder(),
-        ),
-        clock(&layout.lock_file()),
+        contents.check,
+        clock(jiff::Timestamp::now(), &layout.lock_file(), clock_doubt_ms, warning),
         processors(),
         daemon(&reach),
     ];
@@ -103,10 +111,10 @@ pub(super) fn run(command: &Doctor) -> Result<(), Failure> {
             .iter()
             .map(|check| {
                 let repair = (!check.repair.is_empty()).then_some(&check.repair);
-                serde_json::json!({ "check": check.name, "verdict": word(check.verdict), "found": check.found, "repair": repair })
+                json!({ "check": check.name, "verdict": word(check.verdict), "found": check.found, "repair": repair })
             })
             .collect();
-        print::json(&serde_json::json!({ "ok": !failed, "checks": list }))?;
+        print::json(&json!({ "ok": !failed, "checks": list }))?;
     } else {
         print::out(&report(&checks, Style::of_output()))?;
     }
@@ -306,13 +314,21 @@ fn disk_space(folder: &Path) -> Check {
     }
 }
 
-/// A clock is suspect when it is before this version was written, or before the daemon's own last start.
-fn clock(lock_file: &Path) -> Check {
+/// A clock is suspect when it is before this version was written, when the store does not believe it, when it has jumped
+/// under a running daemon, or when it is before the daemon's own last start.
+fn clock(now: jiff::Timestamp, lock_file: &Path, doubt_ms: i64, warning: Option<&str>) -> Check {
     const WRITTEN: i64 = 1_767_225_600; // 2026-01-01
-    let now = jiff::Timestamp::now();
     let repair = "timedatectl set-ntp true";
     if now.as_second() < WRITTEN {
         return Check::fail("clock", format!("{now:.0} is in the past"), repair);
+    }
+    if doubt_ms != 0 {
+        let repair =
+            format!("{repair}, if it is wrong; if it is right, let the relay run for a day, and it is believed");
+        return Check::warn("clock", format!("{now:.0}: {}", storage::clock_finding(doubt_ms)), repair);
+    }
+    if let Some(warning) = warning {
+        return Check::warn("clock", format!("{now:.0}: {warning}"), repair);
     }
     let started = std::fs::metadata(lock_file).map_or(0, |metadata| metadata.mtime());
     if started > now.as_second() + 60 {
@@ -363,6 +379,22 @@ mod tests {
         let check = data_directory(&open);
         assert_eq!((check.verdict, check.repair), (Verdict::Warn, format!("chmod 700 {}", open.display())));
         assert_eq!(data_directory(&directory.path().join("not/yet")).verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn a_clock_that_is_doubted_has_jumped_or_was_set_back_is_said_with_what_to_do() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let now: jiff::Timestamp = "2026-11-21T12:00:00Z".parse().unwrap();
+        let at = std::time::SystemTime::from(now);
+        file.as_file().set_modified(at).unwrap();
+        let looked = |doubt_ms, warning| clock(now, file.path(), doubt_ms, warning);
+        let jumped = looked(0, Some("the wall clock has jumped by 90 s since the start"));
+        let mut checks =
+            vec![looked(0, None), looked(30 * 86_400_000, Some("the same")), looked(-2 * 3_600_000, None), jumped];
+        file.as_file().set_modified(at + std::time::Duration::from_secs(3_600)).unwrap();
+        checks.push(looked(0, None));
+        checks.push(clock("2025-01-01T00:00:00Z".parse().unwrap(), file.path(), 0, None));
+        insta::assert_snapshot!(report(&checks, Style::plain()));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! `relay down`: asks the daemon of this place to drain and stop, and waits until it has.
 
 use super::print::{self, Progress};
-use super::reach::{Reach, Seconds, reaching};
+use super::reach::{Reach, Seconds};
+use super::sharing::sharing;
 use super::{Failure, talk};
 use crate::daemon::lock;
 use crate::wire::QueryKind;
@@ -10,7 +11,8 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use std::time::{Duration, Instant};
 
-reaching! {
+sharing! {
+    [reach]
     /// Stop the relay of this project: its listeners close, agents hear BYE, what is queued goes out.
     #[derive(FromArgs, ArgsInfo)]
     #[argh(

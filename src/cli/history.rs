@@ -3,14 +3,14 @@
 use super::Failure;
 use super::filter::Filter;
 use super::print::{self, Style, cell};
-use super::reach::Reach;
 use super::sharing::sharing;
-use super::talk;
+use super::stored::Source;
 use crate::base::Whole;
 use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde_json::Value;
+use std::path::PathBuf;
 
 sharing! {
     [filter reach]
@@ -23,7 +23,8 @@ sharing! {
         example = "relay history --agent bob --since 2h
 relay history --topic builds --limit 200 --json | jq -r .text
 relay history --from alice --to bob --follow",
-        note = "Messages are kept as long as the retention time says: `relay status --verbose` shows it."
+        note = "Messages are kept as long as the retention time says: `relay status --verbose` shows it. While the relay is off its
+store is read."
     )]
     pub(super) struct History {
         /// at most this many of those that are there (default: 50); `relay export` has no limit
@@ -32,6 +33,9 @@ relay history --from alice --to bob --follow",
         /// print new messages as they come, until interrupted; what is there comes first, oldest first
         #[argh(switch)]
         follow: bool,
+        /// file with the key of an encrypted store that is read while the relay is off (else AGENT_RELAY_DB_KEY)
+        #[argh(option, arg_name = "file")]
+        db_key: Option<PathBuf>,
         /// print one JSON value a line
         #[argh(switch)]
         json: bool,
@@ -49,13 +53,20 @@ pub(super) fn run(command: &History) -> Result<(), Failure> {
     let filter = command.filter()?;
     let reach = command.reach()?;
     if command.follow {
-        return follow(command, &reach, &filter);
+        if reach.is_off() {
+            return Err(Failure::Failed(format!(
+                "{}; only a running one shows messages as they come",
+                reach.not_running()
+            )));
+        }
+        return follow(command, &Source::Relay(Box::new(reach)), &filter);
     }
+    let source = Source::of(reach, (command.data_dir.as_deref(), command.global), command.db_key.as_deref())?;
     let mut rows = Vec::new();
     let mut left = command.limit.number() as u32;
     let mut before = Value::Null;
     while left > 0 {
-        let (messages, next) = page(&reach, &filter, left, "before", &before)?;
+        let (messages, next) = page(&source, &filter, left, "before", &before)?;
         left = left.saturating_sub(u32::try_from(messages.len()).unwrap_or(u32::MAX));
         for message in &messages {
             if command.json { print::json_line(message)? } else { rows.push(row(message)) }
@@ -73,12 +84,12 @@ pub(super) fn run(command: &History) -> Result<(), Failure> {
 }
 
 /// What is there, oldest first, then what comes.
-fn follow(command: &History, reach: &Reach, filter: &Filter) -> Result<(), Failure> {
+fn follow(command: &History, source: &Source, filter: &Filter) -> Result<(), Failure> {
     let show = |message: &Value| if command.json { print::json_line(message) } else { print::out(&line(message)) };
     let (mut messages, mut left) = (Vec::new(), (command.limit.number() as u32).max(1));
     let (mut before, mut after) = (Value::Null, Value::Null);
     while left > 0 {
-        let answer = ask(reach, filter, left, "before", &before)?;
+        let answer = ask(source, filter, left, "before", &before)?;
         if before.is_null() {
             after = answer["newest"].clone();
         }
@@ -94,7 +105,7 @@ fn follow(command: &History, reach: &Reach, filter: &Filter) -> Result<(), Failu
     messages.iter().rev().try_for_each(show)?;
     drop(messages);
     loop {
-        let (messages, next) = page(reach, filter, PAGE_MESSAGES, "after", &after)?;
+        let (messages, next) = page(source, filter, PAGE_MESSAGES, "after", &after)?;
         messages.iter().try_for_each(show)?;
         if !next.is_null() {
             after = next;
@@ -112,13 +123,13 @@ fn output_closed_meanwhile() -> bool {
     rustix::event::poll(&mut watched, Some(&ASK_EVERY)).is_ok_and(|ready| ready > 0)
 }
 
-fn ask(reach: &Reach, filter: &Filter, limit: u32, cursor: &str, place: &Value) -> Result<Value, Failure> {
+fn ask(source: &Source, filter: &Filter, limit: u32, cursor: &str, place: &Value) -> Result<Value, Failure> {
     let mut question = filter.as_json();
     question["limit"] = limit.min(PAGE_MESSAGES).into();
     if !place.is_null() {
         question[cursor] = place.clone();
     }
-    talk::ask(reach, QueryKind::History, &question)
+    source.ask(QueryKind::History, &question)
 }
 
 /// The messages of an answer, and where the next page begins.
@@ -131,13 +142,13 @@ fn taken(mut answer: Value) -> (Vec<Value>, Value) {
 }
 
 fn page(
-    reach: &Reach,
+    source: &Source,
     filter: &Filter,
     limit: u32,
     cursor: &str,
     place: &Value,
 ) -> Result<(Vec<Value>, Value), Failure> {
-    ask(reach, filter, limit, cursor, place).map(taken)
+    ask(source, filter, limit, cursor, place).map(taken)
 }
 
 const HEAD: [&str; 6] = ["TIME", "ID", "FROM", "TO", "STATE", "TEXT"];

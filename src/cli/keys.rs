@@ -4,7 +4,8 @@
 use super::Failure;
 use super::keys_log;
 use super::print::{self, Style, ago, cell};
-use super::reach::{Reach, reaching};
+use super::reach::Reach;
+use super::sharing::sharing;
 use super::talk;
 use crate::base::Whole;
 use crate::base::keys::{PER_MINUTE_MAX, Scopes, TOKEN_LIFE_MS};
@@ -40,7 +41,8 @@ enum KeysCommand {
     Log(keys_log::Log),
 }
 
-reaching! {
+sharing! {
+    [reach]
     /// List the API keys, newest first. Secrets are not kept, so none is shown.
     #[derive(FromArgs, ArgsInfo)]
     #[argh(
@@ -60,7 +62,8 @@ relay keys list --all --json | jq '.keys[] | select(.lastUsedAt == null)'"
     }
 }
 
-reaching! {
+sharing! {
+    [reach]
     /// Make an API key. It is printed once, on standard output, and kept nowhere.
     #[derive(FromArgs, ArgsInfo)]
     #[argh(
@@ -95,7 +98,8 @@ relay keys create --name monitor --scopes receive > monitor.key"
     }
 }
 
-reaching! {
+sharing! {
+    [reach]
     /// Take an API key back for good. Connections that use it are closed within a second.
     #[derive(FromArgs, ArgsInfo)]
     #[argh(subcommand, name = "revoke", help_triggers("-h", "--help"), example = "relay keys revoke 3f2a")]
@@ -109,7 +113,8 @@ reaching! {
     }
 }
 
-reaching! {
+sharing! {
+    [reach]
     /// Give an API key a new secret, printed once; the old one lives on for a while, so that nobody is cut off.
     #[derive(FromArgs, ArgsInfo)]
     #[argh(
@@ -132,7 +137,8 @@ relay keys rotate 3f2a --overlap 0 > build.key"
     }
 }
 
-reaching! {
+sharing! {
+    [reach]
     /// Make an access token that speaks for an API key for a few minutes, printed on standard output.
     #[derive(FromArgs, ArgsInfo)]
     #[argh(

@@ -4,12 +4,13 @@ use super::Failure;
 use super::filter::Filter;
 use super::keys::ask;
 use super::print::{self, Style, cell};
-use super::reach::reaching;
+use super::sharing::sharing;
 use crate::base::Whole;
 use argh::{ArgsInfo, FromArgs};
 use serde_json::{Value, json};
 
-reaching! {
+sharing! {
+    [reach]
     /// Show what was done with API keys, newest first: made, rotated, revoked, used from a new place, refused.
     #[derive(FromArgs, ArgsInfo)]
     #[argh(

@@ -2,7 +2,8 @@
 
 use super::Failure;
 use super::print;
-use super::reach::{Seconds, reaching};
+use super::reach::Seconds;
+use super::sharing::sharing;
 use super::talk::{Heard, Session};
 use crate::base::Whole;
 use crate::base::name::{check_agent, check_topic, topic_of};
@@ -10,7 +11,8 @@ use argh::{ArgsInfo, FromArgs};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
-reaching! {
+sharing! {
+    [reach]
     /// Receive messages as an agent and print them. A lost connection is taken up again where it broke.
     #[derive(FromArgs, ArgsInfo)]
     #[argh(

@@ -1,5 +1,5 @@
-//! Which daemon is meant and how it is reached: the flags of every command that talks to one, declared once. A credential
-//! comes from the environment only: a flag would show it to everybody who lists processes.
+//! Which daemon is meant and how it is reached: what the flags of every command that talks to one mean. A credential comes
+//!  from the environment only: a flag would show it to everybody who lists processes.
 
 use super::Failure;
 use crate::base::Whole;
@@ -9,64 +9,14 @@ use crate::daemon::paths::{Environment, Layout, Place};
 use crate::daemon::settings;
 use crate::wire::{ErrorCode, QueryKind};
 use std::cell::RefCell;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Where the credential is.
 pub(super) const CREDENTIAL_VARIABLE: &str = "AGENT_RELAY_API_KEY";
-
-/// Declares a command that talks to a daemon: what it says itself, then the flags that say which daemon.
-macro_rules! reaching {
-    ($(#[$about:meta])* $sight:vis struct $name:ident { $($flags:tt)* }) => {
-        $(#[$about])*
-        $sight struct $name {
-            $($flags)*
-            /// base directory of all data
-            #[argh(option, arg_name = "directory")]
-            data_dir: Option<std::path::PathBuf>,
-            /// the Unix socket
-            #[argh(option, arg_name = "path")]
-            socket: Option<std::path::PathBuf>,
-            /// the machine's relay instead of the project's
-            #[argh(switch)]
-            global: bool,
-            /// a relay elsewhere: host:port (with TLS, unless that is this machine) or a socket's path
-            #[argh(option, arg_name = "address")]
-            connect: Option<String>,
-            /// TLS, believing these authorities (PEM; default: the system's)
-            #[argh(option, arg_name = "file")]
-            ca: Option<std::path::PathBuf>,
-            /// TLS, showing this certificate (PEM)
-            #[argh(option, arg_name = "file")]
-            client_cert: Option<std::path::PathBuf>,
-            /// its private key (PEM)
-            #[argh(option, arg_name = "file")]
-            client_key: Option<std::path::PathBuf>,
-            /// TLS, and the name in the relay's certificate where it is not the host of --connect
-            #[argh(option, arg_name = "name")]
-            server_name: Option<String>,
-        }
-
-        impl $name {
-            /// The daemon that its flags mean.
-            fn reach(&self) -> Result<crate::cli::reach::Reach, crate::cli::Failure> {
-                crate::cli::reach::Flags {
-                    data_dir: self.data_dir.as_deref(),
-                    socket: self.socket.as_deref(),
-                    global: self.global,
-                    connect: self.connect.as_deref(),
-                    ca: self.ca.as_deref(),
-                    client_cert: self.client_cert.as_deref(),
-                    client_key: self.client_key.as_deref(),
-                    server_name: self.server_name.as_deref(),
-                }
-                .reach()
-            }
-        }
-    };
-}
-pub(super) use reaching;
 
 /// Seconds that a command may be told to wait: a day.
 pub(super) type Seconds = Whole<0, 86_400>;
@@ -95,6 +45,7 @@ impl Flags<'_> {
             .map(|text| text.parse().map_err(|problem| Failure::Usage(format!("--connect: {problem}"))))
             .transpose()?;
         let named = connect.is_some();
+        let own = !named && self.socket.is_none();
         let (at, elsewhere) = match connect {
             Some(Address::Unix(path)) => (Some(path), None),
             other => (self.socket.map(Into::into), other),
@@ -102,7 +53,7 @@ impl Flags<'_> {
         let place = Place { data_dir: self.data_dir.map(Into::into), socket: at, global: self.global };
         let layout = Layout::of(&place, &Environment::of_process()).map_err(Failure::failed)?;
         let address = elsewhere.unwrap_or_else(|| Address::Unix(settings::socket_of_running(&layout)));
-        Ok(Reach { layout, security: self.security()?, address, named, inquiry: RefCell::new(None) })
+        Ok(Reach { layout, security: self.security()?, address, named, own, inquiry: RefCell::new(None) })
     }
 
     fn security(&self) -> Result<Security, Failure> {
@@ -133,6 +84,8 @@ pub(super) struct Reach {
     security: Security,
     /// Whether --connect says which: then it is not this project's for all we know.
     named: bool,
+    /// Whether it is the one of this place: neither --connect nor --socket says which.
+    own: bool,
     /// The session in which questions are asked, once one was.
     inquiry: RefCell<Option<Inquiry>>,
 }
@@ -150,6 +103,18 @@ impl Reach {
     /// Whether it is reached by TCP: nothing is known of its process and its files.
     pub(super) fn is_elsewhere(&self) -> bool {
         self.address.is_tcp()
+    }
+
+    /// Whether the relay of this place does not run, so that its store can be read instead.
+    pub(super) fn is_off(&self) -> bool {
+        match &self.address {
+            // Connecting first: a service manager may be at the socket, and start it.
+            Address::Unix(path) if self.own => matches!(
+                UnixStream::connect(path).map_err(|error| error.kind()),
+                Err(ErrorKind::NotFound | ErrorKind::ConnectionRefused)
+            ),
+            _ => false,
+        }
     }
 
     /// Whether a name and mostly a credential are needed, because the daemon does not take us for its owner.

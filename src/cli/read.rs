@@ -2,13 +2,15 @@
 
 use super::Failure;
 use super::print::{self, Style, cell};
-use super::reach::reaching;
-use super::talk;
+use super::sharing::sharing;
+use super::stored::Source;
 use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
 use serde_json::Value;
+use std::path::PathBuf;
 
-reaching! {
+sharing! {
+    [reach]
     /// Show one message in full and what became of it at each recipient.
     #[derive(FromArgs, ArgsInfo)]
     #[argh(
@@ -17,12 +19,16 @@ reaching! {
         help_triggers("-h", "--help"),
         example = "relay read 4f1c
 relay read 4f1c2b9a --json",
-        note = "Messages are kept as long as the retention time says; `relay history` lists them."
+        note = "Messages are kept as long as the retention time says; `relay history` lists them. While the relay is off its store
+is read."
     )]
     pub(super) struct Read {
         /// the message's id, or the beginning of it as long as no other message has the same
         #[argh(positional)]
         id: String,
+        /// file with the key of an encrypted store that is read while the relay is off (else AGENT_RELAY_DB_KEY)
+        #[argh(option, arg_name = "file")]
+        db_key: Option<PathBuf>,
         /// print one JSON value
         #[argh(switch)]
         json: bool,
@@ -36,9 +42,10 @@ pub(super) fn run(command: &Read) -> Result<(), Failure> {
             "an id is up to 32 hexadecimal digits, as `relay send` and `relay listen` show it".to_owned(),
         ));
     }
-    let reach = command.reach()?;
+    let place = (command.data_dir.as_deref(), command.global);
+    let source = Source::of(command.reach()?, place, command.db_key.as_deref())?;
     let question = serde_json::json!({ "id": id });
-    let message = talk::ask(&reach, QueryKind::Message, &question)?;
+    let message = source.ask(QueryKind::Message, &question)?;
     if command.json { print::json(&message) } else { print::out(&describe(&message, Style::of_output())) }
 }
 

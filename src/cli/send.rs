@@ -2,7 +2,8 @@
 
 use super::Failure;
 use super::print;
-use super::reach::{Seconds, reaching};
+use super::reach::Seconds;
+use super::sharing::sharing;
 use super::talk::{self, Letter, Stage};
 use crate::base::limits::FRAME_BYTES_MAX;
 use crate::base::name::{check_agent, check_topic};
@@ -10,7 +11,8 @@ use argh::{ArgsInfo, FromArgs};
 use std::io::{IsTerminal, Read};
 use std::time::Duration;
 
-reaching! {
+sharing! {
+    [reach]
     /// Send one message and wait until it has got as far as --wait says.
     #[derive(FromArgs, ArgsInfo)]
     #[argh(

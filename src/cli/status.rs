@@ -2,7 +2,7 @@
 
 use super::Failure;
 use super::print::{self, Style, bytes, cell, span};
-use super::reach::reaching;
+use super::sharing::sharing;
 use super::talk;
 use crate::daemon::settings::{DAYS_MAX, Durability, UNLIMITED};
 use crate::wire::QueryKind;
@@ -10,7 +10,8 @@ use argh::{ArgsInfo, FromArgs};
 use serde_json::Value;
 use std::fmt::Write as _;
 
-reaching! {
+sharing! {
+    [reach]
     /// Show what the relay is doing: version, listeners, agents, store, and with --verbose retention, shards, queues and refusals.
     #[derive(FromArgs, ArgsInfo)]
     #[argh(
@@ -147,6 +148,9 @@ fn stored(store: &Value) -> String {
     let mut parts = vec![cell(&store["path"])];
     parts.push(if store["encrypted"] == true { "encrypted" } else { "not encrypted" }.to_owned());
     parts.push(format!("{} ({} used)", bytes(number(&store["file_bytes"])), bytes(number(&store["used_bytes"]))));
+    if let Some(journal) = store["journal_bytes"].as_u64().filter(|length| *length > 0) {
+        parts.push(format!("{} of journal", bytes(journal)));
+    }
     if let Some(messages) = store["messages"].as_u64() {
         parts.push(print::count(messages, "message"));
     }
@@ -308,6 +312,7 @@ mod tests {
             "version": "0.1.0", "pid": 42, "started_at": "2026-11-21T10:00:00Z", "uptime_s": 61, "socket": "/run/relay.sock",
             "listen": ["127.0.0.1:7070"], "tier": "unlimited",
             "store": { "path": "/data/store", "durability": "batch", "encrypted": true, "file_bytes": 12_582_912, "used_bytes": 8_192,
+                "journal_bytes": 1_048_576,
                 "first_segment": 3, "last_segment": 900, "unindexed_segments": 40, "checkpoint_lag_segments": 2, "pending_records": 5,
                 "health": { "ok": true }, "retention_days": 30, "retention_max_days": 90, "tier": "pro", "swept_messages": 17,
                 "last_sweep_ms": null, "messages": 1234, "owed_messages": 2, "owed_bytes": 300 },

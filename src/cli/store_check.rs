@@ -5,7 +5,8 @@ use super::Failure;
 use super::doctor::Check;
 use super::print::{self, Progress};
 use super::stored::Place;
-use crate::store::{check, copy};
+use crate::daemon::storage;
+use crate::store::copy;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -13,6 +14,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const NAME: &str = "store";
+/// Stands before the clock's doubt, in milliseconds, on the child's second line.
+const CLOCK_LINE: &str = "wall clock ahead, ms: ";
 /// How long the child may look.
 const LOOK_TIME: Duration = Duration::from_secs(30);
 /// How often it is asked whether it has finished.
@@ -52,13 +55,27 @@ pub(super) fn leftovers(folder: &Path) -> Option<Check> {
         .then(|| Check::warn("store leftovers", format!("{}, of copies that did not end", left.join(", ")), repair))
 }
 
+/// What the child says of the store.
+pub(super) struct Contents {
+    pub(super) check: Check,
+    /// By how much the wall clock is ahead of the time that the store believes, milliseconds; 0: it is believed, for all
+    /// that is known.
+    pub(super) clock_doubt_ms: i64,
+}
+
+impl From<Check> for Contents {
+    fn from(check: Check) -> Contents {
+        Contents { check, clock_doubt_ms: 0 }
+    }
+}
+
 /// Asks a child process to read all of it.
-pub(super) fn contents(data_dir: Option<&Path>, global: bool, db_key: Option<&Path>, folder: &Path) -> Check {
-    if !folder.exists() {
-        return Check::ok(NAME, "none yet");
+pub(super) fn contents(data_dir: Option<&Path>, global: bool, db_key: Option<&Path>, folder: &Path) -> Contents {
+    if !folder.exists() && !copy::is_interrupted(folder) {
+        return Check::ok(NAME, "none yet").into();
     }
     let Ok(program) = std::env::current_exe() else {
-        return Check::warn(NAME, "not looked into: cannot find my own program", "relay doctor --check-store");
+        return Check::warn(NAME, "not looked into: cannot find my own program", "relay doctor --check-store").into();
     };
     let mut command = Command::new(program);
     command.args(["doctor", "--check-store"]);
@@ -69,40 +86,46 @@ pub(super) fn contents(data_dir: Option<&Path>, global: bool, db_key: Option<&Pa
     judge(command, LOOK_TIME)
 }
 
-fn judge(mut command: Command, time: Duration) -> Check {
+fn judge(mut command: Command, time: Duration) -> Contents {
     let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) => {
-            return Check::warn(NAME, format!("not looked into: {error}"), "relay doctor --check-store");
+            return Check::warn(NAME, format!("not looked into: {error}"), "relay doctor --check-store").into();
         }
     };
     let begun = Instant::now();
-    // It says one sentence, which fits its pipe: it never waits for us.
+    // It says a sentence or two, which fit its pipe: it never waits for us.
     while matches!(child.try_wait(), Ok(None)) {
         if begun.elapsed() > time {
             drop(child.kill());
             drop(child.wait());
             let found = format!("sound as far as was read in {} s", time.as_secs());
-            return Check::warn(NAME, found, "relay doctor --check-store reads all of it, however long that takes");
+            let repair = "relay doctor --check-store reads all of it, however long that takes";
+            return Check::warn(NAME, found, repair).into();
         }
         std::thread::sleep(ASK_EVERY);
     }
     let Ok(output) = child.wait_with_output() else {
-        return Check::warn(NAME, "not looked into: the check was lost", "relay doctor --check-store");
+        return Check::warn(NAME, "not looked into: the check was lost", "relay doctor --check-store").into();
     };
     let said = |bytes: &[u8]| {
         let text = String::from_utf8_lossy(bytes);
-        print::clean(text.trim().trim_start_matches("relay: ")).into_owned()
+        let (text, clock) = text.split_once(CLOCK_LINE).unwrap_or((&text, ""));
+        let text = print::clean(text.trim().trim_start_matches("relay: ")).into_owned();
+        (text, clock.trim().parse().unwrap_or(0))
     };
-    match (output.status.code(), output.status.signal()) {
-        (Some(0), _) => Check::ok(NAME, said(&output.stdout)),
+    let check = match (output.status.code(), output.status.signal()) {
+        (Some(0), _) => {
+            let (sound, clock_doubt_ms) = said(&output.stdout);
+            return Contents { check: Check::ok(NAME, sound), clock_doubt_ms };
+        }
         (Some(code), _) => {
-            let found = said(&output.stderr);
+            let (found, _) = said(&output.stderr);
             let found = if found.is_empty() { format!("the check ended with {code}") } else { found };
             // Whoever lacks the key learns nothing of the store, and nothing is wrong with it.
             if found.contains("--db-key") {
-                return Check::warn(NAME, format!("not looked into: {found}"), "relay doctor --db-key FILE");
+                return Check::warn(NAME, format!("not looked into: {found}"), "relay doctor --db-key FILE").into();
             }
             Check::fail(NAME, found, REPAIR)
         }
@@ -110,15 +133,16 @@ fn judge(mut command: Command, time: Duration) -> Check {
             let signal = signal.map_or_else(String::new, |signal| format!(" (signal {signal})"));
             Check::fail(NAME, format!("damaged: whoever reads it dies{signal}"), REPAIR)
         }
-    }
+    };
+    check.into()
 }
 
 /// The child's life.
 pub(super) fn run(data_dir: Option<&Path>, global: bool, db_key: Option<&Path>) -> Result<(), Failure> {
     let place = Place::of(data_dir, global, db_key)?;
     let mut progress = Progress::start();
-    let report = check::check(&place.options().reading(), |segment| progress.show(&format!("segment {segment} …")));
-    let report = report.map_err(Failure::failed)?;
+    let store = place.open_for_reading()?;
+    let report = store.check(|segment| progress.show(&format!("segment {segment} …"))).map_err(Failure::failed)?;
     drop(progress);
     if let Some(first) = report.damages.first() {
         let more = match report.damage_count {
@@ -128,8 +152,12 @@ pub(super) fn run(data_dir: Option<&Path>, global: bool, db_key: Option<&Path>) 
         return Err(Failure::Failed(format!("damaged: {first}{more}")));
     }
     let ((first, last), (file, used)) = (report.segments, report.file_bytes);
+    let journal = match report.journal_bytes {
+        0 => String::new(),
+        length => format!(", {} of journal", print::bytes(length)),
+    };
     print::out(&format!(
-        "sound: {} in segments {first} to {last}, {}, {}, {}, {} ({} used){}\n",
+        "sound: {} in segments {first} to {last}, {}, {}, {}, {} ({} used){journal}{}\n",
         print::count(report.messages, "message"),
         print::count(report.agents, "agent"),
         print::count(report.keys, "API key"),
@@ -137,7 +165,11 @@ pub(super) fn run(data_dir: Option<&Path>, global: bool, db_key: Option<&Path>) 
         print::bytes(file),
         print::bytes(used),
         if report.encrypted { ", encrypted" } else { "" }
-    ))
+    ))?;
+    match storage::clock_doubt_ms(&store) {
+        Ok(doubt_ms) if doubt_ms != 0 => print::out(&format!("{CLOCK_LINE}{doubt_ms}\n")),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -146,10 +178,14 @@ mod tests {
     use crate::cli::doctor::Verdict;
     use std::os::unix::fs::PermissionsExt;
 
-    fn shell(script: &str, time: Duration) -> Check {
+    fn child(script: &str, time: Duration) -> Contents {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
         judge(command, time)
+    }
+
+    fn shell(script: &str, time: Duration) -> Check {
+        child(script, time).check
     }
 
     #[test]
@@ -157,6 +193,8 @@ mod tests {
         let patient = Duration::from_secs(60);
         let sound = shell("echo sound: 3 messages", patient);
         assert_eq!((sound.verdict, &sound.found[..]), (Verdict::Ok, "sound: 3 messages"));
+        let doubting = child(&format!("echo sound; echo '{CLOCK_LINE}-7200000'"), patient);
+        assert_eq!((&doubting.check.found[..], doubting.clock_doubt_ms), ("sound", -7_200_000));
         let damaged = shell("echo 'relay: log 7: torn' >&2; exit 1", patient);
         assert_eq!((damaged.verdict, &damaged.found[..]), (Verdict::Fail, "log 7: torn"));
         let died = shell("kill -BUS $$", patient);

@@ -1,6 +1,8 @@
 //! The store without the daemon: where it lies, who may touch it, and a walk through all of it in short reads.
 
-use super::{Failure, up};
+use super::print::Progress;
+use super::reach::Reach;
+use super::{Failure, talk, up};
 use crate::daemon::lock::Lock;
 use crate::daemon::paths::{self, Layout};
 use crate::daemon::settings::Flags;
@@ -25,6 +27,7 @@ const READ_BYTES: u64 = 4 * 1024 * 1024;
 pub(super) struct Place {
     pub(super) layout: Layout,
     key: Option<Key>,
+    map_bytes: usize,
 }
 
 impl Place {
@@ -33,7 +36,7 @@ impl Place {
         let values = db_key.map(|path| ("persistence.db_key", path.display().to_string()));
         let settings = up::settings(&Flags { place, config: None, values: values.into_iter().collect() })?;
         let key = settings.db_key.as_ref().map(key_of).transpose()?;
-        Ok(Place { layout: settings.layout, key })
+        Ok(Place { layout: settings.layout, key, map_bytes: settings.map_bytes })
     }
 
     /// Its folder.
@@ -53,7 +56,7 @@ impl Place {
 
     /// How to open it.
     pub(super) fn options(&self) -> Options {
-        Options::new(self.folder(), self.key())
+        Options { map_bytes: self.map_bytes, ..Options::new(self.folder(), self.key()) }
     }
 
     /// For reading, beside a running daemon or without one.
@@ -94,6 +97,36 @@ impl Reader {
         match (failed, value["error"].as_str()) {
             (true, reason) => Err(Failure::Failed(reason.unwrap_or("the store could not answer").to_owned())),
             (false, _) => Ok(value),
+        }
+    }
+}
+
+/// Who answers questions about what is stored: the relay, or, while it is off, its store.
+pub(super) enum Source {
+    Relay(Box<Reach>),
+    Store(Box<Reader>),
+}
+
+impl Source {
+    /// The one that `reach` means; `db_key` is for an encrypted store.
+    pub(super) fn of(
+        reach: Reach,
+        (data_dir, global): (Option<&Path>, bool),
+        db_key: Option<&Path>,
+    ) -> Result<Source, Failure> {
+        if !reach.is_off() || !reach.layout.store_folder().exists() {
+            return Ok(Source::Relay(Box::new(reach)));
+        }
+        let mut progress = Progress::start();
+        progress.show("reading the store …");
+        let place = Place::of(data_dir, global, db_key)?;
+        Ok(Source::Store(Box::new(Reader::open(&place)?)))
+    }
+
+    pub(super) fn ask(&self, kind: QueryKind, arguments: &Value) -> Result<Value, Failure> {
+        match self {
+            Source::Relay(reach) => talk::ask(reach, kind, arguments),
+            Source::Store(reader) => reader.ask(kind, arguments),
         }
     }
 }

@@ -13,16 +13,7 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Asks the daemon; the answer is a JSON value.
 pub(super) fn ask(reach: &Reach, kind: QueryKind, arguments: &Value) -> Result<Value, Failure> {
-    let answer = reach.ask(kind, &arguments.to_string(), ASK_TIMEOUT).map_err(|failure| match failure {
-        // What is stored can be read while nobody is there to be asked.
-        Failure::Failed(text)
-            if matches!(kind, QueryKind::History | QueryKind::Message)
-                && text.ends_with("start one with `relay up`") =>
-        {
-            Failure::Failed(format!("{text}, or read the store without one: `relay export`"))
-        }
-        other => other,
-    })?;
+    let answer = reach.ask(kind, &arguments.to_string(), ASK_TIMEOUT)?;
     serde_json::from_slice(&answer)
         .map_err(|error| Failure::Failed(format!("the relay's answer is not JSON ({error}); is it another version?")))
 }

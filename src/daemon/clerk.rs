@@ -502,6 +502,7 @@ impl Clerk {
             "closes": closes,
             "refusals": refusals,
             "clock_warning": self.clock_warning(uptime),
+            "clock_doubt_ms": self.facts.storage.keeper.clock_doubt_ms.load(Ordering::Relaxed),
         })
     }
 
@@ -537,6 +538,7 @@ impl Clerk {
             "encrypted": self.facts.store.is_encrypted(),
             "file_bytes": file_bytes,
             "used_bytes": used_bytes,
+            "journal_bytes": self.facts.store.journal_bytes().unwrap_or_default(),
             "first_segment": first,
             "last_segment": last,
             "unindexed_segments": keeper.unindexed_segments.load(Ordering::Relaxed),

@@ -20,7 +20,7 @@ pub(crate) mod settings_file;
 pub mod settings_key;
 mod settings_protection;
 mod settings_records;
-mod storage;
+pub(crate) mod storage;
 mod trail;
 mod witness;
 

@@ -193,6 +193,8 @@ pub struct Settings {
     pub flush_interval_ms: u64,
     /// The writer's trigger.
     pub max_batch_size: usize,
+    /// Address space of the store's file at first.
+    pub map_bytes: usize,
     /// How long messages are to be kept and owed, if the tier allows as much.
     pub retention_days: u32,
     /// What encrypts the store; none: it is plain.
@@ -413,6 +415,7 @@ impl Settings {
             durability: Durability::of(&text("persistence.durability")).expect("resolve() let only its names through"),
             flush_interval_ms: number("persistence.flush_interval_ms"),
             max_batch_size: size("persistence.max_batch_size"),
+            map_bytes: size("persistence.map_bytes"),
             retention_days: days_of(&text("retention.days")).expect("resolve() let only such times through"),
             db_key: None,
             require_auth: switch("auth.required"),

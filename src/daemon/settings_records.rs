@@ -195,6 +195,14 @@ pub const RECORDS: &[Record] = &[
         1,
         limits::WRITER_BATCH_RECORDS_MAX as u64,
     ),
+    number(
+        "persistence.map_bytes",
+        "Address space that the store's file is given at first, which costs no memory; it doubles when the file needs more.",
+        "bytes",
+        "68719476736",
+        1 << 20,
+        1 << 42,
+    ),
     Record {
         environment: Some("AGENT_RELAY_RETENTION_DAYS"),
         flag: Some("--retention"),

@@ -57,7 +57,11 @@ impl Storage {
     pub(super) fn open(settings: &Settings, seconds_now: u32) -> Result<Storage, StorageError> {
         let key = settings.db_key.as_ref().map(|text| store::Key::parse(text.reveal())).transpose()?;
         let opened = Instant::now();
-        let store = Store::open(store::Options::new(settings.layout.folder.join("store"), key))?;
+        let options = store::Options::new(settings.layout.folder.join("store"), key);
+        let store = Store::open(store::Options { map_bytes: settings.map_bytes, ..options })?;
+        for left in store::copy::leftovers(store.folder()) {
+            tracing::warn!(folder = %left.display(), "left by a copy that did not end, perhaps under an old key or none: remove it");
+        }
         if let Some((end, segment)) = store.journal_gap() {
             tracing::warn!(
                 end,
@@ -68,10 +72,10 @@ impl Storage {
         // What is damaged is found before anything is written.
         let follower = Follower::recover(&store)?;
         let epoch = store.begin_epoch(seconds_now, 0)?;
-        let boot = boot(epoch);
+        // Where the kernel does not say, each start is a boot of its own.
+        let boot = boot().unwrap_or_else(|| u128::from(epoch).to_be_bytes());
         let now = Reading::now(boot);
-        // What does not read as a time says nothing.
-        let clock = SweepClock::start(store.kept_time()?, store.newest_ms().ok().flatten(), now);
+        let clock = clock(&store, now)?;
         let doubt_ms = clock.doubt_ms(now);
         if doubt_ms != 0 {
             tracing::warn!(doubt_ms, "{}", keeper::sentence(doubt_ms));
@@ -124,11 +128,25 @@ impl Storage {
     }
 }
 
-/// Which boot of the machine this is; where the kernel does not say, each start is one of its own.
-fn boot(epoch: u32) -> [u8; 16] {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+/// The clock of a start with this store.
+fn clock(store: &Store, now: Reading) -> Result<SweepClock, store::StoreError> {
+    // What does not read as a time says nothing.
+    Ok(SweepClock::start(store.kept_time()?, store.newest_ms().ok().flatten(), now))
+}
+
+pub(crate) use crate::keeper::finding as clock_finding;
+
+/// By how much a start with this store would find the wall clock ahead of what it believes; see `SweepClock::doubt_ms`.
+pub(crate) fn clock_doubt_ms(store: &Store) -> Result<i64, store::StoreError> {
+    let now = Reading::now(boot().unwrap_or_default());
+    Ok(clock(store, now)?.doubt_ms(now))
+}
+
+/// Which boot of the machine this is, where the kernel says so.
+fn boot() -> Option<[u8; 16]> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).take(32).collect();
-    u128::from_str_radix(&digits, 16).unwrap_or(epoch.into()).to_be_bytes()
+    u128::from_str_radix(&digits, 16).ok().map(u128::to_be_bytes)
 }
 
 /// The bells of the store's threads.

@@ -118,12 +118,17 @@ impl Doubt {
 
 /// What people are told of a clock that is doubted.
 pub fn sentence(doubt_ms: i64) -> String {
+    format!("{}. If it is wrong, correct it (timedatectl set-ntp true)", finding(doubt_ms))
+}
+
+/// The same without what to do about it.
+pub fn finding(doubt_ms: i64) -> String {
     let hours = doubt_ms.unsigned_abs() / 3_600_000;
     let far = if hours < 48 { format!("{hours} h") } else { format!("{} days", hours / 24) };
     let where_ = if doubt_ms > 0 { "ahead of" } else { "behind" };
     format!(
         "the wall clock is {far} {where_} the time that the relay has kept: nothing is deleted by it until it has said so \
-         for a day. If it is wrong, correct it (timedatectl set-ntp true)"
+         for a day"
     )
 }
 

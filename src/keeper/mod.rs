@@ -5,7 +5,7 @@
 
 mod clock;
 
-pub use clock::{Reading, SweepClock, sentence};
+pub use clock::{Reading, SweepClock, finding, sentence};
 
 use crate::base::limits::FETCHES_IN_HAND_MAX;
 use crate::base::{AgentId, ShardId};
@@ -33,8 +33,10 @@ const YIELD_FACTOR: u32 = 4;
 const SWEEP_EVERY: Duration = Duration::from_secs(3_600);
 /// Messages deleted in one transaction.
 const SWEPT_AT_ONCE: u64 = 2_000;
-/// How often readers that died without a word are cleared away.
-const STALE_READERS_EVERY: Duration = Duration::from_secs(60);
+/// How often readers that died without a word are cleared away: as long as one is there, no page is used again.
+const STALE_READERS_EVERY: Duration = Duration::from_secs(5);
+/// How long the keeper sleeps when nothing happens.
+const REST: Duration = Duration::from_secs(60);
 /// How long the disk may refuse before the keeper tries again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -196,7 +198,7 @@ impl Keeper {
             } else if busy || !self.held.is_empty() {
                 Duration::from_millis(1)
             } else if idle {
-                STALE_READERS_EVERY
+                REST
             } else {
                 NAP
             };

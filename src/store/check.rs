@@ -38,8 +38,10 @@ pub struct Report {
     pub keys: u64,
     /// Events of the audit trail.
     pub events: u64,
-    /// Length of the file, and bytes of it that are in use.
+    /// Length of LMDB's file, and bytes of it that are in use.
     pub file_bytes: (u64, u64),
+    /// Bytes of the journal on the disk.
+    pub journal_bytes: u64,
     /// What is damaged: the first hundred.
     pub damages: Vec<Damage>,
     /// How much is damaged.
@@ -76,7 +78,12 @@ pub fn check(options: &Options, progress: impl FnMut(u64)) -> Result<Report, Ope
 impl Store {
     /// Looks at everything.
     pub fn check(&self, mut progress: impl FnMut(u64)) -> Result<Report, StoreError> {
-        let mut report = Report { encrypted: self.is_encrypted(), file_bytes: self.file_bytes()?, ..Report::default() };
+        let mut report = Report {
+            encrypted: self.is_encrypted(),
+            file_bytes: self.file_bytes()?,
+            journal_bytes: self.journal_bytes()?,
+            ..Report::default()
+        };
         let snapshot = self.snapshot()?;
         report.applied = snapshot.applied()?;
         check_rows(&snapshot, &mut report)?;

@@ -10,16 +10,20 @@ use super::seal::{self, Seal};
 use super::segment::Segment;
 use super::snapshot::Snapshot;
 use super::{
-    APPLIED_KEY, Access, Databases, EPOCH_KEY, Failed, Key, MAP_BYTES, MetaValues, Open, Options, Store, append, check,
-    first_meta, meta_corrupt, no_randomness, open, salt_key, u32_of,
+    APPLIED_KEY, Access, Databases, EPOCH_KEY, Failed, Key, MAP_BYTES_MAX, MetaValues, Open, Options, SALT_PREFIX,
+    Store, append, check, first_meta, meta_corrupt, no_randomness, open, salt_key, u32_of,
 };
 use heed::{PutFlags, RwTxn};
-use rustix::fs::{CWD, RenameFlags};
+use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags};
+use rustix::io::Errno;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::ops::Bound;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 /// Bytes that are read within one transaction.
 const CHUNK_BYTES: usize = 4 * 1024 * 1024;
@@ -56,6 +60,9 @@ pub enum CopyError {
         /// What.
         first: String,
     },
+    /// Two at once would write over each other.
+    #[error("another copy to {0} is being made: wait until it has ended, or choose another folder")]
+    Busy(PathBuf),
     /// The sweep deleted segments faster than they were copied.
     #[error("the store changes faster than it can be copied: try again later")]
     TooFast,
@@ -75,18 +82,27 @@ pub struct Copied {
     pub last_segment: u64,
 }
 
+/// What a restoration did.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Restored {
+    /// How much it copied.
+    pub copied: Copied,
+    /// Where the store that was there is now.
+    pub replaced: Option<PathBuf>,
+}
+
 impl Store {
     /// Copies the store to the folder `to`, which must be absent or empty, while it goes on being written. The copy is
     /// complete, and on the disk, when it appears under its name.
     pub fn backup(&self, to: &Path, mut progress: impl FnMut(Copied)) -> Result<Copied, CopyError> {
         refuse_if_taken(to)?;
         let partial = beside(to, "partial")?;
-        remove(&partial)?;
         if let Some(parent) = to.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             open::make_folder(parent)?;
         }
-        open::make_folder(&partial)?;
-        let made = Destination::new(&partial, &Vec::new(), None).and_then(|to| self.copy_into(&to, &mut progress));
+        let _claim = claim(&partial, to)?;
+        let destination = Destination::new(&partial, self.copy_map_bytes()?, &Vec::new(), None);
+        let made = destination.and_then(|to| self.copy_into(&to, &mut progress));
         let copied = made.and_then(|copied| {
             sync_folder(&partial)?;
             fs::rename(&partial, to).map_err(|error| file_error(to, &error))?;
@@ -97,6 +113,14 @@ impl Store {
             let _ = fs::remove_dir_all(&partial);
         }
         copied
+    }
+
+    /// Address space for a copy: one is not larger than its original, but for the bytes that sealing adds.
+    fn copy_map_bytes(&self) -> Result<usize, StoreError> {
+        let (file_bytes, _) = self.file_bytes()?;
+        let bytes = file_bytes.saturating_add(self.journal_bytes()?);
+        let twice = usize::try_from(bytes.saturating_mul(2)).unwrap_or(usize::MAX);
+        Ok(twice.max(self.0.map_bytes.load(Ordering::Relaxed)).min(MAP_BYTES_MAX))
     }
 
     /// Copies everything into a new file.
@@ -128,10 +152,11 @@ struct Destination<'a> {
 impl Destination<'_> {
     fn new<'a>(
         folder: &'a Path,
+        map_bytes: usize,
         meta: &[(Vec<u8>, Vec<u8>)],
         seal: Option<Seal>,
     ) -> Result<Destination<'a>, CopyError> {
-        let env = open::map(folder, MAP_BYTES, Access::Write)?;
+        let env = open::map(folder, map_bytes, Access::Write)?;
         let databases = open::create(&env, meta).map_err(|error| error::of_heed(error, folder))?;
         Ok(Destination { folder, open: Open::new(env, databases, folder), seal })
     }
@@ -382,7 +407,8 @@ fn put(databases: &Databases, transaction: &mut RwTxn<'_>, part: Part, key: &[u8
 }
 
 /// Puts the backup in `from` where the store is to be. It is checked first. A store that is there is refused, or moved
-/// aside to `<folder>.replaced-<seconds_now>` when `replace` says so; nobody may have it open.
+/// aside to `<folder>.replaced-<seconds_now>`, or a few seconds later, when `replace` says so; nobody may have it open.
+/// After a crash either is whole under the store's name.
 pub fn restore(
     from: &Path,
     to: &Path,
@@ -390,7 +416,7 @@ pub fn restore(
     replace: bool,
     seconds_now: u64,
     mut progress: impl FnMut(Copied),
-) -> Result<Copied, CopyError> {
+) -> Result<Restored, CopyError> {
     let options = Options::new(from, key).reading();
     let occupied = refuse_if_taken(to).is_err();
     if occupied && !replace {
@@ -403,19 +429,39 @@ pub fn restore(
     }
     let backup = Store::open(options)?;
     // Made beside its place under a name of its own, so that at no moment neither the old nor the new one is whole.
-    let fresh = beside(to, "restored")?;
+    let fresh = fresh(to);
     remove(&fresh)?;
     let copied = backup.backup(&fresh, &mut progress)?;
-    if occupied {
-        let aside = beside(to, &format!("replaced-{seconds_now}"))?;
-        if aside.exists() {
-            return Err(CopyError::Exists(aside));
+    let replaced = if occupied { Some(free_name(to, seconds_now)?) } else { None };
+    match &replaced {
+        None => rename(&fresh, to)?,
+        Some(aside) => {
+            // The new one takes the name first that the old one is to have: whatever has it after a crash is whole, and is
+            // removed by nobody but its owner.
+            rename(&fresh, aside)?;
+            if exchange(aside, to).is_err() {
+                // A file system that cannot. Between the last two there is no store: opening one says what to do.
+                rename(aside, &fresh)?;
+                rename(to, aside)?;
+                rename(&fresh, to)?;
+            }
         }
-        fs::rename(to, &aside).map_err(|error| file_error(to, &error))?;
     }
-    fs::rename(&fresh, to).map_err(|error| file_error(to, &error))?;
     sync_folder(parent_of(to))?;
-    Ok(copied)
+    Ok(Restored { copied, replaced })
+}
+
+/// A name for a store that is replaced.
+fn free_name(folder: &Path, seconds_now: u64) -> Result<PathBuf, CopyError> {
+    const TRIES: u64 = 1_000;
+    let name = |seconds| beside(folder, &format!("replaced-{seconds}"));
+    for seconds in seconds_now..seconds_now.saturating_add(TRIES) {
+        let aside = name(seconds)?;
+        if !aside.exists() {
+            return Ok(aside);
+        }
+    }
+    Err(CopyError::Exists(name(seconds_now)?))
 }
 
 /// Encrypts the store with `new` instead of `old` (none: plain). Nobody may have it open. The new file is made beside the
@@ -431,7 +477,7 @@ pub fn rekey(
     let parked = parked(folder);
     if !folder.exists() && parked.exists() {
         // A file system that cannot exchange, and a crash between two renames: the old store goes back.
-        fs::rename(&parked, folder).map_err(|error| file_error(folder, &error))?;
+        rename(&parked, folder)?;
     }
     let same = match (&old, &new) {
         (Some(old), Some(new)) => old.bytes() == new.bytes(),
@@ -447,7 +493,7 @@ pub fn rekey(
     open::make_folder(&leftover)?;
     let copied = (|| {
         let (meta, seal) = rekeyed_meta(&store, new)?;
-        let destination = Destination::new(&leftover, &meta, Some(seal))?;
+        let destination = Destination::new(&leftover, store.copy_map_bytes()?, &meta, Some(seal))?;
         store.copy_into(&destination, &mut progress)
     })();
     drop(store);
@@ -459,9 +505,9 @@ pub fn rekey(
         }
     };
     sync_folder(&leftover)?;
-    if rustix::fs::renameat_with(CWD, &leftover, CWD, folder, RenameFlags::EXCHANGE).is_err() {
-        fs::rename(folder, &parked).map_err(|error| file_error(folder, &error))?;
-        fs::rename(&leftover, folder).map_err(|error| file_error(folder, &error))?;
+    if exchange(&leftover, folder).is_err() {
+        rename(folder, &parked)?;
+        rename(&leftover, folder)?;
     }
     sync_folder(parent_of(folder))?;
     remove(&leftover)?;
@@ -472,19 +518,30 @@ pub fn rekey(
 
 /// What interrupted copies have left beside the store: not needed by anybody, and perhaps under an old key or none.
 pub fn leftovers(folder: &Path) -> Vec<PathBuf> {
-    let restored = beside(folder, "restored").and_then(|restored| beside(&restored, "partial"));
-    let beside = ["partial", "restored", "rekeyed"].into_iter().filter_map(|what| beside(folder, what).ok());
-    beside
-        .chain(restored)
-        .chain([parked(folder)].into_iter().filter(|_| folder.exists()))
-        .filter(|path| path.exists())
-        .collect()
+    let restored = beside(&fresh(folder), "partial");
+    let beside = ["partial", "rekeyed"].into_iter().filter_map(|what| beside(folder, what).ok());
+    // Without a store these two are not over.
+    let whole = [fresh(folder), parked(folder)].into_iter().filter(|_| folder.exists());
+    beside.chain(restored).chain(whole).filter(|path| path.exists()).collect()
+}
+
+/// Whether a restoration or a re-keying was cut off where there is no store: opening one says what to do.
+pub fn is_interrupted(folder: &Path) -> bool {
+    !folder.exists() && (fresh(folder).exists() || parked(folder).exists())
 }
 
 /// Where a re-keying parks the old store for a moment on a file system that cannot exchange two names.
 pub(super) fn parked(folder: &Path) -> PathBuf {
     let mut name = folder.file_name().unwrap_or_default().to_os_string();
     name.push(".before-rekey");
+    folder.with_file_name(name)
+}
+
+/// Where a restoration makes the new store before it has its name.
+pub(super) fn fresh(folder: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(folder.file_name().unwrap_or_default());
+    name.push(".restored");
     folder.with_file_name(name)
 }
 
@@ -498,6 +555,13 @@ fn rekeyed_meta(store: &Store, key: Option<Key>) -> Result<(MetaValues, Seal), C
     for (name, value) in &mut meta {
         if name == EPOCH_KEY {
             *value = epoch.to_be_bytes().to_vec();
+        }
+    }
+    // Whatever else is kept there goes with the store; salts of subkeys under the old key are of no use any more.
+    for item in snapshot.databases().meta.iter(snapshot.transaction()).map_err(|error| store.failed(error))? {
+        let (name, value) = item.map_err(|error| store.failed(error))?;
+        if !name.starts_with(SALT_PREFIX) && meta.iter().all(|(known, _)| known != name) {
+            meta.push((name.to_vec(), value.to_vec()));
         }
     }
     if key.is_some() {
@@ -535,6 +599,42 @@ fn beside(folder: &Path, what: &str) -> Result<PathBuf, CopyError> {
     hidden.push(name);
     hidden.push(format!(".{what}"));
     Ok(folder.with_file_name(hidden))
+}
+
+/// The folder `partial` for a copy that is to become `to`: empty, and ours as long as what is returned lives.
+fn claim(partial: &Path, to: &Path) -> Result<fs::File, CopyError> {
+    open::make_folder(partial)?;
+    let failed = |error: &io::Error| file_error(partial, error);
+    let mut opening = fs::OpenOptions::new();
+    opening.read(true).custom_flags((OFlags::DIRECTORY | OFlags::NOFOLLOW).bits() as i32);
+    let claim = opening.open(partial).map_err(|error| failed(&error))?;
+    let about = claim.metadata().map_err(|error| failed(&error))?;
+    // Where others may write, too, one of them may have been there before.
+    if about.uid() != rustix::process::geteuid().as_raw() || about.mode() & 0o077 != 0 {
+        let what = "it was there, and is not yours alone: remove it, or choose another folder";
+        return Err(CopyError::File(partial.to_path_buf(), what.to_owned()));
+    }
+    let locked = rustix::fs::flock(&claim, FlockOperation::NonBlockingLockExclusive);
+    // Whoever had it may have ended meanwhile, and given it its name.
+    let taken = locked == Err(Errno::WOULDBLOCK) || open::identity(partial) != open::identity_of(claim.as_fd());
+    if taken {
+        return Err(CopyError::Busy(to.to_path_buf()));
+    }
+    refuse_if_taken(to)?;
+    for entry in fs::read_dir(partial).map_err(|error| failed(&error))? {
+        // What an earlier try has left.
+        fs::remove_file(entry.map_err(|error| failed(&error))?.path()).map_err(|error| failed(&error))?;
+    }
+    Ok(claim)
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), CopyError> {
+    fs::rename(from, to).map_err(|error| file_error(to, &error))
+}
+
+/// Two names change what they stand for, at once.
+fn exchange(one: &Path, other: &Path) -> rustix::io::Result<()> {
+    rustix::fs::renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)
 }
 
 /// Removes what an earlier try has left.

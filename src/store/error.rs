@@ -201,6 +201,12 @@ pub enum OpenError {
         /// Where it is.
         parked: PathBuf,
     },
+    /// A restoration was interrupted before the new store had its name.
+    #[error("`relay restore` was interrupted: run it again; without it remove {fresh}")]
+    Unrestored {
+        /// Where the new store is.
+        fresh: PathBuf,
+    },
     /// As for each other use.
     #[error(transparent)]
     Store(#[from] StoreError),

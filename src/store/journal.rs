@@ -53,6 +53,8 @@ const ROOM_BYTES: usize = 256 * 1024;
 /// … and so many ahead, where it holds nobody up.
 const ROOM_AHEAD: u64 = 1024 * 1024;
 static ZEROS: [u8; ROOM_BYTES] = [0; ROOM_BYTES];
+/// How often a reader looks again because the writer was faster.
+const READ_TRIES_MAX: u32 = 8;
 /// Entries kept to be used again, and the largest of them: what a busy writer needs between two absorptions.
 const SPARE_MAX: usize = 8;
 const SPARE_BYTES_MAX: usize = 512 * 1024;
@@ -505,8 +507,17 @@ impl Store {
                 super::Failed::Library(error) => error::of_heed(error, folder),
             })
         };
-        let end = last(self)?;
-        let (found, gap) = read(folder, &self.store_id(), end).map_err(failed)?;
+        let mut tries = 0;
+        let (end, found, gap) = loop {
+            let end = last(self)?;
+            let (found, gap) = read(folder, &self.store_id(), end).map_err(failed)?;
+            tries += 1;
+            // Whoever writes meanwhile puts what follows into the log, and other entries over it.
+            let was_overtaken = gap.is_some() && self.0.access == super::Access::Read && tries < READ_TRIES_MAX;
+            if !was_overtaken {
+                break (end, found, gap);
+            }
+        };
         if self.0.access == super::Access::Read {
             let _ = self.0.ahead.set(found.into_iter().map(|found| found.entry).collect());
             return Ok(());

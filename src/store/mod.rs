@@ -253,6 +253,10 @@ impl Store {
             if parked.exists() {
                 return Err(OpenError::Interrupted { folder, parked });
             }
+            let fresh = copy::fresh(&folder);
+            if fresh.exists() {
+                return Err(OpenError::Unrestored { fresh });
+            }
             if access == Access::Read {
                 return Err(OpenError::Absent(folder));
             }
@@ -355,10 +359,20 @@ impl Store {
         self.snapshot()?.first_segment()
     }
 
-    /// Length of the file, and bytes of it that are in use.
+    /// Length of LMDB's file, and bytes of it that are in use.
     pub fn file_bytes(&self) -> Result<(u64, u64), StoreError> {
         let snapshot = self.snapshot()?;
         Ok((snapshot.file_bytes()?, snapshot.used_bytes()?))
+    }
+
+    /// Bytes of the journal's file that are on the disk: it has holes. None where there is no such file, as in a backup.
+    pub fn journal_bytes(&self) -> Result<u64, StoreError> {
+        use std::os::unix::fs::MetadataExt;
+        match std::fs::metadata(self.0.folder.join(journal::JOURNAL_FILE)) {
+            Ok(about) => Ok(about.blocks() * 512),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(error::of_io(&error, &self.0.folder)),
+        }
     }
 
     /// Frees the places of readers that died without leaving; how many there were.
@@ -436,6 +450,24 @@ impl Store {
                 Failed::Library(error) => return Err(error::of_heed(error, &self.0.folder)),
             }
         }
+    }
+
+    /// The same behind everything that was appended, which the transaction puts into the log first. For what is made of
+    /// segments: a copy in another process sees the log, but not each entry of the journal, and must find no row, mark or
+    /// group of what it lacks. Of an empty log the mark says where it ended.
+    fn write_behind_log<R>(
+        &self,
+        mut work: impl FnMut(&mut RwTxn<'_>, &Databases) -> Result<R, Failed>,
+    ) -> Result<R, StoreError> {
+        let Some(journal) = self.0.journal.get() else { return self.write(work) };
+        self.absorbing(journal, |entries| {
+            self.write(|transaction, databases| {
+                if !entries.is_empty() {
+                    append::absorb(transaction, databases, entries)?;
+                }
+                work(transaction, databases)
+            })
+        })
     }
 
     /// Doubles the map, unless somebody else has just done so.

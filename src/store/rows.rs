@@ -39,7 +39,7 @@ impl Store {
     /// one transaction. Few at a time, please: commits of the log wait meanwhile.
     pub fn keep_rows(&self, rows: &[RowChange<'_>], forgotten: &[AgentId]) -> Result<(), StoreError> {
         let (mut plain, mut value) = (Vec::new(), Vec::new());
-        self.write(|transaction, databases| {
+        self.write_behind_log(|transaction, databases| {
             for agent in forgotten {
                 let key = self.agent_key(*agent);
                 databases.agents.delete(transaction, &key)?;
@@ -69,9 +69,7 @@ impl Store {
 
     /// Every change of segments up to and including this one is in the rows that were kept before this call.
     pub fn mark_applied(&self, segment: u64) -> Result<(), StoreError> {
-        // Of an empty log this mark says where it ended: nothing up to it may be in the journal alone.
-        self.absorb()?;
-        self.write(|transaction, databases| {
+        self.write_behind_log(|transaction, databases| {
             databases.meta.put(transaction, APPLIED_KEY, &segment.to_be_bytes())?;
             Ok(())
         })?;

@@ -22,7 +22,8 @@ pub struct Snapshot<'s> {
 }
 
 impl Store {
-    /// A look at the store as it is now.
+    /// A look at the store as it is now. A thread that has one drops it before it takes the next or writes: either may
+    /// find that the map has to change, and waits for every snapshot to end.
     pub fn snapshot(&self) -> Result<Snapshot<'_>, StoreError> {
         // Before the log: what goes over meanwhile is seen twice, and never not at all.
         let ahead = match self.0.journal.get() {

@@ -12,6 +12,8 @@ pub(crate) enum Calls {
     Flushes = 1,
     Writes = 2,
     All = 7,
+    /// Those, and names: with the files of copies.
+    Everything = 15,
 }
 
 /// How they fail.
@@ -21,6 +23,10 @@ pub(crate) enum Failure {
     Error(rustix::io::Errno),
     /// A write that takes less than it was given, and says so.
     Short,
+    /// The program is killed instead.
+    Kill,
+    /// The program is stopped, until somebody lets it go on.
+    Stop,
 }
 
 /// Steers the disk of one place.
@@ -63,9 +69,10 @@ impl BrokenDisk {
         self.set(3, failing);
         match failure {
             Failure::Error(error) => self.set(4, error.raw_os_error() as u64),
-            Failure::Short => {}
+            Failure::Short | Failure::Kill | Failure::Stop => {}
         }
         self.set(5, u64::from(failure == Failure::Short));
+        self.set(9, u64::from(failure == Failure::Kill) + 2 * u64::from(failure == Failure::Stop));
         self.set(6, 0);
         self.set(7, 0);
         self.set(0, 1);

@@ -60,6 +60,13 @@ impl Place {
         command.output().unwrap()
     }
 
+    /// Another command with all of the daemon's environment: its disk, too.
+    pub(crate) fn spawn(&self, line: &[&str]) -> Child {
+        let mut command = self.command(line);
+        command.envs(self.environment.iter().map(|(key, value)| (key, value)));
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
     /// Starts it and waits for READY.
     pub(crate) fn start(&self) -> Daemon {
         self.try_start().unwrap_or_else(|said| panic!("the daemon did not start:\n{said}"))

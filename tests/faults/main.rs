@@ -7,6 +7,7 @@
 mod agent;
 mod beginnings;
 mod broken_disk;
+mod copies;
 mod corrupt;
 mod crash;
 mod daemon;
@@ -14,6 +15,7 @@ mod dice;
 mod disk;
 #[path = "../evaluation/mod.rs"]
 mod evaluation;
+mod growth;
 mod keys;
 mod ledger;
 mod ledger_tests;

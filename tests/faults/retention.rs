@@ -12,6 +12,7 @@ use agent_relay::relay::{Addressee, Recipients, Record};
 use agent_relay::store::{KeptTime, Options, Segment, Store};
 use agent_relay::wire::{MessageFields, encode};
 use rustix::io::Errno;
+use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
@@ -22,12 +23,12 @@ const OLD_SEGMENTS: u64 = 200;
 const YOUNG_SEGMENTS: u64 = 5;
 const MESSAGES: u64 = 100;
 
-fn wall_ms() -> u64 {
+pub(crate) fn wall_ms() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as u64
 }
 
 /// The `number`-th message of `long-ago`, in the order of its recipient.
-fn message(to: &str, number: u64, accepted_at_ms: u64) -> Record {
+pub(crate) fn message(to: &str, number: u64, accepted_at_ms: u64) -> Record {
     let id = MessageId { sender: AgentId::of(b"long-ago"), number };
     let text = number.to_string();
     let fields =
@@ -167,6 +168,7 @@ fn start_and_look(place: &Place) -> (u64, bool) {
         assert!(begun.elapsed() < PATIENCE, "no sweep ends: {status}");
     };
     let doubted = swept["clock_warning"].as_str().is_some_and(|warning| warning.contains("30 days ahead"));
+    assert_eq!(doctor_doubts(place), doubted, "status and doctor agree");
     let mut away = Client::connect(&Address::Unix(place.socket()), &client::Options::named("away")).unwrap();
     let mut came = 0;
     // All of it, or nothing for a while.
@@ -177,7 +179,20 @@ fn start_and_look(place: &Place) -> (u64, bool) {
     }
     let said = daemon.kill();
     assert_eq!(said.contains("30 days ahead"), doubted, "status and log agree: {said}");
+    assert_eq!(doctor_doubts(place), doubted, "what the next start will say, doctor says before it");
     (came, doubted)
+}
+
+/// Whether `relay doctor` doubts the clock; then it says what to do.
+fn doctor_doubts(place: &Place) -> bool {
+    let socket = place.socket();
+    let out = place.run(&["doctor", "--json", "--global", "--socket", socket.to_str().unwrap()]);
+    let value: Value = serde_json::from_slice(&out.stdout).unwrap();
+    let clock = value["checks"].as_array().unwrap().iter().find(|check| check["check"] == "clock").unwrap();
+    let doubts = clock["found"].as_str().unwrap().contains("30 days ahead");
+    assert_eq!(doubts, clock["verdict"] == "warn", "{clock}");
+    assert_eq!(doubts, clock["repair"].as_str().is_some_and(|repair| repair.contains("timedatectl")), "{clock}");
+    doubts
 }
 
 #[test]

@@ -46,7 +46,7 @@ impl Disk {
     }
 
     fn slow(&self, flush: Duration) {
-        self.set(9, flush.as_micros() as u64);
+        self.set(10, flush.as_micros() as u64);
     }
 
     /// From now on every flush and every write fails, or none.

@@ -1,9 +1,10 @@
 //! Backups of a store that is being written, their restoration, and other keys.
 
 use crate::made::*;
-use agent_relay::store::copy::{leftovers, rekey, restore};
-use agent_relay::store::{CopyError, Key, RowChange, Store};
+use agent_relay::store::copy::{is_interrupted, leftovers, rekey, restore};
+use agent_relay::store::{CopyError, Key, Options, RowChange, Store};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 #[test]
@@ -133,4 +134,78 @@ fn an_interrupted_exchange_is_told_and_put_right() {
     assert!(error.to_string().contains("relay rekey"), "{error}");
     rekey(&place, None, key(), |_| {}).unwrap();
     assert_eq!(messages(&Store::open(options(&place, key())).unwrap()).len(), 30);
+}
+
+#[test]
+fn a_restoration_that_was_cut_off_without_a_store_is_told_and_put_right() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, backup) = (folder.path().join("store"), folder.path().join("backup"));
+    let store = open(&place, None);
+    fill(&store, 3, 10, 100);
+    store.backup(&backup, |_| {}).unwrap();
+    drop(store);
+    // As on a file system that cannot exchange two names: the old one has gone aside, the new one has not come.
+    fs::rename(&place, folder.path().join("store.replaced-7")).unwrap();
+    let fresh = folder.path().join(".store.restored");
+    fs::create_dir(&fresh).unwrap();
+    fs::copy(backup.join("data.mdb"), fresh.join("data.mdb")).unwrap();
+    for options in [options(&place, None), options(&place, None).reading()] {
+        let error = Store::open(options).err().unwrap().to_string();
+        assert!(error.contains("`relay restore` was interrupted: run it again"), "{error}");
+    }
+    assert!(!place.exists() && is_interrupted(&place));
+    let restored = restore(&backup, &place, None, true, 7, |_| {}).unwrap();
+    assert_eq!((restored.replaced, is_interrupted(&place)), (None, false));
+    assert_eq!(messages(&Store::open(options(&place, None)).unwrap()).len(), 30);
+    // Names that are taken are left alone, also within the same second.
+    let again = restore(&backup, &place, None, true, 7, |_| {}).unwrap();
+    assert_eq!(again.replaced, Some(folder.path().join("store.replaced-8")));
+    assert_eq!(leftovers(&place), Vec::<std::path::PathBuf>::new());
+}
+
+#[test]
+fn a_copy_has_room_for_its_original_however_small_its_map_was_asked_to_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, backup) = (folder.path().join("store"), folder.path().join("backup"));
+    let small = |folder: &std::path::Path, key| Options { map_bytes: 1 << 20, ..options(folder, key) };
+    let store = Store::open(small(&place, None)).unwrap();
+    store.begin_epoch(1000, 0).unwrap();
+    fill(&store, 40, 20, 10_000);
+    let wanted = messages(&store);
+    assert!(store.unabsorbed_bytes() > 4 << 20, "most of it is in the journal");
+    drop(store);
+    let reader = Store::open(small(&place, None).reading()).unwrap();
+    reader.backup(&backup, |_| {}).unwrap();
+    drop(reader);
+    assert_eq!(messages(&Store::open(small(&backup, None)).unwrap()), wanted);
+}
+
+#[test]
+fn two_backups_to_one_place_do_not_meet() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder.path().join("store"), None);
+    fill(&store, 3, 10, 100);
+    let backup = folder.path().join("backup");
+    let mut refused = 0;
+    store
+        .backup(&backup, |_| {
+            if let Err(CopyError::Busy(place)) = store.backup(&backup, |_| {}) {
+                assert_eq!(place, backup);
+                refused += 1;
+            }
+        })
+        .unwrap();
+    assert!(refused > 0);
+    // Nor does one with what somebody else has put there.
+    let partial = folder.path().join(".other.partial");
+    let other = folder.path().join("other");
+    fs::create_dir(&partial).unwrap();
+    fs::set_permissions(&partial, fs::Permissions::from_mode(0o777)).unwrap();
+    let error = store.backup(&other, |_| {}).unwrap_err().to_string();
+    assert!(error.contains("not yours alone"), "{error}");
+    fs::remove_dir(&partial).unwrap();
+    std::os::unix::fs::symlink(folder.path(), &partial).unwrap();
+    assert!(matches!(store.backup(&other, |_| {}), Err(CopyError::File(..))));
+    assert!(!other.exists());
+    assert_eq!(messages(&Store::open(options(&backup, None)).unwrap()).len(), 30);
 }

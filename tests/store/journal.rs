@@ -1,7 +1,9 @@
 //! The journal: what was appended and is not in the log yet, over crashes, failures and copies.
 
 use crate::made::*;
-use agent_relay::store::{Key, Segment, Store};
+use agent_relay::store::index::GroupLimits;
+use agent_relay::store::{Key, RowChange, Segment, Store};
+use parking_lot::RwLock;
 use proptest::prelude::*;
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -33,6 +35,7 @@ fn what_was_appended_is_seen_at_once_and_after_a_crash_with_or_without_a_key() {
             assert_eq!(append(&store, number, 100), number);
         }
         assert!(store.unabsorbed_bytes() > 0);
+        assert!((3 * 4096..=32 << 20).contains(&store.journal_bytes().unwrap()));
         assert_eq!((store.first_segment().unwrap(), store.last_segment().unwrap()), (1, 3));
         assert_eq!(numbers(&store), [1, 2, 3]);
         // Whoever only reads changes nothing.
@@ -48,8 +51,38 @@ fn what_was_appended_is_seen_at_once_and_after_a_crash_with_or_without_a_key() {
         // A copy holds what the journal holds.
         let copy = tempfile::tempdir().unwrap();
         again.backup(&copy.path().join("copy"), |_| {}).unwrap();
-        assert_eq!(numbers(&Store::open(options(&copy.path().join("copy"), key)).unwrap()), [1, 2, 3, 4]);
+        let copy = Store::open(options(&copy.path().join("copy"), key).reading()).unwrap();
+        assert_eq!((copy.journal_bytes(), numbers(&copy)), (Ok(0), vec![1, 2, 3, 4]));
     }
+}
+
+#[test]
+fn rows_marks_and_groups_never_speak_of_segments_that_the_log_lacks() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), None);
+    // As another process finds it that has read the journal before.
+    let without_journal = |what: &str| {
+        let crash = crashed(folder.path());
+        fs::remove_file(crash.path().join("journal")).unwrap();
+        let reader = Store::open(options(crash.path(), None).reading()).unwrap();
+        assert_eq!(reader.check(|_| {}).unwrap().damages, [], "{what}");
+        reader.last_segment().unwrap()
+    };
+    let limits = GroupLimits { messages: 1, ..GroupLimits::default() };
+    let tail = RwLock::new(store.tail(limits).unwrap());
+    append(&store, 1, 100);
+    assert_eq!(without_journal("nothing was absorbed"), 0);
+    let mut memory = store.recover(|_| {}).unwrap();
+    let row = memory.stamp(agent(1), 1).unwrap();
+    store.keep_rows(&[RowChange { row, labels_pushed: 0 }], &[]).unwrap();
+    assert_eq!(without_journal("rows"), 1);
+    append(&store, 2, 100);
+    store.index(&tail, false).unwrap();
+    assert_eq!(without_journal("a group"), 2);
+    append(&store, 3, 100);
+    store.mark_applied(3).unwrap();
+    assert_eq!(without_journal("a mark"), 3);
+    assert_eq!((store.unabsorbed_bytes(), numbers(&store)), (0, vec![1, 2, 3]));
 }
 
 #[test]

@@ -1,12 +1,11 @@
 //! What a start costs with many agents known: `start FOLDER AGENTS` keeps that many rows in the folder and ends; with the
 //! rows there it opens the store, reads them, and hands them to a heart, as a daemon does: once, as a process starts once.
 
-use agent_relay::base::keys::KeyRing;
-use agent_relay::base::tier::Entitlement;
-use agent_relay::base::{AgentId, Mono, Now, Sequence, ShardId};
-use agent_relay::relay::{Bounds, Options, Profile, Relay, Remembered};
+use agent_relay::base::{AgentId, Mono, Now, Sequence};
+use agent_relay::relay::{Profile, Relay, Remembered};
 use agent_relay::store::{self, Follower, RowChange, Store};
 use agent_relay::wire::Dialect;
+use relay_bench::heart::options;
 use std::error::Error;
 use std::time::{Duration, Instant};
 
@@ -29,7 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let began = Instant::now();
     let known: Vec<AgentId> = follower.memory.read().rows().map(|row| row.agent).collect();
     let count = known.len();
-    let mut heart = Relay::new(options());
+    let mut heart = Relay::new(options(2));
     let rows = known.into_iter().filter_map(|agent| follower.row(agent));
     heart.restore(Now { mono: Mono(Mono::ms(1_000_000)), wall_ms: WALL_MS }, rows);
     let restored = began.elapsed();
@@ -79,22 +78,6 @@ fn row(number: u64) -> Remembered {
     }
     (row.last, row.acknowledged) = (Sequence { epoch: 1, counter: 8 }, Sequence { epoch: 1, counter: 8 });
     row
-}
-
-fn options() -> Options {
-    Options {
-        shard: ShardId(0),
-        shards: 1,
-        epoch: 2,
-        strict: false,
-        name_seed: 7,
-        token_seed: [7; 32],
-        bounds: Bounds::default(),
-        entitlement: Entitlement::unlimited(),
-        require_auth: false,
-        bind_certificates: false,
-        keys: KeyRing::empty(),
-    }
 }
 
 fn memory_kib() -> Result<u64, Box<dyn Error>> {

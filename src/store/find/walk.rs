@@ -25,7 +25,8 @@ const TRIES_MAX: u32 = 4;
 pub(super) struct Walk<'s> {
     store: &'s Store,
     tail: &'s RwLock<Tail>,
-    pub(super) snapshot: Snapshot<'s>,
+    /// None after it could not be renewed.
+    snapshot: Option<Snapshot<'s>>,
     opened_at: Instant,
     read_bytes: u64,
     /// What the tail did not hold yet when the walk began.
@@ -39,6 +40,11 @@ pub(super) struct Walk<'s> {
     /// Whether the log went on behind `end` when the walk began.
     pub(super) is_cut: bool,
     pub(super) damaged: Option<Damage>,
+}
+
+/// The snapshot, if there is one.
+fn now<'a, 's>(snapshot: &'a Option<Snapshot<'s>>) -> Result<&'a Snapshot<'s>, StoreError> {
+    snapshot.as_ref().ok_or(StoreError::Gone)
 }
 
 impl<'s> Walk<'s> {
@@ -62,12 +68,13 @@ impl<'s> Walk<'s> {
                     break (look(&tail), fresh, tail.first_segment());
                 }
             }
+            drop(snapshot);
             snapshot = store.snapshot()?;
         };
         let mut walk = Walk {
             store,
             tail,
-            snapshot,
+            snapshot: Some(snapshot),
             opened_at: Instant::now(),
             read_bytes: 0,
             fresh,
@@ -77,15 +84,15 @@ impl<'s> Walk<'s> {
             is_cut: false,
             damaged: None,
         };
-        let last = walk.snapshot.last_segment()?;
-        walk.kept = Place { segment: walk.snapshot.first_segment()?, offset: 0 };
+        let last = now(&walk.snapshot)?.last_segment()?;
+        walk.kept = Place { segment: now(&walk.snapshot)?.first_segment()?, offset: 0 };
         let mut bytes = 0;
         for segment in walk.fresh.next_segment()..=last {
             if bytes >= FRESH_BYTES_MAX {
                 walk.is_cut = true;
                 break;
             }
-            match walk.snapshot.segment(segment) {
+            match now(&walk.snapshot)?.segment(segment) {
                 Ok(Some(mut view)) => {
                     bytes += u64::from(view.header().bytes);
                     let added = walk.fresh.add_segment(&mut view);
@@ -117,7 +124,9 @@ impl<'s> Walk<'s> {
     }
 
     fn renew(&mut self) -> Result<(), StoreError> {
-        self.snapshot = self.store.snapshot()?;
+        // Ended before the next one begins: one that finds the file larger than its map waits for every other to end.
+        self.snapshot = None;
+        self.snapshot = Some(self.store.snapshot()?);
         self.opened_at = Instant::now();
         self.read_bytes = 0;
         Ok(())
@@ -142,7 +151,7 @@ impl<'s> Walk<'s> {
     ) -> Result<(), StoreError> {
         let mut places = places.into_iter().peekable();
         let Some(first) = places.peek().copied() else { return Ok(()) };
-        let mut view = match self.snapshot.segment(first.segment) {
+        let mut view = match now(&self.snapshot)?.segment(first.segment) {
             Ok(Some(view)) => view,
             Ok(None) => return Ok(()),
             Err(error) => return note(&mut self.damaged, Err(error)),
@@ -167,12 +176,12 @@ impl<'s> Walk<'s> {
 
     /// The last group that begins before `segment`.
     pub(super) fn group_before(&self, segment: u64) -> Result<Option<u64>, StoreError> {
-        Ok(self.snapshot.group_before(segment)?.map(|(key, _)| key))
+        Ok(now(&self.snapshot)?.group_before(segment)?.map(|(key, _)| key))
     }
 
     /// The first group that begins behind `segment`, unless it is one of those made of the tail since the walk began.
     pub(super) fn group_behind(&self, segment: u64) -> Result<Option<u64>, StoreError> {
-        Ok(self.snapshot.group_behind(segment)?.map(|(key, _)| key).filter(|key| *key < self.tail_first))
+        Ok(now(&self.snapshot)?.group_behind(segment)?.map(|(key, _)| key).filter(|key| *key < self.tail_first))
     }
 
     /// Asks the group that begins with segment `key`; and if it is damaged, the log that it was made of.
@@ -182,7 +191,7 @@ impl<'s> Walk<'s> {
         of_group: impl FnOnce(&Group<'_>) -> Result<T, StoreError>,
         of_tail: impl FnOnce(&Tail) -> T,
     ) -> Result<Option<T>, StoreError> {
-        let Some(value) = self.snapshot.group(key)? else { return Ok(None) };
+        let Some(value) = now(&self.snapshot)?.group(key)? else { return Ok(None) };
         match Group::check(key, value).and_then(|group| of_group(&group)) {
             Ok(answer) => Ok(Some(answer)),
             Err(StoreError::Corrupt(_)) => {
@@ -190,7 +199,7 @@ impl<'s> Walk<'s> {
                 let mut tail = Tail::new(key, self.terms().clone(), self.fresh.limits());
                 for segment in key..end {
                     self.breathe()?;
-                    match self.snapshot.segment(segment) {
+                    match now(&self.snapshot)?.segment(segment) {
                         Ok(Some(mut view)) => {
                             self.read_bytes += u64::from(view.header().bytes);
                             let added = tail.add_segment(&mut view);
@@ -227,7 +236,7 @@ impl<'s> Walk<'s> {
     /// Shows the tail as it is now, when the snapshot holds everything that is no longer in it.
     fn with_tail<T>(&mut self, mut look: impl FnMut(&Tail) -> T) -> Result<T, StoreError> {
         for _ in 0..TRIES_MAX {
-            let indexed = self.snapshot.indexed_through()?;
+            let indexed = now(&self.snapshot)?.indexed_through()?;
             {
                 let tail = self.tail.read();
                 if tail.first_segment() <= indexed + 1 {
@@ -272,7 +281,7 @@ impl<'s> Walk<'s> {
         }
         let home = keys.len();
         segment = places.end().segment;
-        while let Some(key) = self.snapshot.group_behind(segment)?.map(|(key, _)| key) {
+        while let Some(key) = now(&self.snapshot)?.group_behind(segment)?.map(|(key, _)| key) {
             let too_late_ms = at_ms.end().saturating_add(PARTS_APART_MS);
             if keys.len() >= home + PARTS_GROUPS_MAX || wall_ms(self, key)?.0 > too_late_ms {
                 break;
@@ -368,7 +377,8 @@ impl<'s> Walk<'s> {
         };
         let mut places: Vec<Place> = self.with_tail(of_tail)?;
         places.extend(of_tail(&self.fresh));
-        let mut next = self.group_before(oldest.segment + 1)?.or(self.snapshot.group_behind(0)?.map(|(key, _)| key));
+        let mut next =
+            self.group_before(oldest.segment + 1)?.or(now(&self.snapshot)?.group_behind(0)?.map(|(key, _)| key));
         while let Some(key) = next {
             if places.len() >= OUTCOMES_MAX {
                 break;
@@ -387,7 +397,7 @@ impl<'s> Walk<'s> {
                 Ok(found)
             };
             places.extend(self.ask_group(key, of_group, |tail| tail.all_of(&terms).concat())?.unwrap_or_default());
-            next = self.snapshot.group_behind(key)?.map(|(key, _)| key);
+            next = now(&self.snapshot)?.group_behind(key)?.map(|(key, _)| key);
         }
         places.sort_unstable();
         places.dedup();

@@ -15,7 +15,7 @@ impl Store {
 
     /// Keeps a group that [`Tail::close`] made, in a transaction of its own. It is on the disk when this returns.
     pub fn append_group(&self, value: &[u8], first_segment: u64) -> Result<(), StoreError> {
-        self.write(|transaction, databases| {
+        self.write_behind_log(|transaction, databases| {
             databases.index.put(transaction, &first_segment.to_be_bytes(), value)?;
             Ok(())
         })
