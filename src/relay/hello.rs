@@ -15,6 +15,7 @@ use crate::base::limits::{
 use crate::base::tier::Entitlement;
 use crate::base::{AgentId, CloseReason, Mono, Name, Now, SessionId, name};
 use crate::wire::{CAPABILITIES, Dialect, ErrorCode, Frame, Hello, Welcome};
+use std::sync::Arc;
 
 /// The channel that every JSON client is in, as in agent-relay 1.6.0.
 const GENERAL: &str = "general";
@@ -329,7 +330,7 @@ pub(super) fn license_of(entitlement: &Entitlement) -> String {
     )
 }
 
-fn profile_of(hello: &Hello<'_>) -> Option<Box<Profile>> {
+fn profile_of(hello: &Hello<'_>) -> Option<Arc<Profile>> {
     let profile = Profile {
         cli: hello.cli.as_ref().into(),
         program: hello.program.as_ref().into(),
@@ -337,7 +338,7 @@ fn profile_of(hello: &Hello<'_>) -> Option<Box<Profile>> {
         task: hello.task.as_ref().into(),
         working_directory: hello.working_directory.as_ref().into(),
     };
-    (profile != Profile::default()).then(|| Box::new(profile))
+    (profile != Profile::default()).then(|| Arc::new(profile))
 }
 
 const _: () =

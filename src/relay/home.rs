@@ -12,6 +12,7 @@ use crate::base::{AgentId, Mono, Name, NameHash, Now, Sequence, SessionId};
 use crate::wire::Dialect;
 use hashbrown::HashTable;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// An agent's place in its home's table. Valid as long as the agent is known: a slot is reused only after `forget`,
 /// which nothing refers to any more.
@@ -28,7 +29,7 @@ pub(super) struct Agent {
     pub(super) listed: Option<Presence>,
     /// What it spoke last.
     pub(super) dialect: Dialect,
-    pub(super) profile: Option<Box<Profile>>,
+    pub(super) profile: Option<Arc<Profile>>,
     pub(super) queue: Queue,
     pub(super) in_flight_max: u32,
     /// Whether it holds one of the seats of the licence.

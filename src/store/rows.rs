@@ -10,6 +10,7 @@ use crate::relay::memory::{PARTIAL_MAX, Partial};
 use crate::relay::{Memory, Remembered, SentMarks};
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Version of a row and of a part of the labels.
@@ -324,7 +325,7 @@ fn decode_row(bytes: &[u8]) -> Decoded<(Remembered, usize)> {
     if flags & FLAG_NAME != 0 {
         row.name = Some(body.text()?.into());
     }
-    row.profile = body.profile()?.map(Box::new);
+    row.profile = body.profile()?.map(Arc::new);
     let subscriptions = usize::from(body.u16()?);
     if subscriptions > SUBSCRIPTIONS_MAX {
         return Err("it has too many subscriptions");
@@ -373,7 +374,7 @@ mod tests {
         fn a_row_with_one_wrong_byte_is_read_or_refused_and_never_panics(at in 0usize..400, byte in any::<u8>()) {
             let mut row = Remembered::new(AgentId(3));
             row.name = Some("ann".into());
-            row.profile = Some(Box::default());
+            row.profile = Some(Arc::default());
             row.subscriptions = vec![("builds".into(), true), ("dm:a:b".into(), false)];
             row.sent.take(9);
             let mut bytes = Vec::new();
