@@ -3,7 +3,7 @@
 
 use super::paths::{replace_file, replace_file_by};
 use crate::base::name::is_internal;
-use crate::base::{AgentId, Name};
+use crate::base::{AgentId, Name, Shared};
 use crate::relay::{AgentRow, Profile};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
@@ -12,7 +12,6 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// Agents in the file; beyond it those seen longest ago leave.
 const ROWS_MAX: usize = 10_000;
@@ -37,7 +36,7 @@ struct Row {
     last_seen_ms: u64,
     messages_sent: u64,
     messages_received: u64,
-    profile: Option<Arc<Profile>>,
+    profile: Option<Shared<Profile>>,
     /// Where an earlier file says something that the rest of this row does not.
     earlier: Option<Box<Earlier>>,
 }
@@ -209,7 +208,7 @@ impl Row {
             last_seen_ms: time("lastSeen"),
             messages_sent: number("messagesSent"),
             messages_received: number("messagesReceived"),
-            profile: (profile != Profile::default()).then(|| Arc::new(profile)),
+            profile: (profile != Profile::default()).then(|| Shared::new(profile)),
             earlier: None,
         };
         row.keep(found.get("id").cloned(), None);

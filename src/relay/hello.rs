@@ -13,9 +13,8 @@ use crate::base::limits::{
     TAKE_OVER_SILENCE,
 };
 use crate::base::tier::Entitlement;
-use crate::base::{AgentId, CloseReason, Mono, Name, Now, SessionId, name};
+use crate::base::{AgentId, CloseReason, Mono, Name, Now, SessionId, Shared, name};
 use crate::wire::{CAPABILITIES, Dialect, ErrorCode, Frame, Hello, Welcome};
-use std::sync::Arc;
 
 /// The channel that every JSON client is in, as in agent-relay 1.6.0.
 const GENERAL: &str = "general";
@@ -330,7 +329,7 @@ pub(super) fn license_of(entitlement: &Entitlement) -> String {
     )
 }
 
-fn profile_of(hello: &Hello<'_>) -> Option<Arc<Profile>> {
+fn profile_of(hello: &Hello<'_>) -> Option<Shared<Profile>> {
     let profile = Profile {
         cli: hello.cli.as_ref().into(),
         program: hello.program.as_ref().into(),
@@ -338,7 +337,7 @@ fn profile_of(hello: &Hello<'_>) -> Option<Arc<Profile>> {
         task: hello.task.as_ref().into(),
         working_directory: hello.working_directory.as_ref().into(),
     };
-    (profile != Profile::default()).then(|| Arc::new(profile))
+    (profile != Profile::default()).then(|| Shared::new(profile))
 }
 
 const _: () =

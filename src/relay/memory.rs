@@ -4,11 +4,10 @@
 use super::outbox::{Addressee, Profile};
 use crate::base::ids::{NUMBER_FROM_LABEL, Token};
 use crate::base::limits::{LABELS_REMEMBERED, NUMBERS_REMEMBERED};
-use crate::base::{AgentId, MessageId, Name, Sequence};
+use crate::base::{AgentId, MessageId, Name, Sequence, Shared};
 use crate::wire::Dialect;
 use hashbrown::HashTable;
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 /// Unfinished fan-outs of one sender: as many as numbers are remembered.
 pub const PARTIAL_MAX: usize = NUMBERS_REMEMBERED as usize;
@@ -37,7 +36,7 @@ pub struct Remembered {
     /// What it spoke last.
     pub dialect: Dialect,
     /// What it said about itself.
-    pub profile: Option<Arc<Profile>>,
+    pub profile: Option<Shared<Profile>>,
     /// Its session's id.
     pub session: Token,
     /// What resumes its session.
@@ -261,7 +260,7 @@ pub struct SessionRecord {
     pub session: Token,
     pub resume: Token,
     pub resume_before: Option<Token>,
-    pub profile: Option<Arc<Profile>>,
+    pub profile: Option<Shared<Profile>>,
 }
 
 /// What a heart tells about one recipient's progress; see `Record::Progress`.
