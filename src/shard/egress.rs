@@ -30,7 +30,7 @@ impl Inner {
                 Output::Reply { session, frame } => self.reply(session, &frame),
                 Output::Receipt { session, receipt } => {
                     let Some(connection) = self.connections.find_mut(session) else { continue };
-                    let out = self.spares.to_fill(&mut connection.pending);
+                    let out = self.spares.lend(&mut connection.pending);
                     wire::encode::receipts(&mut out.bytes, &[receipt], Sequence::default());
                     self.after_reply(session);
                 }
@@ -215,7 +215,7 @@ impl Inner {
 
     fn deliver(&mut self, delivery: &Delivery) {
         let Some(connection) = self.connections.find_mut(delivery.session) else { return };
-        let out = self.spares.to_fill(&mut connection.pending);
+        let out = self.spares.lend(&mut connection.pending);
         match connection.dialect {
             Some(Dialect::Json) => {
                 let Some(message) = Message::check(&delivery.raw, delivery.checksum) else { return };
@@ -248,7 +248,7 @@ impl Inner {
         if connection.closing.is_some() {
             return;
         }
-        let out = self.spares.to_fill(&mut connection.pending);
+        let out = self.spares.lend(&mut connection.pending);
         match connection.dialect {
             Some(Dialect::Json) => {
                 connection.frames_out += 1;
@@ -449,7 +449,7 @@ impl Inner {
 
 impl Spares {
     /// `pending`, with memory of a spare if it has none of its own.
-    fn to_fill<'a>(&mut self, pending: &'a mut SendBuffer) -> &'a mut SendBuffer {
+    fn lend<'a>(&mut self, pending: &'a mut SendBuffer) -> &'a mut SendBuffer {
         if pending.bytes.capacity() == 0
             && let Some(spare) = self.buffers.pop()
         {
