@@ -18,3 +18,6 @@ pub use name::{Name, NameHash, NameHasher};
 pub use reason::{CloseReason, RefuseReason};
 pub use time::{Mono, Now};
 pub use whole::Whole;
+
+/// What does not change and has several owners, perhaps on several threads: one copy for all of them.
+pub type Shared<T> = std::sync::Arc<T>;

@@ -266,7 +266,10 @@ impl Clerk {
         let gauges_only = match &errand {
             Errand::Answer { question, .. } => matches!(question.kind, QueryKind::Status | QueryKind::Keys),
             Errand::Told { .. } => true,
-            Errand::Presence => false,
+            Errand::Presence => {
+                self.presence.begin();
+                false
+            }
         };
         self.tickets += 1;
         self.census = Some(Census {
@@ -296,7 +299,10 @@ impl Clerk {
             return;
         }
         census.asked = Instant::now();
-        census.rows.extend(part.rows.into_iter().map(|row| (part.shard, row)));
+        match census.errand {
+            Errand::Presence => self.presence.take(part.rows),
+            _ => census.rows.extend(part.rows.into_iter().map(|row| (part.shard, row))),
+        }
         if let Some(next) = part.next {
             let shard = census.shard;
             return self.ask_for(shard, next);
@@ -375,8 +381,7 @@ impl Clerk {
     fn finish(&mut self, census: Census) {
         match census.errand {
             Errand::Presence => {
-                let rows: Vec<AgentRow> = census.rows.into_iter().map(|(_, row)| row).collect();
-                if let Err(error) = self.presence.write(&rows, wall_ms()) {
+                if let Err(error) = self.presence.write(wall_ms()) {
                     tracing::warn!(%error, "team/agents.json could not be written; `agent-relay agents` will be out of date");
                 }
             }

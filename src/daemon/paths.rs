@@ -230,11 +230,21 @@ struct ProjectFile {
 
 /// Replaces a file as a whole: readers see the old or the new one, never a half.
 pub fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
+    replace_file_by(path, |file| file.write_all(content))
+}
+
+/// The same for what is long, and is written piece by piece.
+pub fn replace_file_by(
+    path: &Path,
+    write: impl FnOnce(&mut io::BufWriter<fs::File>) -> io::Result<()>,
+) -> io::Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
     let next = PathBuf::from(name);
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
-    file.write_all(content)?;
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
+    let mut file = io::BufWriter::new(file);
+    write(&mut file)?;
+    file.flush()?;
     fs::rename(&next, path)
 }
 

@@ -13,7 +13,7 @@ use crate::base::limits::{
     TAKE_OVER_SILENCE,
 };
 use crate::base::tier::Entitlement;
-use crate::base::{AgentId, CloseReason, Mono, Name, Now, SessionId, name};
+use crate::base::{AgentId, CloseReason, Mono, Name, Now, SessionId, Shared, name};
 use crate::wire::{CAPABILITIES, Dialect, ErrorCode, Frame, Hello, Welcome};
 
 /// The channel that every JSON client is in, as in agent-relay 1.6.0.
@@ -329,7 +329,7 @@ pub(super) fn license_of(entitlement: &Entitlement) -> String {
     )
 }
 
-fn profile_of(hello: &Hello<'_>) -> Option<Box<Profile>> {
+fn profile_of(hello: &Hello<'_>) -> Option<Shared<Profile>> {
     let profile = Profile {
         cli: hello.cli.as_ref().into(),
         program: hello.program.as_ref().into(),
@@ -337,7 +337,7 @@ fn profile_of(hello: &Hello<'_>) -> Option<Box<Profile>> {
         task: hello.task.as_ref().into(),
         working_directory: hello.working_directory.as_ref().into(),
     };
-    (profile != Profile::default()).then(|| Box::new(profile))
+    (profile != Profile::default()).then(|| Shared::new(profile))
 }
 
 const _: () =

@@ -8,7 +8,7 @@ use super::outbox::Profile;
 use super::route::TopicSlot;
 use crate::base::ids::Token;
 use crate::base::limits::{LABELS_REMEMBERED, REFUSED_REMEMBERED};
-use crate::base::{AgentId, Mono, Name, NameHash, Now, Sequence, SessionId};
+use crate::base::{AgentId, Mono, Name, NameHash, Now, Sequence, SessionId, Shared};
 use crate::wire::Dialect;
 use hashbrown::HashTable;
 use std::collections::VecDeque;
@@ -28,7 +28,7 @@ pub(super) struct Agent {
     pub(super) listed: Option<Presence>,
     /// What it spoke last.
     pub(super) dialect: Dialect,
-    pub(super) profile: Option<Box<Profile>>,
+    pub(super) profile: Option<Shared<Profile>>,
     pub(super) queue: Queue,
     pub(super) in_flight_max: u32,
     /// Whether it holds one of the seats of the licence.

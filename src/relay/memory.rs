@@ -4,7 +4,7 @@
 use super::outbox::{Addressee, Profile};
 use crate::base::ids::{NUMBER_FROM_LABEL, Token};
 use crate::base::limits::{LABELS_REMEMBERED, NUMBERS_REMEMBERED};
-use crate::base::{AgentId, MessageId, Name, Sequence};
+use crate::base::{AgentId, MessageId, Name, Sequence, Shared};
 use crate::wire::Dialect;
 use hashbrown::HashTable;
 use std::collections::VecDeque;
@@ -36,7 +36,7 @@ pub struct Remembered {
     /// What it spoke last.
     pub dialect: Dialect,
     /// What it said about itself.
-    pub profile: Option<Box<Profile>>,
+    pub profile: Option<Shared<Profile>>,
     /// Its session's id.
     pub session: Token,
     /// What resumes its session.
@@ -260,7 +260,7 @@ pub struct SessionRecord {
     pub session: Token,
     pub resume: Token,
     pub resume_before: Option<Token>,
-    pub profile: Option<Box<Profile>>,
+    pub profile: Option<Shared<Profile>>,
 }
 
 /// What a heart tells about one recipient's progress; see `Record::Progress`.
@@ -279,8 +279,10 @@ pub struct ProgressRecord {
 /// All rows.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
-    /// By number, which is the uniform half of a SHA-256.
-    rows: HashTable<Kept>,
+    /// In no order, and without a gap. Not in the table itself: that has room for up to twice as many, all over it.
+    rows: Vec<Kept>,
+    /// Where each one is, by its number, which is the uniform half of a SHA-256.
+    places: HashTable<u32>,
     /// Agents whose row has changed since it was last taken, each once.
     dirty: Vec<AgentId>,
     /// Agents that were forgotten since the last time that was asked.
@@ -299,21 +301,25 @@ struct Kept {
 impl Memory {
     /// Makes room for so many rows.
     pub fn reserve(&mut self, rows: usize) {
-        self.rows.reserve(rows, |kept| kept.row.agent.0);
+        self.rows.reserve(rows);
+        let rows_there = &self.rows;
+        self.places.reserve(rows, |place| rows_there[*place as usize].row.agent.0);
     }
 
     /// A row that was kept.
     pub fn restore(&mut self, row: Remembered) {
-        self.remove(row.agent);
+        let agent = row.agent;
+        self.remove(agent);
         if row.name.is_none() {
-            self.keep_nameless(row.agent);
+            self.keep_nameless(agent);
         }
-        self.rows.insert_unique(row.agent.0, Kept { row, dirty: false }, |kept| kept.row.agent.0);
+        let place = self.place_or_new(agent);
+        self.rows[place] = Kept { row, dirty: false };
     }
 
     /// One agent.
     pub fn row(&self, agent: AgentId) -> Option<&Remembered> {
-        self.rows.find(agent.0, |kept| kept.row.agent == agent).map(|kept| &kept.row)
+        self.place(agent).map(|place| &self.rows[place].row)
     }
 
     /// All of them, in no order.
@@ -359,26 +365,48 @@ impl Memory {
         std::mem::take(&mut self.forgotten)
     }
 
+    fn place(&self, agent: AgentId) -> Option<usize> {
+        self.places.find(agent.0, |place| self.rows[*place as usize].row.agent == agent).map(|place| *place as usize)
+    }
+
     fn kept(&mut self, agent: AgentId) -> Option<&mut Kept> {
-        self.rows.find_mut(agent.0, |kept| kept.row.agent == agent)
+        self.place(agent).map(|place| &mut self.rows[place])
+    }
+
+    fn place_or_new(&mut self, agent: AgentId) -> usize {
+        let (rows, next) = (&self.rows, self.rows.len() as u32);
+        let number = |place: &u32| rows[*place as usize].row.agent;
+        let entry = self.places.entry(agent.0, |place| number(place) == agent, |place| number(place).0);
+        let place = *entry.or_insert(next).get();
+        if place == next {
+            self.rows.push(Kept { row: Remembered::new(agent), dirty: false });
+        }
+        place as usize
     }
 
     fn remove(&mut self, agent: AgentId) {
-        if let Ok(entry) = self.rows.find_entry(agent.0, |kept| kept.row.agent == agent) {
+        let Some(place) = self.place(agent) else { return };
+        if let Ok(entry) = self.places.find_entry(agent.0, |other| *other as usize == place) {
             entry.remove();
+        }
+        self.rows.swap_remove(place);
+        // The last one has taken its place.
+        let last = self.rows.len();
+        if let Some(moved) = self.rows.get(place)
+            && let Some(known) = self.places.find_mut(moved.row.agent.0, |other| *other as usize == last)
+        {
+            *known = place as u32;
         }
     }
 
     /// The row to change, unless it holds this segment already.
     fn touch(&mut self, segment: u64, agent: AgentId) -> Option<&mut Remembered> {
-        let fresh = || Kept { row: Remembered::new(agent), dirty: false };
-        let entry = self.rows.entry(agent.0, |kept| kept.row.agent == agent, |kept| kept.row.agent.0);
-        let kept = entry.or_insert_with(fresh).into_mut();
+        let place = self.place_or_new(agent);
+        let kept = &mut self.rows[place];
         if segment <= kept.row.as_of {
             return None;
         }
-        if !kept.dirty {
-            kept.dirty = true;
+        if !std::mem::replace(&mut kept.dirty, true) {
             self.dirty.push(agent);
         }
         Some(&mut kept.row)
@@ -570,6 +598,25 @@ mod tests {
         assert_eq!(marks.partial[0].recipients, [AgentId(1), AgentId(2)]);
         assert!(marks.take_part(5, 2, 3, [AgentId(3)].into_iter()));
         assert!(marks.is_taken(5) && marks.partial.is_empty());
+    }
+
+    #[test]
+    fn whoever_is_forgotten_leaves_everybody_else_where_they_can_be_found() {
+        let mut memory = Memory::default();
+        for agent in 1..=100u64 {
+            memory.known(1, AgentId(agent << 32), &agent.to_string().as_str().into(), agent);
+        }
+        for agent in (1..=100u64).filter(|agent| agent % 3 != 0) {
+            memory.forgotten(2, AgentId(agent << 32));
+        }
+        for agent in 1..=100u64 {
+            let kept = (agent % 3 == 0).then_some(agent);
+            assert_eq!(memory.row(AgentId(agent << 32)).map(|row| row.first_seen_ms), kept);
+        }
+        assert_eq!((memory.len(), memory.rows().count()), (33, 33));
+        memory.restore(Remembered { first_seen_ms: 7, ..Remembered::new(AgentId(3 << 32)) });
+        assert_eq!(memory.row(AgentId(3 << 32)).map(|row| row.first_seen_ms), Some(7));
+        assert_eq!((memory.len(), memory.into_rows().count()), (33, 33));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::event::Mail;
 use super::memory::{ProgressRecord, SessionRecord};
 use crate::base::keys::{Grant, KeyId};
-use crate::base::{AgentId, Bytes, CloseReason, MessageId, Name, RefuseReason, Sequence, SessionId, ShardId};
+use crate::base::{AgentId, Bytes, CloseReason, MessageId, Name, RefuseReason, Sequence, SessionId, ShardId, Shared};
 use crate::wire::{Frame, Hello, QueryKind, Receipt};
 
 /// What the heart wants done. Law: empty between turns; each list is performed in its order.
@@ -397,7 +397,7 @@ pub struct AgentRow {
     pub name: Name,
     pub live: bool,
     pub json: bool,
-    pub profile: Option<Box<Profile>>,
+    pub profile: Option<Shared<Profile>>,
     pub first_seen_ms: u64,
     pub last_seen_ms: u64,
     pub messages_sent: u64,

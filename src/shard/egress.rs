@@ -33,7 +33,8 @@ impl Inner {
                 Output::Reply { session, frame } => self.reply(session, &frame),
                 Output::Receipt { session, receipt } => {
                     let Some(connection) = self.connections.find_mut(session) else { continue };
-                    wire::encode::receipts(&mut connection.pending.bytes, &[receipt], Sequence::default());
+                    let out = self.spares.lend(&mut connection.pending);
+                    wire::encode::receipts(&mut out.bytes, &[receipt], Sequence::default());
                     self.after_reply(session);
                 }
                 Output::Settle { session, name, agent, token } => {
@@ -123,8 +124,8 @@ impl Inner {
             } else if connection.tls.is_some() {
                 self.encrypt(id)
             } else if !connection.pending.is_empty() {
-                let spare = self.spares.buffers.pop().unwrap_or_default();
-                Some(std::mem::replace(&mut connection.pending, spare))
+                // Nothing is kept for a connection that has nothing to say: ten thousand of them are silent.
+                Some(std::mem::take(&mut connection.pending))
             } else {
                 None
             };
@@ -217,12 +218,12 @@ impl Inner {
 
     fn deliver(&mut self, delivery: &Delivery) {
         let Some(connection) = self.connections.find_mut(delivery.session) else { return };
-        let out = &mut connection.pending;
+        let out = self.spares.lend(&mut connection.pending);
         match connection.dialect {
             Some(Dialect::Json) => {
                 let Some(message) = Message::check(&delivery.raw, delivery.checksum) else { return };
-                let Connection { pending, name, token, .. } = connection;
-                wire::json::deliver(&mut pending.bytes, &message, delivery.sequence, delivery.flags, name, *token);
+                let (name, token) = (&connection.name, connection.token);
+                wire::json::deliver(&mut out.bytes, &message, delivery.sequence, delivery.flags, name, token);
             }
             _ => {
                 let flags = delivery.flags & FLAG_REDELIVERED;
@@ -250,13 +251,14 @@ impl Inner {
         if connection.closing.is_some() {
             return;
         }
+        let out = self.spares.lend(&mut connection.pending);
         match connection.dialect {
             Some(Dialect::Json) => {
                 connection.frames_out += 1;
                 let stamp = wire::json::Stamp { wall_ms: self.now.wall_ms, ordinal: connection.frames_out };
-                wire::json::encode(&mut connection.pending.bytes, frame, stamp);
+                wire::json::encode(&mut out.bytes, frame, stamp);
             }
-            _ => wire::encode::frame(&mut connection.pending.bytes, frame, Sequence::default()),
+            _ => wire::encode::frame(&mut out.bytes, frame, Sequence::default()),
         }
         self.after_reply(id);
     }
@@ -501,7 +503,20 @@ impl Inner {
 }
 
 impl Spares {
+    /// `pending`, with memory of a spare if it has none of its own.
+    fn lend<'a>(&mut self, pending: &'a mut SendBuffer) -> &'a mut SendBuffer {
+        if pending.bytes.capacity() == 0
+            && let Some(spare) = self.buffers.pop()
+        {
+            *pending = spare;
+        }
+        pending
+    }
+
     pub(super) fn keep_buffer(&mut self, mut buffer: SendBuffer) {
+        if buffer.bytes.capacity() == 0 {
+            return;
+        }
         let room = if buffer.bytes.capacity() <= super::SMALL_SPARE_BYTES {
             super::SMALL_SPARES_MAX
         } else {

@@ -2,7 +2,7 @@
 
 use crate::base::ids::Token;
 use crate::base::limits::SETTLED_RUNS_MAX;
-use crate::base::{AgentId, MessageId, RefuseReason, Sequence};
+use crate::base::{AgentId, MessageId, RefuseReason, Sequence, Shared};
 use crate::relay::{Addressee, Owed, Profile, ProgressRecord, Record, SessionRecord};
 use crate::wire::Dialect;
 
@@ -299,7 +299,7 @@ fn decode_body(bytes: &[u8]) -> Decoded<RecordRef<'_>> {
         3 => {
             let (agent, at_ms) = (body.agent()?, body.u64()?);
             let (dialect, session, resume, resume_before) = body.session()?;
-            let profile = body.profile()?.map(Box::new);
+            let profile = body.profile()?.map(Shared::new);
             RecordRef::Session(Box::new(SessionRecord {
                 agent,
                 at_ms,
@@ -532,7 +532,7 @@ mod tests {
             session: Token([1; 16]),
             resume: Token([2; 16]),
             resume_before: Some(Token([3; 16])),
-            profile: Some(Box::default()),
+            profile: Some(Shared::default()),
         };
         let records = [
             Record::Message {

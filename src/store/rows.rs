@@ -4,8 +4,8 @@ use super::error::{Part, StoreError};
 use super::record::{self, Decoded, Reader};
 use super::snapshot::Snapshot;
 use super::{APPLIED_KEY, Store, replay};
-use crate::base::AgentId;
 use crate::base::limits::{LABELS_REMEMBERED, NUMBERS_REMEMBERED, SUBSCRIPTIONS_MAX};
+use crate::base::{AgentId, Shared};
 use crate::relay::memory::{PARTIAL_MAX, Partial};
 use crate::relay::{Memory, Remembered, SentMarks};
 use std::collections::VecDeque;
@@ -322,7 +322,7 @@ fn decode_row(bytes: &[u8]) -> Decoded<(Remembered, usize)> {
     if flags & FLAG_NAME != 0 {
         row.name = Some(body.text()?.into());
     }
-    row.profile = body.profile()?.map(Box::new);
+    row.profile = body.profile()?.map(Shared::new);
     let subscriptions = usize::from(body.u16()?);
     if subscriptions > SUBSCRIPTIONS_MAX {
         return Err("it has too many subscriptions");
@@ -371,7 +371,7 @@ mod tests {
         fn a_row_with_one_wrong_byte_is_read_or_refused_and_never_panics(at in 0usize..400, byte in any::<u8>()) {
             let mut row = Remembered::new(AgentId(3));
             row.name = Some("ann".into());
-            row.profile = Some(Box::default());
+            row.profile = Some(Shared::default());
             row.subscriptions = vec![("builds".into(), true), ("dm:a:b".into(), false)];
             row.sent.take(9);
             let mut bytes = Vec::new();

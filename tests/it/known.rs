@@ -67,7 +67,8 @@ fn whoever_was_forgotten_and_comes_again_after_a_crash_is_owed_its_new_mail_and_
         let sent = ann.send("bob", "new", Wants::DURABLE);
         while durable < sent {
             if let Owned::Receipts(receipts) = ann.hear().unwrap().frame {
-                durable = receipts.iter().map(|receipt| receipt.id.number).max().unwrap_or(0);
+                let last = |receipt: &agent_relay::wire::Receipt| receipt.id.number + u64::from(receipt.count) - 1;
+                durable = receipts.iter().map(last).max().unwrap_or(0);
             }
         }
         let directory = daemon.crash();

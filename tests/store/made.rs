@@ -6,6 +6,7 @@ use agent_relay::store::{Access, Key, Options, RecordRef, Segment, Store};
 use agent_relay::wire::Dialect;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 pub(crate) const TEST_KEY: &str = "relay-key-v1:000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 pub(crate) const OTHER_KEY: &str = "relay-key-v1:ff0102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
@@ -88,7 +89,7 @@ pub(crate) fn every_kind() -> Vec<Record> {
         session: Token([1; 16]),
         resume: Token([2; 16]),
         resume_before: Some(Token([3; 16])),
-        profile: Some(Box::new(profile)),
+        profile: Some(Arc::new(profile)),
     };
     let progress = ProgressRecord {
         agent: agent(1),
