@@ -1,7 +1,7 @@
 //! What a start costs with many agents known: `start FOLDER AGENTS` keeps that many rows in the folder and ends; with the
 //! rows there it opens the store, reads them, and hands them to a heart, as a daemon does: once, as a process starts once.
 
-use agent_relay::base::{AgentId, Mono, Now, Sequence};
+use agent_relay::base::{AgentId, Mono, Now, Sequence, Shared};
 use agent_relay::relay::{Profile, Relay, Remembered};
 use agent_relay::store::{self, Follower, RowChange, Store};
 use agent_relay::wire::Dialect;
@@ -70,7 +70,7 @@ fn row(number: u64) -> Remembered {
     let mut row = Remembered::new(agent(number));
     row.name = Some(name(number).into());
     (row.first_seen_ms, row.last_seen_ms, row.dialect) = (WALL_MS - 1_000_000, WALL_MS - 1_000, Dialect::Native);
-    row.profile = Some(Box::new(Profile { cli: "claude".into(), task: "build".into(), ..Profile::default() }));
+    row.profile = Some(Shared::new(Profile { cli: "claude".into(), task: "build".into(), ..Profile::default() }));
     row.subscriptions.push((format!("team-{}", number % 100).into(), false));
     (0..8).for_each(|label| row.sent.take(1 << 63 | number << 16 | label));
     if number.is_multiple_of(10) {
