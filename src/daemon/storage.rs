@@ -71,6 +71,7 @@ impl Storage {
         }
         // What is damaged is found before anything is written.
         let follower = Follower::recover(&store)?;
+        store.look_at_control()?;
         let epoch = store.begin_epoch(seconds_now, 0)?;
         // Where the kernel does not say, each start is a boot of its own.
         let boot = boot().unwrap_or_else(|| u128::from(epoch).to_be_bytes());

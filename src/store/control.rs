@@ -133,6 +133,20 @@ impl Store {
         Ok(secret)
     }
 
+    /// Looks at whatever a start needs beside the log and the rows, before it writes anything: of a store in which that is
+    /// damaged nothing is changed.
+    pub fn look_at_control(&self) -> Result<(), StoreError> {
+        self.kept_time()?;
+        let snapshot = self.snapshot()?;
+        snapshot.keys(|_| ControlFlow::Continue(()))?;
+        let Some(control) = snapshot.databases().control else { return Ok(()) };
+        let looked = control.secrets.iter(snapshot.transaction()).and_then(|mut secrets| {
+            secrets.try_for_each(|item| item.map(drop))?;
+            control.events.last(snapshot.transaction()).map(drop)
+        });
+        looked.map_err(|error| self.failed(error))
+    }
+
     /// Deletes events older than `cutoff_ms`, from the front, in one transaction; how many. The last one stays whatever its
     /// age, since the next one's number comes from it. Call it again until it gives 0.
     pub fn sweep_events(&self, cutoff_ms: u64) -> Result<u64, StoreError> {
