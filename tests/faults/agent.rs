@@ -53,6 +53,8 @@ pub(crate) struct Agent {
     presented: Sequence,
     /// The last sequence that the program has seen.
     handled: Sequence,
+    /// The last sequence that came on this connection; what came on an earlier one is not this session's to acknowledge.
+    heard: Sequence,
     acknowledged: Sequence,
     number: u64,
     pending: BTreeMap<u64, Pending>,
@@ -125,6 +127,7 @@ impl Agent {
             asked: false,
             presented: Sequence::default(),
             handled: Sequence::default(),
+            heard: Sequence::default(),
             acknowledged: Sequence::default(),
             number: 0,
             pending: BTreeMap::new(),
@@ -158,7 +161,7 @@ impl Agent {
         let knows = self.token.is_some() || !self.token_text.is_empty();
         self.asked = how != Return::Fresh && knows;
         self.presented = if self.asked && how == Return::Resume { self.handled } else { Sequence::default() };
-        self.acknowledged = self.presented;
+        (self.heard, self.acknowledged) = (Sequence::default(), self.presented);
         match self.dialect {
             Dialect::Native => {
                 let hello = Hello {
@@ -248,10 +251,10 @@ impl Agent {
 
     /// Acknowledges what the program has seen.
     pub(crate) fn acknowledge(&mut self, ledger: &mut Ledger, now: Micros) {
-        if self.dialect == Dialect::Native && self.welcome && self.handled > self.acknowledged {
-            self.acknowledged = self.handled;
-            wire::encode::frame(&mut self.outbox, &Frame::Ack(Ack::Through(self.handled)), Sequence::default());
-            ledger.acknowledged(self.index, self.handled, now);
+        if self.dialect == Dialect::Native && self.welcome && self.heard > self.acknowledged {
+            self.acknowledged = self.heard;
+            wire::encode::frame(&mut self.outbox, &Frame::Ack(Ack::Through(self.heard)), Sequence::default());
+            ledger.acknowledged(self.index, self.heard, now);
         }
     }
 
@@ -314,6 +317,7 @@ impl Agent {
                     let redelivered = header.flags & FLAG_REDELIVERED != 0;
                     let (from, sequence) = (fields.from, Some(header.sequence));
                     self.take(&String::from_utf8_lossy(fields.text), from, sequence, redelivered, ledger, now);
+                    self.heard = self.heard.max(header.sequence);
                     self.handled = self.handled.max(header.sequence);
                 }
                 Frame::Receipt(receipts) => {
