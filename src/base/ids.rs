@@ -60,25 +60,43 @@ impl MessageId {
 
     /// The id in its textual form: 32 hex digits, the fast-changing half first so that short prefixes differ.
     pub fn parse(text: &str) -> Option<MessageId> {
-        if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return None;
-        }
-        let mixed = u64::from_str_radix(&text[..16], 16).ok()?;
-        let sender = u64::from_str_radix(&text[16..], 16).ok()?;
+        let (digits, []) = text.as_bytes().as_chunks::<16>() else { return None };
+        let [mixed, sender] = digits else { return None };
+        let (mixed, sender) = (hex_word(mixed)?, hex_word(sender)?);
         Some(MessageId { sender: AgentId(sender), number: unmix(mixed) ^ sender })
     }
+}
+
+/// What sixteen hexadecimal digits say. JSON clients name a message in each ACK, so this has one branch.
+fn hex_word(digits: &[u8; 16]) -> Option<u64> {
+    const NO_DIGIT: u8 = 0xF0;
+    const VALUES: [u8; 256] = {
+        let mut values = [NO_DIGIT; 256];
+        let mut value = 0;
+        while value < 16 {
+            let digit = b"0123456789abcdef"[value];
+            values[digit as usize] = value as u8;
+            values[digit.to_ascii_uppercase() as usize] = value as u8;
+            value += 1;
+        }
+        values
+    };
+    let values = digits.map(|digit| VALUES[usize::from(digit)]);
+    let wrong = values.iter().fold(0, |wrong, value| wrong | value) & NO_DIGIT != 0;
+    let word = values.iter().fold(0, |word, value| word << 4 | u64::from(*value));
+    (!wrong).then_some(word)
 }
 
 impl MessageId {
     /// The bytes whose hex digits are the textual form: for writers that cannot afford a formatter per message.
     pub fn to_bytes(self) -> [u8; 16] {
-        (u128::from(mix(self.number ^ self.sender.0)) << 64 | u128::from(self.sender.0)).to_be_bytes()
+        self.bits().to_be_bytes()
     }
 }
 
 impl fmt::Display for MessageId {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{:032x}", u128::from_be_bytes(self.to_bytes()))
+        write!(out, "{:032x}", self.bits())
     }
 }
 
@@ -190,7 +208,17 @@ mod tests {
             let id = MessageId { sender: AgentId::of(b"alice"), number };
             assert_eq!(MessageId::parse(&id.to_string()), Some(id));
         }
-        assert_eq!(MessageId::parse("xyz"), None);
+        let text = MessageId { sender: AgentId(0xabcd_ef01_2345_6789), number: 5 }.to_string();
+        assert_eq!(MessageId::parse(&text.to_uppercase()), MessageId::parse(&text));
+        for wrong in ["", "xyz", &text[1..], &format!("{text}0"), &format!("{}é", &text[2..])] {
+            assert_eq!(MessageId::parse(wrong), None, "{wrong}");
+        }
+        for at in 0..text.len() {
+            for wrong in ["g", "G", "/", ":", "@", "`", " ", "-"] {
+                let wrong = format!("{}{wrong}{}", &text[..at], &text[at + 1..]);
+                assert_eq!(MessageId::parse(&wrong), None, "{wrong}");
+            }
+        }
     }
 
     #[test]
