@@ -1,7 +1,7 @@
 //! Start, second start, stop, crash; the service manager's protocol.
 
 use crate::harness::{Daemon, EPOLL_TWO, PATIENCE, Setup, every_way};
-use crate::peers::Owned;
+use crate::peers::{Owned, ends};
 use agent_relay::wire::Wants;
 use rustix::process::Signal;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -49,8 +49,7 @@ fn sigterm_says_bye_to_everyone_and_leaves_nothing_behind() {
         assert_eq!(jay.body(), "the last word");
         assert!(matches!(ann.rest()[..], [Owned::Bye]));
         assert_eq!(jay.rest().iter().map(|frame| frame["type"].clone()).collect::<Vec<_>>(), ["BYE"]);
-        let mut rest = Vec::new();
-        std::io::Read::read_to_end(&mut shy, &mut rest).unwrap();
+        ends(&mut shy);
         daemon.notice("STOPPING=1");
         assert!(daemon.end().success());
         assert!(!daemon.socket().exists() && !daemon.directory.path().join("relay.sock.pid").exists());

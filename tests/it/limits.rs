@@ -1,7 +1,7 @@
 //! Every bound: what happens at it, and that nothing else suffers.
 
 use crate::harness::{Daemon, EPOLL_TWO, PATIENCE, Setup, URING_ONE, available, every_way};
-use crate::peers::{JsonPeer, NativePeer, Owned, json_frame};
+use crate::peers::{JsonPeer, NativePeer, Owned, ends, json_frame};
 use agent_relay::base::Sequence;
 use agent_relay::wire::{Kind, MessageFields, Wants};
 use rustix::event::{PollFd, PollFlags};
@@ -9,15 +9,6 @@ use serde_json::json;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
-
-fn ends(stream: &mut UnixStream) -> Vec<u8> {
-    let mut rest = Vec::new();
-    match stream.read_to_end(&mut rest) {
-        Ok(_) => rest,
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => rest,
-        Err(error) => panic!("not closed: {error}"),
-    }
-}
 
 /// Those that are open and those that the relay has closed, as soon as so many are closed.
 fn parted(streams: Vec<UnixStream>, closed_min: usize) -> (Vec<UnixStream>, Vec<UnixStream>) {

@@ -39,6 +39,17 @@ pub(crate) struct Welcome {
     pub number: u64,
 }
 
+/// What comes until the connection ends: also one that the relay had not accepted, or whose words it has not read, which the
+/// kernel ends with a reset.
+pub(crate) fn ends(stream: &mut UnixStream) -> Vec<u8> {
+    let mut rest = Vec::new();
+    match stream.read_to_end(&mut rest) {
+        Ok(_) => rest,
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => rest,
+        Err(error) => panic!("not closed: {error}"),
+    }
+}
+
 pub(crate) struct NativePeer {
     pub stream: UnixStream,
     pub buffer: Vec<u8>,
