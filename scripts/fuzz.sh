@@ -13,12 +13,12 @@ if ! command -v c++ >/dev/null; then
 fi
 # The sanitizer flags are unstable; the compiler is the stable one all the same.
 export RUSTC_BOOTSTRAP=1
-for file in fuzz/fuzz_targets/*.rs; do
+for file in tests/fuzz/fuzz_targets/*.rs; do
     target=$(basename "$file" .rs)
     case $target in *_decode) seconds=60 ;; *) seconds=20 ;; esac
-    mkdir -p "fuzz/corpus/$target"
+    mkdir -p "tests/fuzz/corpus/$target"
     # What is found goes to a scratch folder first, so that a run does not grow the committed corpus.
     found=$(mktemp -d)
-    cargo fuzz run "$target" "$found" "fuzz/corpus/$target" -- -max_total_time="${FUZZ_SECONDS:-$seconds}" -max_len=65536 -print_final_stats=1 -verbosity=0
+    cargo fuzz run --fuzz-dir tests/fuzz "$target" "$found" "tests/fuzz/corpus/$target" -- -max_total_time="${FUZZ_SECONDS:-$seconds}" -max_len=65536 -print_final_stats=1 -verbosity=0
     rm -rf "$found"
 done

@@ -337,7 +337,7 @@ fn every_room_imports_from_below_and_names_only_the_crates_whose_door_it_is() {
 
 #[test]
 fn every_file_says_what_it_is_and_stays_readable() {
-    let all = files(&["src", "tests", "bench", "perf", "fuzz"], &[".rs"]);
+    let all = files(&["src", "tests", "bench", "perf"], &[".rs"]);
     assert!(all.len() > 50, "the files are found");
     settle(all.iter().flat_map(|(path, text)| about(path, file(path, text))).collect());
     for (path, reason) in LONG_FILES {
@@ -388,7 +388,7 @@ fn every_reason_and_code_is_explained_to_users_of_the_wire_and_to_operators() {
 
 #[test]
 fn documents_and_scripts_name_no_path_outside_the_project() {
-    let places = ["README.md", "docs", "scripts", ".ci", "src", "tests", "bench", "perf", "Cargo.toml", "deny.toml"];
+    let places = ["README.md", "docs", "scripts", ".ci", "src", "tests", "bench", "perf", "Cargo.toml", ".deny.toml"];
     let endings = [".md", ".sh", "run", ".toml", ".rs", ".mjs", ".py", ".txt", ".snap"];
     settle(files(&places, &endings).iter().flat_map(|(path, text)| about(path, document(text))).collect());
 }
