@@ -9,6 +9,7 @@ use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 sharing! {
@@ -45,8 +46,7 @@ pub(super) fn run(command: &Down) -> Result<(), Failure> {
         .map_err(|error| Failure::Failed(format!("cannot reach process {}: {error}", pid.as_raw_pid())))?;
     // The descriptor now stands for that process alone. The lock may be seen from another container, where the same
     // number is somebody else's: so look at who it is before any signal goes out.
-    let program = std::fs::read_link(format!("/proc/{}/exe", pid.as_raw_pid())).unwrap_or_default();
-    if !program.file_name().is_some_and(|name| name.to_string_lossy().contains("relay")) {
+    if !program_of(pid).is_some_and(|name| name.contains("relay")) {
         return Err(Failure::Failed(format!(
             "the lock names process {}, which is no relay here; is it in another container? Stop it there",
             pid.as_raw_pid()
@@ -86,6 +86,16 @@ pub(super) fn run(command: &Down) -> Result<(), Failure> {
         }));
     }
     print::out(&format!("stopped (process {}, {} ms)\n", pid.as_raw_pid(), begun.elapsed().as_millis()))
+}
+
+/// What a process runs. The daemon keeps its secrets inside, so its own user may not follow the link to its program: the
+/// name of its first thread, which anybody may read, is that program's, cut off behind 15 bytes (proc_pid_comm(5)).
+fn program_of(pid: Pid) -> Option<String> {
+    let process = PathBuf::from(format!("/proc/{}", pid.as_raw_pid()));
+    if let Ok(program) = std::fs::read_link(process.join("exe")) {
+        return Some(program.file_name()?.to_string_lossy().into_owned());
+    }
+    std::fs::read_to_string(process.join("comm")).ok()
 }
 
 /// A relay whose process is out of reach is asked to stop, which an API key with the admin scope may do.

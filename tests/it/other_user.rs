@@ -42,13 +42,27 @@ impl Stranger {
         Some(Stranger { folder, program })
     }
 
-    /// Runs it towards this relay.
-    fn run(&self, daemon: &Daemon, line: &[&str], key: Option<&str>) -> Output {
+    fn command(&self, line: &[&str]) -> Command {
         let home = self.folder.path().join("home");
         let mut command = Command::new(&self.program);
         command.uid(NOBODY).gid(NOBODY).env_clear().env("HOME", &home).current_dir(&home).stdin(Stdio::null());
+        command.args(line);
+        command
+    }
+
+    /// Runs it towards this relay.
+    fn run(&self, daemon: &Daemon, line: &[&str], key: Option<&str>) -> Output {
+        let mut command = self.command(line);
         command.envs(key.map(|key| ("AGENT_RELAY_API_KEY", key)));
-        command.args(line).arg("--connect").arg(daemon.socket()).output().unwrap()
+        command.arg("--connect").arg(daemon.socket()).output().unwrap()
+    }
+
+    /// Runs it towards a relay of their own; what it said.
+    fn at_home(&self, line: &[&str]) -> String {
+        let output = self.command(line).output().unwrap();
+        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{line:?}: {said}");
+        said
     }
 
     fn refused(&self, daemon: &Daemon, line: &[&str], key: Option<&str>) -> String {
@@ -132,4 +146,21 @@ fn under_require_auth_another_user_is_let_in_with_a_credential_and_not_without()
         assert!(log.lines().any(|line| line.contains(&id[..8]) && line.contains("uid:65534")), "{log}");
         assert!(log.contains("refused") && log.contains("unknown_key"), "{log}");
     });
+}
+
+/// Everything else here runs as root where CI does, who may look into every process.
+#[test]
+fn who_is_not_root_starts_and_stops_a_relay_and_cannot_look_into_it() {
+    let Some(owner) = Stranger::new("who is not root") else { return };
+    for stop in [&["down"][..], &["down", "--now"]] {
+        let said = owner.at_home(&["up", "--detach", "--cores", "1"]);
+        assert!(said.contains("relay is running"), "{said}");
+        let status: serde_json::Value = serde_json::from_str(&owner.at_home(&["status", "--json"])).unwrap();
+        let secret = format!("/proc/{}/environ", status["pid"]);
+        let look = Command::new("cat").arg(secret).uid(NOBODY).gid(NOBODY).stderr(Stdio::null()).output().unwrap();
+        assert!(!look.status.success() && look.stdout.is_empty(), "its own user reads its environment");
+        owner.at_home(&["doctor"]);
+        let said = owner.at_home(stop);
+        assert!(said.contains("stopped (process"), "{said}");
+    }
 }
