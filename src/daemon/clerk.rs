@@ -8,7 +8,7 @@ use super::presence::{Presence, time_of};
 use super::registrar::Registrar;
 use super::run::days_ms;
 use super::settings::{Durability, Settings};
-use super::storage::StorageGauges;
+use super::storage::{RetentionClock, StorageGauges};
 use crate::base::name::is_internal;
 use crate::base::tier::Entitled;
 use crate::base::{CloseReason, RefuseReason, SessionId, ShardId};
@@ -50,6 +50,8 @@ pub(super) struct Facts {
     pub(super) licence: Option<Licence>,
     /// How long messages are kept, for whoever deletes.
     pub(super) retention_ms: Arc<AtomicU64>,
+    /// What they go by.
+    pub(super) retention_clock: RetentionClock,
 }
 
 pub(super) struct Clerk {
@@ -157,7 +159,8 @@ impl Clerk {
         }
         self.look_at_presence();
         self.look_at_licence();
-        if self.facts.registrar.tick(Instant::now(), wall_ms()) {
+        let sweep_ms = self.facts.retention_clock.sweep_ms();
+        if self.facts.registrar.tick(Instant::now(), wall_ms(), sweep_ms) {
             self.publish_keys();
         }
         self.tell_changes();

@@ -66,28 +66,24 @@ pub(super) struct Registrar {
     witness: Witness,
     /// How long events are kept.
     retention_ms: u64,
-    /// The wall clock at the start, and when that was: the sweep's clock follows the monotonic one.
-    started: (u64, Instant),
 }
 
 impl Registrar {
     /// Reads what the store has; draws the secret of tokens when there is none yet.
-    pub(super) fn open(store: Store, retention_ms: u64, now_ms: u64) -> Result<Registrar, StoreError> {
+    pub(super) fn open(store: Store, retention_ms: u64) -> Result<Registrar, StoreError> {
         let token_secret = store.secret(TOKEN_SECRET)?;
         let keys = read_keys(&store)?;
         let witness = Witness::of(&store);
-        let now = Instant::now();
         Ok(Registrar {
             store,
             keys,
             token_secret,
             counted: HashMap::new(),
             used: BTreeSet::new(),
-            used_written: now,
+            used_written: Instant::now(),
             swept: None,
             witness,
             retention_ms,
-            started: (now_ms, now),
         })
     }
 
@@ -314,8 +310,9 @@ impl Registrar {
         self.retention_ms = retention_ms;
     }
 
-    /// What time brings: overlaps end, counters are written, what is too old is deleted. Whether the shards need a new ring.
-    pub(super) fn tick(&mut self, now: Instant, now_ms: u64) -> bool {
+    /// What time brings: overlaps end, counters are written, what is too old is deleted, by
+    /// `sweep_ms`, the time that retention goes by. Whether the shards need a new ring.
+    pub(super) fn tick(&mut self, now: Instant, now_ms: u64, sweep_ms: u64) -> bool {
         let mut changed = self.end_overlaps(now_ms);
         if now.saturating_duration_since(self.used_written) >= USAGE_EVERY {
             self.used_written = now;
@@ -323,7 +320,7 @@ impl Registrar {
         }
         if self.swept.is_none_or(|swept| now.saturating_duration_since(swept) >= SWEEP_EVERY) {
             self.swept = Some(now);
-            changed |= self.sweep(now, now_ms);
+            changed |= self.sweep(sweep_ms);
         }
         changed
     }
@@ -364,17 +361,12 @@ impl Registrar {
     }
 
     /// Deletes keys that ended long ago, revoked ones beyond their bound, and events that have outlived the retention time.
-    fn sweep(&mut self, now: Instant, now_ms: u64) -> bool {
-        // The wall clock, but never more than an hour ahead of what the monotonic clock says: a clock that jumps deletes
-        // nothing.
-        let (wall, at) = self.started;
-        let elapsed_ms = now.saturating_duration_since(at).as_millis() as u64;
-        let clock_ms = now_ms.min(wall.saturating_add(elapsed_ms).saturating_add(3_600_000));
+    fn sweep(&mut self, time_ms: u64) -> bool {
         let ended = |key: &ApiKey| key.revoked_at_ms.or(key.expires_at_ms);
         let mut gone: Vec<KeyId> = self
             .keys
             .values()
-            .filter(|key| ended(key).is_some_and(|at_ms| at_ms.saturating_add(REMEMBERED_MS) <= clock_ms))
+            .filter(|key| ended(key).is_some_and(|at_ms| at_ms.saturating_add(REMEMBERED_MS) <= time_ms))
             .map(|key| key.id)
             .collect();
         let mut revoked: Vec<(u64, KeyId)> =
@@ -392,7 +384,7 @@ impl Registrar {
             }
         }
         self.counted.retain(|(_, id), _| self.keys.contains_key(id));
-        let cutoff_ms = clock_ms.saturating_sub(self.retention_ms);
+        let cutoff_ms = time_ms.saturating_sub(self.retention_ms);
         loop {
             match self.store.sweep_events(cutoff_ms) {
                 Ok(0) => return changed,

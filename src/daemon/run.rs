@@ -136,8 +136,8 @@ fn serve_until_stopped(
     let tls = settings.tls.as_ref().map(load_tls).transpose()?;
     let storage = Storage::open(&settings, (wall_ms() / 1_000) as u32)?;
     let retention_ms = Arc::new(AtomicU64::new(days_ms(entitlement.retention_days(settings.retention_days))));
-    let registrar = Registrar::open(storage.store.clone(), retention_ms.load(Ordering::Relaxed), wall_ms())
-        .map_err(StorageError::from)?;
+    let registrar =
+        Registrar::open(storage.store.clone(), retention_ms.load(Ordering::Relaxed)).map_err(StorageError::from)?;
     let keys = registrar.ring();
     let socket_file = if inherited.unix.is_empty() { Some(lock.bind(&settings.layout.socket)?) } else { None };
     let mut tcp = inherited.tcp;
@@ -199,6 +199,7 @@ fn serve_until_stopped(
         entitlement,
         registrar,
         retention_ms,
+        retention_clock: storage.retention_clock(),
         licence,
     };
     let socket = settings.layout.socket.clone();

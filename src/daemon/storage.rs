@@ -45,6 +45,19 @@ pub(super) struct Storage {
     pub(super) parted: Vec<(MessageId, Vec<AgentId>)>,
 }
 
+/// The time that retention goes by, for whoever deletes beside the keeper: a wall clock that is wrong deletes nothing.
+pub(super) struct RetentionClock {
+    clock: SweepClock,
+    boot: [u8; 16],
+}
+
+impl RetentionClock {
+    /// What is older than this by the retention time may be deleted, milliseconds since 1970.
+    pub(super) fn sweep_ms(&mut self) -> u64 {
+        self.clock.sweep_ms(Reading::now(self.boot))
+    }
+}
+
 /// What `status` shows of the store's threads.
 #[derive(Clone, Default)]
 pub(super) struct StorageGauges {
@@ -98,6 +111,11 @@ impl Storage {
             parted.collect()
         };
         Ok(Storage { store, follower: Arc::new(follower), epoch, clock, boot, parted })
+    }
+
+    /// A copy of the clock, which comes to believe the same at the same time.
+    pub(super) fn retention_clock(&self) -> RetentionClock {
+        RetentionClock { clock: self.clock, boot: self.boot }
     }
 
     /// By how much the wall clock is ahead of what is believed; 0: it is not.

@@ -49,9 +49,9 @@ impl Usage {
     }
 
     /// So many agents are connected, and so many messages were accepted since the daemon started. Whether that changed a row.
-    pub fn note(&mut self, wall_ms: u64, agents: u64, messages_total: u64) -> bool {
-        let before = self.day(wall_ms);
-        let day = self.days.entry(date(wall_ms)).or_default();
+    pub fn note(&mut self, time_ms: u64, agents: u64, messages_total: u64) -> bool {
+        let before = self.day(time_ms);
+        let day = self.days.entry(date(time_ms)).or_default();
         day.agents_peak = day.agents_peak.max(agents);
         day.messages_sent = day.messages_sent.saturating_add(messages_total.saturating_sub(self.messages_seen));
         self.messages_seen = messages_total.max(self.messages_seen);
@@ -61,8 +61,8 @@ impl Usage {
     }
 
     /// The day of this time.
-    pub fn day(&self, wall_ms: u64) -> Day {
-        self.days.get(&date(wall_ms)).copied().unwrap_or_default()
+    pub fn day(&self, time_ms: u64) -> Day {
+        self.days.get(&date(time_ms)).copied().unwrap_or_default()
     }
 
     /// All rows, the newest first.
@@ -71,8 +71,8 @@ impl Usage {
     }
 
     /// Days that are over and were not reported, the oldest first.
-    pub fn unreported(&self, wall_ms: u64) -> impl Iterator<Item = (&str, Day)> {
-        let today = date(wall_ms);
+    pub fn unreported(&self, time_ms: u64) -> impl Iterator<Item = (&str, Day)> {
+        let today = date(time_ms);
         let days = self.days.iter().filter(move |(date, _)| **date > self.reported && **date < today);
         days.map(|(date, day)| (date.as_str(), *day))
     }

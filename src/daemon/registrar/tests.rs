@@ -28,7 +28,7 @@ struct Desk {
 
 impl Desk {
     fn open(store: Store) -> Desk {
-        let registrar = Registrar::open(store, 7 * DAY_MS, NOW).unwrap();
+        let registrar = Registrar::open(store, 7 * DAY_MS).unwrap();
         Desk { registrar, tier: Entitlement::of_tier(Tier::Pro) }
     }
 
@@ -174,8 +174,8 @@ fn a_revoked_key_is_unknown_and_a_rotated_one_lives_for_its_overlap() {
     };
     let second = rotate(&mut desk, json!(1_000));
     assert!(desk.verify(&first, NOW + 999).is_ok() && desk.verify(&second, NOW).is_ok());
-    assert!(!desk.registrar.tick(Instant::now(), NOW + 999));
-    assert!(desk.registrar.tick(Instant::now(), NOW + 1_000), "the shards are told when the overlap ends");
+    assert!(!desk.registrar.tick(Instant::now(), NOW + 999, NOW));
+    assert!(desk.registrar.tick(Instant::now(), NOW + 1_000, NOW), "the shards are told when the overlap ends");
     assert_eq!(desk.verify(&first, NOW), Err(AuthError::Unknown));
     let third = rotate(&mut desk, json!(0));
     assert_eq!(desk.verify(&second, NOW), Err(AuthError::Unknown), "no overlap");
@@ -257,9 +257,9 @@ fn counts_of_all_shards_are_added_and_written_in_time_and_at_the_end() {
     let shown = desk.list(false);
     assert_eq!((&shown[0]["totalMessages"], &shown[0]["lastUsedAt"]), (&json!(16), &json!(time_of(NOW + 6))));
     let written = |store: &Store| read_keys(store).unwrap()[&key].total_messages;
-    desk.registrar.tick(start, NOW);
+    desk.registrar.tick(start, NOW, NOW);
     assert_eq!(written(&opened), 0, "not before its time");
-    desk.registrar.tick(start + USAGE_EVERY * 2, NOW);
+    desk.registrar.tick(start + USAGE_EVERY * 2, NOW, NOW);
     assert_eq!(written(&opened), 16);
     desk.registrar.absorb(1, &[counted(key, 5, NOW + 7)]);
     desk.registrar.stop();
@@ -281,14 +281,14 @@ fn what_ended_long_ago_is_deleted_but_not_by_a_clock_that_jumps() {
     desk.create(json!({ "name": "stays" }));
     desk.ask(json!({ "op": "revoke", "id": revoked }), NOW).unwrap();
     let start = Instant::now();
-    desk.registrar.tick(start, NOW + YEAR_MS);
+    desk.registrar.tick(start, NOW + YEAR_MS, NOW);
     assert_eq!((desk.list(true).len(), desk.events().len()), (3, 4), "only the wall clock moved");
     let later = |days: u64| (start + Duration::from_millis(days * DAY_MS), NOW + days * DAY_MS);
     let (now, now_ms) = later(8);
-    assert!(!desk.registrar.tick(now, now_ms));
+    assert!(!desk.registrar.tick(now, now_ms, now_ms));
     assert_eq!((desk.list(true).len(), desk.events().len()), (3, 1), "the last event stays");
     let (now, now_ms) = later(92);
-    assert!(desk.registrar.tick(now, now_ms), "an expired key leaves the ring");
+    assert!(desk.registrar.tick(now, now_ms, now_ms), "an expired key leaves the ring");
     assert_eq!(desk.list(true).len(), 1);
     assert_eq!(read_keys(&opened).unwrap().len(), 1);
 }
