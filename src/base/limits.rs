@@ -141,7 +141,7 @@ pub const WRITER_CAUGHT_UP: u64 = WRITER_BEHIND - 2 * WRITER_BATCH_BYTES_MAX as 
 /// A writer that has taken nothing for so long is not behind, it is stuck: everyone is read again, and hears BUSY when the
 /// queue is full.
 pub const WRITER_STUCK: u64 = Mono::ms(5_000);
-/// Records beside messages (refusals, reads) that a shard may add while the writer's queue is full.
+/// Records beside messages (refusals) that a shard may add while the writer's queue is full.
 pub const NOTES_WHILE_FULL_MAX: u32 = 65_536;
 /// The writer is woken when this many records wait …
 pub const WRITER_TRIGGER_RECORDS: usize = 100;
