@@ -133,6 +133,15 @@ pub enum Mail {
         /// Who wants to know what becomes of it.
         origin: Origin,
     },
+    /// A SUBMIT on its way to the home of the name that it was sent under: there is known what was sent under it before.
+    Submit {
+        /// The message.
+        parcel: Parcel,
+        /// Who wants to know what becomes of it.
+        origin: Origin,
+    },
+    /// It was submitted under a name whose home is here, and refused: the same may be submitted again.
+    GiveBack(MessageId),
     /// A message for everyone, or a topic's subscribers, at the receiving shard.
     Fanout {
         /// The message.
@@ -239,6 +248,8 @@ pub struct Origin {
     pub session: SessionId,
     /// Which SEND of that session it was, from 1.
     pub ordinal: u64,
+    /// Whether it came by SUBMIT, on a connection that is nobody's.
+    pub submitted: bool,
 }
 
 /// No connection at all: whoever it is about is found by name.

@@ -1,7 +1,7 @@
 //! HELLO: is the name good, is this its home, is it free or may it be taken over, does a session go on?
 
 use super::delivery::Queue;
-use super::home::{Agent, AgentSlot, Numbers, Presence};
+use super::home::{Agent, AgentSlot, Presence};
 use super::memory::{Owed, ProgressRecord, SessionRecord};
 use super::outbox::{Outbox, Output, Profile, Record};
 use super::session::{Session, State};
@@ -171,8 +171,8 @@ impl Relay {
         };
         self.push_record(Record::Progress(nothing), outbox);
         let mut agent = Agent::new(name, hash, agent, queue, now);
-        if let Some(sent) = self.strangers.remove(&agent.id) {
-            agent.numbers = Numbers::restored(sent);
+        if let Some(numbers) = self.strangers.meet(agent.id) {
+            agent.numbers = numbers;
         }
         // Answers may be on their way to one of this name that was forgotten.
         agent.numbers.told_apart_from = self.given_back;

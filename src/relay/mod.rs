@@ -29,6 +29,7 @@ mod send;
 mod session;
 mod sightings;
 mod sources;
+mod strangers;
 mod subscribe;
 mod tell;
 #[cfg(test)]
@@ -48,7 +49,9 @@ pub use sightings::{Sighted, Sighting};
 use crate::base::ids::TokenSource;
 use crate::base::limits;
 use crate::base::tier::Entitlement;
-use crate::base::{AgentId, Bytes, Chunks, MessageId, Mono, NameHasher, Now, Sequence, SessionId, ShardId};
+use crate::base::{
+    AgentId, Bytes, Chunks, MessageId, Mono, NameHasher, Now, RefuseReason, Sequence, SessionId, ShardId,
+};
 use crate::wire::{Ack, Dialect, ErrorCode, ErrorFrame, Frame};
 use delivery::{Load, News, Queue, Return, Window};
 use grace::Grace;
@@ -62,6 +65,7 @@ use sightings::Sightings;
 use sources::Sources;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
+use strangers::Strangers;
 use timers::{Timer, Timers};
 
 /// One shard's heart.
@@ -102,7 +106,9 @@ pub struct Relay {
     /// Agents whose progress the writer has not been told.
     progress: Vec<AgentSlot>,
     /// What was sent by whom a crash has made nameless: their messages were on the disk before their names.
-    strangers: BTreeMap<AgentId, SentMarks>,
+    strangers: Strangers,
+    /// Submitted messages that were refused here, of which the home of their sender's name may not have heard; bounded.
+    refused_lately: VecDeque<(MessageId, RefuseReason)>,
     /// Fan-outs that a crash parted, in order, and who has them already.
     parted: Vec<(MessageId, Vec<AgentId>)>,
     /// Where wrong credentials come from.
@@ -169,7 +175,8 @@ impl Relay {
             held: VecDeque::new(),
             hungry: Vec::new(),
             progress: Vec::new(),
-            strangers: BTreeMap::new(),
+            strangers: Strangers::default(),
+            refused_lately: VecDeque::new(),
             parted: Vec::new(),
             doubted: None,
             sources: Sources::default(),
@@ -332,6 +339,8 @@ impl Relay {
     fn on_mail(&mut self, now: Now, from: ShardId, mail: Mail, outbox: &mut Outbox) {
         match mail {
             Mail::Send { parcel, origin } => self.accept_one(now, parcel, origin, outbox),
+            Mail::Submit { parcel, origin } => self.on_submitted(now, parcel, origin, outbox),
+            Mail::GiveBack(id) => self.on_given_back(id),
             Mail::Fanout { parcel, origin } => self.accept_many(now, &parcel, origin, outbox),
             Mail::Again(again) => self.answer_again(&again.parcel, again.origin, again.asked, outbox),
             Mail::Outcome(outcome) => self.tell(*outcome, outbox),
@@ -480,7 +489,7 @@ impl Relay {
         self.agents.reserve(at_most.unwrap_or(at_least).min(self.options.bounds.known_agents_max));
         for (index, mut row) in rows.enumerate() {
             let Some(name) = row.name.take() else {
-                self.strangers.insert(row.agent, row.sent);
+                self.strangers.restore(row.agent, row.sent);
                 continue;
             };
             let hash = self.hasher.hash(name.as_bytes());
