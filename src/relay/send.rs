@@ -10,7 +10,7 @@ use super::timers::Timer;
 use super::{Bounds, Relay, no_label, text_of};
 use crate::base::ids::number_of_label;
 use crate::base::keys::Scopes;
-use crate::base::limits::{FRAME_BYTES_MAX, LOST_REACHABLE};
+use crate::base::limits::{FRAME_BYTES_MAX, LANE_MAILS_MAX, LOST_REACHABLE};
 use crate::base::{
     AgentId, Bytes, CloseReason, MessageId, Mono, NameHash, Now, RefuseReason, SessionId, ShardId, name,
 };
@@ -25,7 +25,7 @@ const SURELY_FITS_JSON: usize = FRAME_BYTES_MAX / 8;
 
 /// Submitted messages that were refused here: as many as can be asked about before the home of their sender's name hears
 /// of the refusal, which a lane between two shards holds.
-const REFUSED_LATELY_MAX: usize = 4096;
+const REFUSED_LATELY_MAX: usize = LANE_MAILS_MAX;
 
 impl Relay {
     pub(super) fn on_send(

@@ -251,6 +251,10 @@ impl Inner {
         if connection.closing.is_some() {
             return;
         }
+        if connection.dialect.is_none() && matches!(frame, Frame::Bye) {
+            // It has said nothing yet: a client of the JSON dialect would read our own magic as a length.
+            return;
+        }
         let out = self.spares.lend(&mut connection.pending);
         match connection.dialect {
             Some(Dialect::Json) => {
