@@ -6,6 +6,7 @@ mod known;
 mod press;
 mod rates;
 mod seats;
+mod takeover;
 
 use super::*;
 use crate::base::keys::KeyRing;
