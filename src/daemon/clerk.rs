@@ -14,7 +14,7 @@ use crate::base::tier::Entitled;
 use crate::base::{CloseReason, RefuseReason, SessionId, ShardId};
 use crate::keeper;
 use crate::mesh::{Answered, ClerkPost, Mesh, Notice, ShardGauges};
-use crate::relay::counters::AuthFailure;
+use crate::relay::counters::{AuthFailure, ReadIgnored};
 use crate::relay::{AgentRow, CensusPart, CensusTicket, Gauges, Question};
 use crate::shard::Bells;
 use crate::store::{Follower, Store, StoreError};
@@ -438,6 +438,13 @@ impl Clerk {
                 failures.insert(failure.name().into(), json!(count));
             }
         }
+        let mut ignored = Map::new();
+        for why in ReadIgnored::ALL {
+            let count = gauges.iter().map(|(heart, _)| heart.counters.reads_ignored[why as usize]).sum::<u64>();
+            if count > 0 {
+                ignored.insert(why.name().into(), json!(count));
+            }
+        }
         let uptime = self.facts.started.elapsed();
         let entitlement = &self.facts.entitlement;
         let licence = self.facts.licence.as_ref().map(|licence| {
@@ -485,6 +492,7 @@ impl Clerk {
                 "resumed": sum(|heart| heart.counters.resumed),
                 "taken_over": sum(|heart| heart.counters.taken_over),
             },
+            "reads": { "taken": sum(|heart| heart.counters.reads), "ignored": ignored },
             "shards": shards,
             "writer": {
                 "queued": (0..self.mesh.shards()).map(|shard| self.mesh.batches_waiting(ShardId(shard))).sum::<usize>(),

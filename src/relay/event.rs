@@ -1,6 +1,7 @@
 //! Everything that can happen to a shard's heart. A closed enum: what is not here cannot happen.
 
 use super::outbox::{CensusTicket, Fetched};
+use super::readings::LookedUp;
 use crate::base::keys::{Certificate, Grant, KeyId, Ring, Source};
 use crate::base::tier::Entitled;
 use crate::base::{AgentId, Bytes, CloseReason, MessageId, Name, RefuseReason, Sequence, SessionId, ShardId};
@@ -89,6 +90,8 @@ pub enum Event<'a> {
     /// So much waits for the writer that whoever sends is left unread (or so little again that nobody is). Its disk works,
     /// and is slower than the senders.
     WriterBehind(bool),
+    /// What the store says of messages that agents here say to have read: the answer to all of `Outbox::readings`.
+    LookedUp(Vec<LookedUp>),
     /// An answer to a question that was asked for a session.
     Answered {
         /// The session that asked.
@@ -204,13 +207,6 @@ pub enum Mail {
         spent: u32,
         /// Tokens given back.
         unused: u32,
-    },
-    /// A recipient says that it has read a message; only the sender's home knows what to do with it.
-    Read {
-        /// The message.
-        id: MessageId,
-        /// Who read it.
-        recipient: AgentId,
     },
 }
 

@@ -23,6 +23,7 @@ mod outbox;
 mod presence;
 mod press;
 mod purse;
+pub mod readings;
 mod route;
 mod seats;
 mod send;
@@ -36,13 +37,13 @@ mod tell;
 mod tests;
 mod timers;
 
-pub use counters::{AuthFailure, Counters, Gauges, KeyUse};
+pub use counters::{AuthFailure, Counters, Gauges, KeyUse, ReadIgnored};
 pub use event::{Account, Again, Event, Mail, Origin, Outcome, Peer, What};
 pub use memory::{Memory, Owed, ProgressRecord, Remembered, SentMarks, SessionRecord};
 pub use options::{Bounds, Options};
 pub use outbox::{
     Addressee, AgentRow, CensusPart, CensusTicket, Delivery, Fetch, Fetched, FetchedMessage, Outbox, Output, Place,
-    Profile, Question, Recipients, Record, Wanted,
+    Profile, Question, Reading, Recipients, Record, Wanted,
 };
 pub use sightings::{Sighted, Sighting};
 
@@ -59,6 +60,7 @@ use home::{AgentSlot, Agents};
 use ledger::Seats;
 use meter::{Funds, Meters};
 use purse::Request;
+use readings::Readings;
 use route::Topics;
 use session::{Session, Sessions, State};
 use sightings::Sightings;
@@ -134,6 +136,8 @@ pub struct Relay {
     now: Now,
     /// The licence as WELCOME tells it.
     license: String,
+    /// What agents here say to have read.
+    readings: Readings,
     writer_full: bool,
     writer_behind: bool,
     /// Connections that are left unread for that, in the order in which they sent.
@@ -189,6 +193,7 @@ impl Relay {
             funds: Funds::new(options.entitlement.messages_per_second),
             now: Now::default(),
             license: hello::license_of(&options.entitlement),
+            readings: Readings::default(),
             writer_full: false,
             writer_behind: false,
             pressed: Vec::new(),
@@ -226,6 +231,7 @@ impl Relay {
             Event::Mail { from, mail } => self.on_mail(now, from, mail, outbox),
             Event::Committed { through } => self.on_committed(now, through, outbox),
             Event::Fetched(fetched) => self.on_fetched(now, *fetched, outbox),
+            Event::LookedUp(answers) => self.on_looked_up(now, answers, outbox),
             Event::WriterFull(full) => self.writer_full = full,
             Event::WriterBehind(behind) => self.on_writer_behind(now, behind, outbox),
             Event::Answered { session, number, failed, json } => {
@@ -344,7 +350,6 @@ impl Relay {
             Mail::Fanout { parcel, origin } => self.accept_many(now, &parcel, origin, outbox),
             Mail::Again(again) => self.answer_again(&again.parcel, again.origin, again.asked, outbox),
             Mail::Outcome(outcome) => self.tell(*outcome, outbox),
-            Mail::Read { id, recipient } => self.tell_read(id, recipient, outbox),
             Mail::Enrol { member, topic, join } => self.enrol(&member, &topic, join, outbox),
             Mail::SeatAsked { agent } => self.on_seat_asked(now, from, agent, outbox),
             Mail::SeatTaken => self.on_seat_taken(now),

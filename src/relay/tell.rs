@@ -7,7 +7,7 @@ use super::outbox::{Outbox, Output, Record};
 use super::send::{is_fanout, outcome};
 use super::session::{Session, State};
 use super::{Relay, text_of};
-use crate::base::{AgentId, Bytes, MessageId, Now, RefuseReason, SessionId, ShardId};
+use crate::base::{AgentId, Bytes, Now, RefuseReason, SessionId, ShardId};
 use crate::wire::{Busy, Dialect, ErrorCode, ErrorFrame, Frame, Message, Parcel, Receipt, ReceiptState, Wants};
 
 impl Relay {
@@ -143,13 +143,6 @@ impl Relay {
         let label = Bytes::copy_from_slice(message.label());
         let said = Outcome { origin, id: news.id, label, wants: message.wants(), recipient, what: news.what };
         self.send_outcome(said, outbox);
-    }
-
-    /// A recipient has read a message of one of the agents here.
-    pub(super) fn tell_read(&mut self, id: MessageId, recipient: AgentId, outbox: &mut Outbox) {
-        let Some(session) = self.agents.find_id(id.sender).and_then(|slot| self.agents[slot].session()) else { return };
-        let receipt = Receipt { id, count: 1, state: ReceiptState::Read, recipient };
-        self.push_receipt(session, receipt, outbox);
     }
 
     /// Says it on the sender's connection, if that is still there; else on the connection that its agent has now.

@@ -88,6 +88,7 @@ impl Inner {
         self.outbox.mails = mails;
         self.keep_records();
         self.fetch_hold.extend(self.outbox.fetches.drain(..));
+        self.readings.append(&mut self.outbox.readings);
         for question in std::mem::take(&mut self.outbox.questions) {
             self.ask(question);
         }
@@ -392,6 +393,11 @@ impl Inner {
                     self.hand_batch(spare, 0);
                 }
             }
+        }
+        if self.batch.is_empty() && !self.readings.is_empty() {
+            // Nobody waits for them: they hurry no record, and ride behind.
+            let readings = std::mem::take(&mut self.readings);
+            self.hold_for_writer(WriterPost::Readings(self.shard, readings), 0);
         }
         self.push_writer_hold();
         self.press();

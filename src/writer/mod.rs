@@ -15,7 +15,7 @@ pub use absorber::Absorber;
 use crate::base::ShardId;
 use crate::base::limits::{WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX, WRITER_BATCHES_MAX};
 use crate::mesh::{Mesh, WriterPost};
-use crate::relay::{Question, Record};
+use crate::relay::{Question, Reading, Record};
 use crate::store::{ABSORBED_AT_ONCE, Segment, Store, StoreError, Trouble};
 use crate::uring::Waker;
 use parking_lot::Mutex;
@@ -95,6 +95,8 @@ pub struct Writer {
     committed: Vec<u64>,
     /// Questions that wait for the commit of what every shard had when they came: each with the number of that wish.
     questions: Vec<(u64, ShardId, Question)>,
+    /// What agents say to have read, to be looked up when the segment is committed.
+    readings: Vec<(ShardId, Vec<Reading>)>,
     /// The last wish that all shards had followed when their queues were last found empty.
     flushed: u64,
     /// When the oldest record of the segment was taken.
@@ -130,6 +132,7 @@ impl Writer {
             taken: none.clone(),
             committed: none,
             questions: Vec::new(),
+            readings: Vec::new(),
             flushed: 0,
             since: None,
             urgent: false,
@@ -246,6 +249,10 @@ impl Writer {
                         }
                         took = true;
                     }
+                    Some(WriterPost::Readings(asker, readings)) => {
+                        self.readings.push((asker, readings));
+                        took = true;
+                    }
                     None => {}
                 }
             }
@@ -293,6 +300,7 @@ impl Writer {
     fn is_due(&mut self, stopping: bool) -> bool {
         if self.segment.is_empty() {
             self.pass_questions();
+            self.pass_readings();
             return false;
         }
         if let Some((at, _)) = self.retry {
@@ -335,6 +343,7 @@ impl Writer {
                 }
                 self.tell_shards();
                 self.pass_questions();
+                self.pass_readings();
                 if self.mesh.keeper_rest().rouse() {
                     self.bells.keeper.wake();
                 }
@@ -393,6 +402,20 @@ impl Writer {
         let mut trouble = self.gauges.trouble.lock();
         let since_ms = trouble.as_ref().map_or_else(wall_ms, |trouble| trouble.since_ms);
         *trouble = Some(Trouble { kind: error.kind(), sentence: error.to_string(), since_ms });
+    }
+
+    /// Every record that came before them is committed. They are not passed on while the disk refuses: what they ask is
+    /// whether such a record is there.
+    fn pass_readings(&mut self) {
+        if self.readings.is_empty() {
+            return;
+        }
+        for (asker, readings) in self.readings.drain(..) {
+            self.mesh.push_readings(asker, readings);
+        }
+        if self.mesh.historian_sleeper().rouse() {
+            self.bells.historian.wake();
+        }
     }
 
     fn pass_questions(&mut self) {

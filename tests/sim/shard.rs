@@ -438,6 +438,7 @@ impl World {
             self.post(me, usize::from(to.0), Post::Mail(mail));
         }
         outbox.questions.clear();
+        assert!(outbox.readings.is_empty(), "nobody here says to have read anything");
         for output in outbox.outputs.drain(..) {
             self.output(me, output);
         }
