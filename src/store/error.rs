@@ -170,6 +170,13 @@ pub enum OpenError {
         /// What is wrong.
         what: String,
     },
+    /// Its first file is missing or empty, and its journal is not.
+    #[error(
+        "the store in {0} is damaged (its file data.mdb is missing or empty, and the journal beside it holds entries): \
+         nothing was changed; put that file back, or restore a backup with `relay restore DIR --replace`; without one \
+         move the folder away, and the relay makes a new store"
+    )]
+    Bereft(PathBuf),
     /// Encrypted, and no key was given.
     #[error("the store in {0} is encrypted: give its key with --db-key FILE")]
     KeyMissing(PathBuf),

@@ -257,6 +257,7 @@ impl Store {
             if fresh.exists() {
                 return Err(OpenError::Unrestored { fresh });
             }
+            refuse_if_bereft(&folder)?;
             if access == Access::Read {
                 return Err(OpenError::Absent(folder));
             }
@@ -264,6 +265,7 @@ impl Store {
         }
         let env = open::map(&folder, map_bytes, access)?;
         if open::is_blank(&env) {
+            refuse_if_bereft(&folder)?;
             if access == Access::Read {
                 return Err(OpenError::Absent(folder));
             }
@@ -519,6 +521,16 @@ impl Store {
         }
         *guard = Some(open);
         Ok(())
+    }
+}
+
+/// A journal that was ever written to had a store beside it: where that is missing or empty, making a new one would write
+/// over the last that is left of the old one.
+fn refuse_if_bereft(folder: &Path) -> Result<(), OpenError> {
+    match journal::is_written(folder) {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(OpenError::Bereft(folder.to_path_buf())),
+        Err(error) => Err(OpenError::Store(error::of_io(&error, folder))),
     }
 }
 
