@@ -535,6 +535,13 @@ impl Clerk {
                 "sentence": trouble.sentence,
             }),
         };
+        let refused = writer.trouble.lock().as_ref().map(|trouble| (trouble.kind, trouble.sentence.clone()));
+        let unwritten = writer.unwritten.load(Ordering::Relaxed);
+        let batches = (0..self.mesh.shards()).map(|shard| self.mesh.batches_waiting(ShardId(shard))).sum::<usize>();
+        // What would be lost with the process now: only while the disk refuses, else it is written before the end.
+        let at_stake = refused.filter(|_| unwritten > 0 || batches > 0).map(|(reason, sentence)| {
+            json!({ "messages": unwritten, "batches": batches, "reason": reason, "sentence": sentence })
+        });
         let (file_bytes, used_bytes) = self.facts.store.file_bytes().unwrap_or_default();
         let (first, last) = (self.facts.store.first_segment().ok(), self.facts.store.last_segment().ok());
         let applied = keeper.applied.load(Ordering::Relaxed);
@@ -552,6 +559,7 @@ impl Clerk {
             "unindexed_segments": keeper.unindexed_segments.load(Ordering::Relaxed),
             "checkpoint_lag_segments": last.map(|last| last.saturating_sub(applied)),
             "health": health,
+            "at_stake": at_stake,
             "owed_messages": owed_messages,
             "owed_bytes": owed_bytes,
             "pending_records": writer.pending.load(Ordering::Relaxed),

@@ -66,11 +66,18 @@ pub struct Trouble {
     pub since_ms: u64,
 }
 
+impl Trouble {
+    /// What a running relay says of it.
+    pub fn of(error: &StoreError, since_ms: u64) -> Trouble {
+        Trouble { kind: error.kind(), sentence: error.while_running(), since_ms }
+    }
+}
+
 /// Why the store did not do what was asked. Nothing of it was kept.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum StoreError {
     /// The file system is full.
-    #[error("the disk is full: free some space, then everything goes on by itself")]
+    #[error("the disk is full: free some space")]
     Full,
     /// The user's quota, or a limit on the size of files, is reached.
     #[error("the disk quota or file size limit of this user is reached: raise it or free some space")]
@@ -82,7 +89,7 @@ pub enum StoreError {
     #[error("the store cannot be written: the file system is read-only, or the store was opened for reading only")]
     ReadOnly,
     /// The file is not there any more.
-    #[error("the store's file is gone or was replaced: restart the daemon; restore a backup with `relay restore DIR`")]
+    #[error("the store's file is gone or was replaced: put it back, or restore a backup with `relay restore DIR`")]
     Gone,
     /// A value is not what was written.
     #[error(
@@ -110,6 +117,18 @@ impl StoreError {
     /// Whether the same can succeed later without anybody restarting the daemon.
     pub fn is_worth_retrying(&self) -> bool {
         !matches!(self, StoreError::Corrupt(_) | StoreError::TooLong(_) | StoreError::NoEpoch)
+    }
+
+    /// The sentence for whoever looks at a running relay, which tries again by itself.
+    pub fn while_running(&self) -> String {
+        match self {
+            StoreError::Full => format!("{self}, then everything goes on by itself; do not stop the relay before"),
+            StoreError::Gone => "the store's folder or a file in it is gone or was replaced: put the very one back that \
+                was there (moved, not copied), then everything goes on by itself; nothing is lost while the relay runs, \
+                so do not restart it. If it is deleted: `relay down --now`, then `relay restore DIR`"
+                .to_owned(),
+            other => other.to_string(),
+        }
     }
 
     /// In one word, for logs and programs.

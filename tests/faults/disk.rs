@@ -120,6 +120,89 @@ fn a_full_disk_is_told_and_outlived() {
     });
 }
 
+/// Sends until the disk refuses, and then five more; gives how many accepted messages the relay says are at stake.
+fn five_unwritten(place: &Place) -> u64 {
+    let socket = place.socket();
+    let send = || {
+        let socket = socket.to_str().unwrap();
+        let out = place.run(&["send", "--global", "--socket", socket, "--from", "ann", "--to", "bob", "hello"]);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    };
+    let begun = Instant::now();
+    while is_green(&place.health()) {
+        send();
+        assert!(begun.elapsed() < crate::swarm::PATIENCE, "the disk is not full");
+    }
+    (0..5).for_each(|_| send());
+    loop {
+        let at_stake = place.status()["store"]["at_stake"]["messages"].as_u64().unwrap_or(0);
+        if at_stake >= 5 {
+            return at_stake;
+        }
+        assert!(begun.elapsed() < crate::swarm::PATIENCE, "{at_stake} of five");
+    }
+}
+
+/// The number that stands before these words.
+fn count_before(said: &str, words: &str) -> u64 {
+    let (before, _) = said.split_once(words).unwrap_or_default();
+    before.rsplit(|letter: char| !letter.is_ascii_digit()).next().and_then(|digits| digits.parse().ok()).unwrap_or(0)
+}
+
+#[test]
+fn a_stop_on_a_full_disk_says_what_is_lost_and_is_refused_without_now() {
+    with_own_mounts("stop on a full disk", || {
+        let disk = Memory::new("64m");
+        let (place, _outside) = place_in(disk.path());
+        let ballast = disk.path().join("ballast");
+        let socket = place.socket();
+        let down = |more: &[&str]| {
+            let line = [&["down", "--global", "--socket", socket.to_str().unwrap()], more].concat();
+            let out = place.run(&line);
+            let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+            (out.status.code(), said)
+        };
+        let mut daemon = place.start();
+        let bob = agent_relay::client::Options::named("bob");
+        drop(agent_relay::client::Client::connect(&agent_relay::client::Address::Unix(socket.clone()), &bob).unwrap());
+        // Refused, and nothing is lost.
+        fill(&ballast);
+        let at_stake = five_unwritten(&place);
+        let (code, said) = down(&[]);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(count_before(&said, " accepted messages are not on the disk") >= at_stake, "{said}");
+        assert!(said.contains("disk is full") && said.contains("relay down --now"), "{said}");
+        assert!(daemon.is_alive());
+        fs::remove_file(&ballast).unwrap();
+        place.until_health("green again", is_green);
+        assert!(place.status()["store"]["at_stake"].is_null());
+        let (code, said) = down(&[]);
+        assert_eq!(code, Some(0), "{said}");
+        assert_eq!(daemon.ended().0, Some(0));
+        // All the same.
+        for more in [&["--now"][..], &["--now", "--json"]] {
+            let daemon = place.start();
+            fill(&ballast);
+            let at_stake = five_unwritten(&place);
+            let (code, said) = down(more);
+            assert_eq!(code, Some(1), "{said}");
+            let lost = count_before(&said, " accepted messages never got to the disk");
+            assert!(lost >= at_stake, "{said}");
+            let (code, said) = daemon.ended();
+            assert_eq!(code, Some(3), "{said}");
+            assert!(said.contains(&format!("{lost} accepted messages")) && said.contains("full"), "{said}");
+            fs::remove_file(&ballast).unwrap();
+        }
+        // A signal stops it as ever.
+        let daemon = place.start();
+        fill(&ballast);
+        five_unwritten(&place);
+        daemon.terminate();
+        let (code, said) = daemon.ended();
+        assert_eq!(code, Some(3), "{said}");
+    });
+}
+
 /// How a call fails, by lot.
 fn any_failure(swarm: &mut Swarm) -> Failure {
     match swarm.dice.below(4) {
@@ -307,6 +390,7 @@ fn a_store_that_vanishes_is_told_and_not_made_anew_in_silence() {
         health = place.health();
     }
     assert!(health.contains("gone"), "{health}");
+    assert!(health.contains("put the very one back") && health.contains("do not restart"), "{health}");
     assert!(!folder.exists(), "it is not made anew while the daemon runs");
     // What is promised from now on would be lost with the process.
     swarm.listen_out();
