@@ -6,7 +6,7 @@ use rustix::fs::{FlockOperation, Mode};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -69,7 +69,7 @@ pub enum LockError {
         kind: &'static str,
     },
     /// The kernel refused.
-    #[error("cannot {act} {path}: {error}")]
+    #[error("cannot {act} {path}: {error}{advice}", advice = advice(.error))]
     System {
         /// What was tried.
         act: &'static str,
@@ -78,6 +78,11 @@ pub enum LockError {
         /// What the kernel said.
         error: io::Error,
     },
+}
+
+fn advice(error: &io::Error) -> &'static str {
+    let no_room = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+    if no_room { "; make room there, and run it again" } else { "" }
 }
 
 fn failed(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LockError {
@@ -98,7 +103,7 @@ impl Lock {
     pub fn take(layout: &Layout, now: jiff::Timestamp) -> Result<Lock, LockError> {
         refuse_network_file_system(&layout.folder)?;
         let path = layout.lock_file();
-        let mut file = fs::OpenOptions::new()
+        let file = fs::OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
@@ -114,12 +119,13 @@ impl Lock {
             socket: layout.socket.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let write = |file: &mut File| -> io::Result<()> {
-            file.set_len(0)?;
-            file.rewind()?;
-            file.write_all(&serde_json::to_vec(&holder)?)
+        let write = |file: &File| -> io::Result<()> {
+            // Over what is there: that has a place on the fullest disk.
+            let text = serde_json::to_vec(&holder)?;
+            file.write_all_at(&text, 0)?;
+            file.set_len(text.len() as u64)
         };
-        write(&mut file).map_err(failed("write", &path))?;
+        write(&file).map_err(failed("write", &path))?;
         let pid_file = layout.pid_file();
         replace_file(&pid_file, format!("{}\n", holder.pid).as_bytes()).map_err(failed("write", &pid_file))?;
         Ok(Lock { file, pid_file, last_word: None })

@@ -148,6 +148,14 @@ impl StoreError {
         }
     }
 
+    /// What it means for whoever opens or makes a store in `folder`.
+    pub(super) fn at(self, folder: &Path) -> OpenError {
+        match self {
+            why @ (StoreError::Full | StoreError::Quota) => OpenError::NoRoom { folder: folder.to_path_buf(), why },
+            other => OpenError::Store(other),
+        }
+    }
+
     pub(super) fn corrupt(part: Part, key: u64, what: &'static str) -> StoreError {
         StoreError::Corrupt(Damage { part, key, what })
     }
@@ -218,6 +226,14 @@ pub enum OpenError {
         folder: PathBuf,
         /// Which.
         kind: &'static str,
+    },
+    /// The file system is full, or a quota is reached.
+    #[error("cannot write to {folder}: {why}, and run it again")]
+    NoRoom {
+        /// Where.
+        folder: PathBuf,
+        /// [`StoreError::Full`] or [`StoreError::Quota`].
+        why: StoreError,
     },
     /// A re-keying was interrupted between two renames.
     #[error("`relay rekey` was interrupted: run it again, or rename {parked} back to {folder}")]

@@ -270,7 +270,7 @@ impl Store {
                 return Err(OpenError::Absent(folder));
             }
             let first = first_meta(key.as_ref(), random()?, random()?)?;
-            let databases = open::create(&env, &first).map_err(|error| error::of_heed(error, &folder))?;
+            let databases = open::create(&env, &first).map_err(|error| error::of_heed(error, &folder).at(&folder))?;
             let open = Open::new(env, databases, &folder);
             return Store::assemble(folder, key, map_bytes, access, open);
         }
@@ -302,10 +302,13 @@ impl Store {
             journal: OnceLock::new(),
             ahead: OnceLock::new(),
         }));
-        if meta.schema < SCHEMA && access == Access::Write {
-            store.upgrade()?;
-        }
-        store.open_journal()?;
+        let opened = || {
+            if meta.schema < SCHEMA && access == Access::Write {
+                store.upgrade()?;
+            }
+            store.open_journal()
+        };
+        opened().map_err(|error| error.at(&store.0.folder))?;
         Ok(store)
     }
 
@@ -506,7 +509,7 @@ impl Store {
             open::Found::Store => open::map(folder, map_bytes, self.0.access),
         })();
         let env = opened.map_err(|error| match error {
-            OpenError::Store(error) => error,
+            OpenError::Store(error) | OpenError::NoRoom { why: error, .. } => error,
             OpenError::Corrupt { .. } => meta_corrupt("its first pages are not what they should be"),
             _ => StoreError::Gone,
         })?;

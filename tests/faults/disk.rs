@@ -203,6 +203,77 @@ fn a_stop_on_a_full_disk_says_what_is_lost_and_is_refused_without_now() {
     });
 }
 
+/// How a command ended, and what it said.
+fn ended(place: &Place, line: &[&str]) -> (Option<i32>, String) {
+    let out = place.run(line);
+    let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    (out.status.code(), format!("{line:?}: {}, {said}", out.status))
+}
+
+#[test]
+fn commands_on_a_full_disk_end_with_a_sentence_that_names_the_folder_and_leave_nothing() {
+    with_own_mounts("commands on a full disk", || {
+        let disk = Memory::new("64m");
+        let (place, outside) = place_in(disk.path());
+        let ballast = disk.path().join("ballast");
+        let mut swarm = Swarm::new(4, 1, place.socket(), dice::seed("commands on a full disk"));
+        let daemon = place.start();
+        swarm.gather();
+        swarm.saturate(8, 200);
+        swarm.calm();
+        daemon.kill();
+        swarm.bury();
+        let folder = place.store().parent().unwrap().to_owned();
+        let key = outside.path().join("key");
+        let key = key.to_str().unwrap();
+        assert_eq!(ended(&place, &["keygen", "--output", key]).0, Some(0));
+        let (here, there) = (disk.path().join("copy"), outside.path().join("copy"));
+        let (here, there) = (here.to_str().unwrap(), there.to_str().unwrap());
+        let refused = |line: &[&str], named: &str| {
+            let (code, said) = ended(&place, line);
+            assert_eq!(code, Some(1), "{said}");
+            assert!(said.contains(named) && said.contains("run it again"), "{said}");
+            assert!(!said.contains("by itself"), "{said}");
+            let left = [&folder, disk.path(), outside.path()].map(|folder| fs::read_dir(folder).unwrap().count());
+            (left, said)
+        };
+        let length = |name: &str| fs::metadata(folder.join(name)).unwrap().len();
+        assert_eq!(length("lock.mdb"), 8192, "as long as LMDB wants it");
+        let source = folder.to_str().unwrap();
+        // A lock file with holes, one that is too short, none: all that may have been left.
+        for left in [Some(8192), Some(0), None] {
+            let lock = folder.join("lock.mdb");
+            fs::remove_file(&lock).unwrap();
+            left.into_iter().for_each(|length| fs::File::create(&lock).unwrap().set_len(length).unwrap());
+            fill(&ballast);
+            refused(&["backup", "--global", there], source);
+            refused(&["history", "--global", "--json"], source);
+            let (code, said) = ended(&place, &["doctor", "--global"]);
+            assert!(code == Some(1) && !said.contains("signal"), "{said}");
+            fs::remove_file(&ballast).unwrap();
+        }
+        // The source is well, the place for the copy is not: no room at all, and a little.
+        assert_eq!(ended(&place, &["history", "--global"]).0, Some(0));
+        for room in [0, 48 << 10] {
+            fill(&ballast);
+            let file = fs::File::options().write(true).open(&ballast).unwrap();
+            file.set_len(file.metadata().unwrap().len() - room).unwrap();
+            let before = fs::read_dir(disk.path()).unwrap().count();
+            let (left, said) = refused(&["backup", "--global", here], ".copy.partial");
+            assert_eq!(left[1], before, "{said}");
+            let (_, said) = refused(&["rekey", "--global", "--new-db-key", key], place.data.to_str().unwrap());
+            let beside = fs::read_dir(folder.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name());
+            let left: Vec<_> = beside.filter(|name| name.to_string_lossy().contains("rekey")).collect();
+            assert!(left.is_empty(), "{left:?} {said}");
+            fs::remove_file(&ballast).unwrap();
+        }
+        for line in [&["backup", "--global", here][..], &["rekey", "--global", "--new-db-key", key]] {
+            let (code, said) = ended(&place, line);
+            assert_eq!(code, Some(0), "{said}");
+        }
+    });
+}
+
 /// How a call fails, by lot.
 fn any_failure(swarm: &mut Swarm) -> Failure {
     match swarm.dice.below(4) {
