@@ -173,8 +173,17 @@ fn a_stop_on_a_full_disk_says_what_is_lost_and_is_refused_without_now() {
         assert!(count_before(&said, " accepted messages are not on the disk") >= at_stake, "{said}");
         assert!(said.contains("disk is full") && said.contains("relay down --now"), "{said}");
         assert!(daemon.is_alive());
+        let health_by_doctor = || {
+            let out = place.run(&["doctor", "--global", "--json"]);
+            let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+            let checks = report["checks"].as_array().unwrap();
+            checks.iter().find(|check| check["check"] == "store health").unwrap().clone()
+        };
+        let check = health_by_doctor();
+        assert!(check["verdict"] == "fail" && check["found"].as_str().unwrap().contains("disk is full"), "{check}");
         fs::remove_file(&ballast).unwrap();
         place.until_health("green again", is_green);
+        assert_eq!(health_by_doctor()["verdict"], "ok");
         assert!(place.status()["store"]["at_stake"].is_null());
         let (code, said) = down(&[]);
         assert_eq!(code, Some(0), "{said}");
