@@ -47,7 +47,7 @@ pub(super) fn run(command: &Down) -> Result<(), Failure> {
         return stop_elsewhere(command, &reach);
     }
     let pid = running(&reach)?;
-    let stake = Stake::of(&reach);
+    let stake = at_stake(command, &reach);
     if let Some(stake) = stake.as_ref().filter(|_| !command.now) {
         return Err(Failure::Failed(format!("{stake}. Not stopped; `relay down --now` stops it all the same")));
     }
@@ -137,6 +137,16 @@ impl std::fmt::Display for Stake {
             "{at_least}{messages} {be} not on the disk, and would be lost with the relay ({}): {}",
             self.reason, self.sentence
         )
+    }
+}
+
+/// What would be lost with the relay that is to be signalled: it may have been started with a socket of its own.
+fn at_stake(command: &Down, reach: &Reach) -> Option<Stake> {
+    match lock::live_holder(&reach.layout) {
+        Some(holder) if !reach.layout.socket_chosen && holder.socket != reach.layout.socket => {
+            Stake::of(&Reach::of(command.data_dir.as_deref(), Some(&holder.socket), command.global).ok()?)
+        }
+        _ => Stake::of(reach),
     }
 }
 

@@ -172,6 +172,8 @@ fn a_stop_on_a_full_disk_says_what_is_lost_and_is_refused_without_now() {
         assert_eq!(code, Some(1), "{said}");
         assert!(count_before(&said, " accepted messages are not on the disk") >= at_stake, "{said}");
         assert!(said.contains("disk is full") && said.contains("relay down --now"), "{said}");
+        let (code, said) = ended(&place, &["down", "--global"]);
+        assert!(code == Some(1) && said.contains("are not on the disk"), "without its socket: {said}");
         assert!(daemon.is_alive());
         let health_by_doctor = || {
             let out = place.run(&["doctor", "--global", "--json"]);
