@@ -7,7 +7,7 @@ use super::licence::Licence;
 use super::presence::{Presence, time_of};
 use super::registrar::Registrar;
 use super::run::days_ms;
-use super::settings::{Durability, Settings};
+use super::settings::Settings;
 use super::storage::{RetentionClock, StorageGauges};
 use crate::base::name::is_internal;
 use crate::base::tier::Entitled;
@@ -458,7 +458,7 @@ impl Clerk {
             "store": self.store_status(sum(|heart| heart.waiting_messages), sum(|heart| heart.waiting_bytes)),
             "durability": {
                 "mode": self.settings.durability.name(),
-                "survives": survives(self.settings.durability),
+                "survives": self.settings.durability.survives(),
             },
             "tier": entitlement.tier.name(),
             "license": licence,
@@ -620,23 +620,6 @@ fn tell(mesh: &Mesh, bells: &Bells, untold: &mut Vec<u16>, notice: impl Fn() -> 
         }
         full
     });
-}
-
-/// Which failure what has a durable receipt survives, and what has none.
-fn survives(durability: Durability) -> &'static str {
-    match durability {
-        Durability::Relaxed => {
-            "a durable receipt survives a kill and a power loss, and comes up to a second late; what has none yet \
-             (at most the last second) is lost with the process"
-        }
-        Durability::Batch => {
-            "a durable receipt survives a kill and a power loss; what has none yet (at most the last 50 ms) is lost with \
-             the process"
-        }
-        Durability::Strict => {
-            "whatever was delivered, and whatever has a durable receipt, survives a kill and a power loss"
-        }
-    }
 }
 
 fn agents(rows: &[(ShardId, AgentRow)], arguments: &str) -> Value {
