@@ -61,6 +61,10 @@ pub struct Gauges {
     pub commits: AtomicU64,
     /// Records taken from the shards and not committed yet.
     pub pending: AtomicU64,
+    /// Messages taken from the shards and not committed yet.
+    pub unwritten: AtomicU64,
+    /// Messages, and all records, that were not committed when the writer gave up: they are lost with the process.
+    pub lost: (AtomicU64, AtomicU64),
     /// What is wrong with the disk, if anything is.
     pub trouble: Mutex<Option<Trouble>>,
     /// Why what was appended is not put into the log; written by the absorber.
@@ -164,9 +168,7 @@ impl Writer {
                 }
                 // Only a disk that refuses leads here.
                 if self.stop_seen.get_or_insert_with(Instant::now).elapsed() > STOP_PATIENCE {
-                    let (messages, records) = (self.segment.messages(), self.segment.records());
-                    tracing::error!(messages, records, "the disk refuses to the end: these are lost with this process");
-                    return;
+                    return self.give_up();
                 }
             }
             self.mesh.writer_sleeper().doze();
@@ -176,6 +178,28 @@ impl Writer {
             }
             self.mesh.writer_sleeper().awake();
         }
+    }
+
+    /// The disk has refused to the end. What is still in the queues is lost, too: it is taken, to be counted.
+    fn give_up(&mut self) {
+        for index in 0..self.taken.len() {
+            for _ in 0..WRITER_BATCHES_MAX {
+                match self.mesh.pop_batch(ShardId(index as u16)) {
+                    Some(WriterPost::Records(batch)) => {
+                        for record in &batch {
+                            self.segment.push(record);
+                        }
+                    }
+                    Some(WriterPost::Question(..)) => {}
+                    None => break,
+                }
+            }
+        }
+        let (messages, records) = (u64::from(self.segment.messages()), u64::from(self.segment.records()));
+        self.gauges.lost.0.store(messages, Ordering::Release);
+        self.gauges.lost.1.store(records, Ordering::Release);
+        let reason = self.gauges.trouble.lock().as_ref().map_or("unknown", |trouble| trouble.kind);
+        tracing::error!(messages, records, reason, "the disk refuses to the end: these are lost with this process");
     }
 
     /// Whether a shard has followed a wish since the queues were looked at: one that had nothing to hand over leaves no
@@ -211,6 +235,7 @@ impl Writer {
     fn take(&mut self) -> bool {
         let took_any = self.take_batches();
         if took_any {
+            self.gauges.unwritten.store(u64::from(self.segment.messages()), Ordering::Relaxed);
             self.wake_those_left_unread();
         }
         took_any
@@ -333,6 +358,7 @@ impl Writer {
                 self.gauges.messages.fetch_add(u64::from(self.segment.messages()), Ordering::Relaxed);
                 self.gauges.committed.fetch_add(records, Ordering::Relaxed);
                 self.gauges.pending.store(0, Ordering::Relaxed);
+                self.gauges.unwritten.store(0, Ordering::Relaxed);
                 self.segment.clear();
                 self.since = None;
                 self.urgent = false;
@@ -393,7 +419,7 @@ impl Writer {
     fn put_off(&mut self, error: &StoreError) {
         let wait = self.retry.map_or(RETRY_FIRST, |(_, wait)| (wait * 2).min(RETRY_MAX));
         if self.retry.is_none() {
-            tracing::error!(reason = error.kind(), "the store takes nothing: {error}");
+            tracing::error!(reason = error.kind(), "the store takes nothing: {}", error.while_running());
         }
         self.retry = Some((Instant::now() + wait, wait));
         // Whoever is left unread is to hear why nothing more is accepted.
@@ -401,7 +427,7 @@ impl Writer {
         self.wake_those_left_unread();
         let mut trouble = self.gauges.trouble.lock();
         let since_ms = trouble.as_ref().map_or_else(wall_ms, |trouble| trouble.since_ms);
-        *trouble = Some(Trouble { kind: error.kind(), sentence: error.to_string(), since_ms });
+        *trouble = Some(Trouble::of(error, since_ms));
     }
 
     /// Every record that came before them is committed. They are not passed on while the disk refuses: what they ask is

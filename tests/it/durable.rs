@@ -248,7 +248,13 @@ fn strict_delivers_only_what_is_durable_and_relaxed_gives_receipts_all_the_same(
             assert_eq!(text, number.to_string());
             bob.acknowledge(heard.header.sequence);
         }
-        assert_eq!(daemon.status()["durability"]["mode"], mode);
+        let status = daemon.status();
+        assert_eq!(status["durability"]["mode"], mode);
+        // One text, wherever it is read, and no number of milliseconds that a slow disk would make untrue.
+        let survives = status["durability"]["survives"].as_str().unwrap();
+        let shown = daemon.run(&["status", "--global"]);
+        assert!(String::from_utf8_lossy(&shown.stdout).contains(survives), "{survives}");
+        assert!(!survives.contains("ms") && (mode == "strict" || survives.contains("slow or refuses")), "{survives}");
         let daemon = again(daemon, 2);
         assert!(daemon.agent("bob").is_some());
     }
