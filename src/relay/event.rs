@@ -169,11 +169,11 @@ pub enum Mail {
     },
     /// An agent has left its seat.
     SeatFreed,
-    /// Tokens of a rate, please; shard 0 answers, at once or twice.
+    /// Tokens of a rate, please; shard 0 answers: with tokens, or with the word that all come later, and then with those.
     TokensAsked {
         /// Which rate.
         account: Account,
-        /// Messages that are owed for.
+        /// Messages that are owed for, and for which nothing is to come yet.
         wanted: u32,
         /// Tokens spent since this was last told.
         spent: u32,
@@ -184,8 +184,10 @@ pub enum Mail {
         account: Account,
         /// How many; 0: later.
         tokens: u32,
-        /// When the first one comes, in nanoseconds from now.
+        /// When the first one comes, in nanoseconds from now; the others that were asked for follow it at the rate.
         wait: u64,
+        /// Whether this answers the question, and is not what an earlier one was answered with.
+        answers: bool,
     },
     /// Nobody at this shard can spend tokens of this rate any more.
     TokensLeft {

@@ -344,7 +344,9 @@ impl Relay {
             Mail::TokensAsked { account, wanted, spent } => {
                 self.on_tokens_asked(now, from, account, Request { wanted, spent }, outbox);
             }
-            Mail::Tokens { account, tokens, wait } => self.on_tokens(now, account, tokens, wait, outbox),
+            Mail::Tokens { account, tokens, wait, answers } => {
+                self.on_tokens(now, account, (tokens, wait, answers), outbox);
+            }
             Mail::TokensLeft { account, spent, unused } => self.on_tokens_left(now, account, spent, unused, outbox),
         }
     }

@@ -313,8 +313,8 @@ impl World {
             Mail::SeatAsked { agent } if self.strikes(Mutation::RepeatSeatAsked) => {
                 Some(Mail::SeatAsked { agent: *agent })
             }
-            Mail::Tokens { account, tokens, wait } if self.strikes(Mutation::RepeatTokens) => {
-                Some(Mail::Tokens { account: *account, tokens: *tokens, wait: *wait })
+            Mail::Tokens { account, tokens, wait, answers } if self.strikes(Mutation::RepeatTokens) => {
+                Some(Mail::Tokens { account: *account, tokens: *tokens, wait: *wait, answers: *answers })
             }
             _ => None,
         }
