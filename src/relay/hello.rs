@@ -62,7 +62,7 @@ impl Relay {
         hello: Hello<'_>,
         outbox: &mut Outbox,
     ) {
-        self.half_open[usize::from(session.peer.owner)] += 1;
+        self.half_open[usize::from(session.peer.owner)].join(id, session.peer.source);
         self.sessions.insert(id, session);
         self.timers.set(timers::coalesced(now.mono + PING_AFTER), Timer::Session(id));
         if self.stopping {
@@ -236,7 +236,9 @@ impl Relay {
         let (peer, grant, scopes, key) = (session.peer.clone(), session.grant.take(), session.scopes, session.key);
         *session = Session { dialect, state: State::Live(slot), grant, scopes, key, ..Session::fresh(now.mono, peer) };
         let receives = session.scopes.contains(Scopes::RECEIVE);
-        self.half_open[usize::from(session.peer.owner)] -= usize::from(was == State::Fresh);
+        if was == State::Fresh {
+            self.half_open[usize::from(session.peer.owner)].leave(id, session.peer.source);
+        }
         self.prefetch(now, key, outbox);
         let resumed = hello.resume.is_some_and(|token| self.token_is_good(now, &self.agents[slot], token));
         let (fresh_session, resume) = (self.tokens.issue(), self.tokens.issue());

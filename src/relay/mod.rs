@@ -8,6 +8,7 @@ mod auth;
 mod away;
 mod control;
 pub mod counters;
+mod crowd;
 pub mod delivery;
 mod event;
 mod fund;
@@ -50,6 +51,7 @@ use crate::base::limits;
 use crate::base::tier::Entitlement;
 use crate::base::{AgentId, Bytes, Chunks, MessageId, Mono, NameHasher, Now, Sequence, SessionId, ShardId};
 use crate::wire::{Ack, Dialect, ErrorCode, ErrorFrame, Frame};
+use crowd::Crowd;
 use delivery::{Load, News, Queue, Return, Window};
 use grace::Grace;
 use home::{AgentSlot, Agents};
@@ -74,7 +76,7 @@ pub struct Relay {
     chunks: Chunks,
     sessions: Sessions,
     /// Of strangers, and of the daemon's own user: strangers must not lock that one out.
-    half_open: [usize; 2],
+    half_open: [Crowd; 2],
     live: usize,
     presence_generation: u64,
     agents: Agents,
@@ -152,7 +154,7 @@ impl Relay {
             tokens: TokenSource::new(options.token_seed),
             chunks: Chunks::default(),
             sessions: Sessions::default(),
-            half_open: [0; 2],
+            half_open: Default::default(),
             live: 0,
             presence_generation: 0,
             agents: Agents::default(),

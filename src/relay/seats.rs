@@ -60,7 +60,7 @@ impl Relay {
         }
         if let Some(session) = self.sessions.find_mut(id) {
             session.state = State::Seating(agent);
-            self.half_open[usize::from(session.peer.owner)] -= 1;
+            self.half_open[usize::from(session.peer.owner)].leave(id, session.peer.source);
             session.hello = Some(Box::new(hello.into_owned()));
         }
     }
