@@ -1,5 +1,6 @@
 //! Everything that can happen to a shard's heart. A closed enum: what is not here cannot happen.
 
+use super::ledger::Sitter;
 use super::outbox::{CensusTicket, Fetched};
 use crate::base::keys::{Certificate, Grant, KeyId, Ring, Source};
 use crate::base::tier::Entitled;
@@ -157,18 +158,28 @@ pub enum Mail {
     SeatAsked {
         /// Who has said HELLO.
         agent: AgentId,
+        /// As what.
+        sitter: Sitter,
     },
-    /// An agent took a seat where there is no limit.
-    SeatTaken,
+    /// A seat is taken where there is no limit.
+    SeatTaken {
+        /// By whom.
+        sitter: Sitter,
+    },
     /// What became of the question for a seat.
     SeatAnswer {
         /// For whom it was.
         agent: AgentId,
+        /// As what it is to sit.
+        sitter: Sitter,
         /// All seats are taken: how many there are.
         refused: Option<u32>,
     },
-    /// An agent has left its seat.
-    SeatFreed,
+    /// A seat is free again.
+    SeatFreed {
+        /// Who has left it.
+        sitter: Sitter,
+    },
     /// Tokens of a rate, please; shard 0 answers: with tokens, or with the word that all come later, and then with those.
     TokensAsked {
         /// Which rate.

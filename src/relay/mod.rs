@@ -38,6 +38,7 @@ mod timers;
 
 pub use counters::{AuthFailure, Counters, Gauges, KeyUse};
 pub use event::{Account, Again, Event, Mail, Origin, Outcome, Peer, What};
+pub use ledger::Sitter;
 pub use memory::{Memory, Owed, ProgressRecord, Remembered, SentMarks, SessionRecord};
 pub use options::{Bounds, Options};
 pub use outbox::{
@@ -339,10 +340,12 @@ impl Relay {
             Mail::Outcome(outcome) => self.tell(*outcome, outbox),
             Mail::Read { id, recipient } => self.tell_read(id, recipient, outbox),
             Mail::Enrol { member, topic, join } => self.enrol(&member, &topic, join, outbox),
-            Mail::SeatAsked { agent } => self.on_seat_asked(now, from, agent, outbox),
-            Mail::SeatTaken => self.on_seat_taken(now),
-            Mail::SeatAnswer { agent, refused } => self.on_seat_answer(now, agent, refused, outbox),
-            Mail::SeatFreed => self.seats.give_back(now.wall_ms),
+            Mail::SeatAsked { agent, sitter } => self.on_seat_asked(now, from, agent, sitter, outbox),
+            Mail::SeatTaken { sitter } => self.on_seat_taken(now, sitter),
+            Mail::SeatAnswer { agent, sitter, refused } => {
+                self.on_seat_answer(now, agent, sitter, refused, outbox);
+            }
+            Mail::SeatFreed { sitter } => self.seats.give_back(now.wall_ms, sitter),
             Mail::TokensAsked { account, wanted, spent } => {
                 self.on_tokens_asked(now, from, account, Request { wanted, spent }, outbox);
             }
