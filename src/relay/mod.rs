@@ -8,6 +8,7 @@ mod auth;
 mod away;
 mod control;
 pub mod counters;
+mod crowd;
 pub mod delivery;
 mod event;
 mod fund;
@@ -39,6 +40,7 @@ mod timers;
 
 pub use counters::{AuthFailure, Counters, Gauges, KeyUse, ReadIgnored};
 pub use event::{Account, Again, Event, Mail, Origin, Outcome, Peer, What};
+pub use ledger::Sitter;
 pub use memory::{Memory, Owed, ProgressRecord, Remembered, SentMarks, SessionRecord};
 pub use options::{Bounds, Options};
 pub use outbox::{
@@ -54,6 +56,7 @@ use crate::base::{
     AgentId, Bytes, Chunks, MessageId, Mono, NameHasher, Now, RefuseReason, Sequence, SessionId, ShardId,
 };
 use crate::wire::{Ack, Dialect, ErrorCode, ErrorFrame, Frame};
+use crowd::Crowd;
 use delivery::{Load, News, Queue, Return, Window};
 use grace::Grace;
 use home::{AgentSlot, Agents};
@@ -80,7 +83,7 @@ pub struct Relay {
     chunks: Chunks,
     sessions: Sessions,
     /// Of strangers, and of the daemon's own user: strangers must not lock that one out.
-    half_open: [usize; 2],
+    half_open: [Crowd; 2],
     live: usize,
     presence_generation: u64,
     agents: Agents,
@@ -162,7 +165,7 @@ impl Relay {
             tokens: TokenSource::new(options.token_seed),
             chunks: Chunks::default(),
             sessions: Sessions::default(),
-            half_open: [0; 2],
+            half_open: Default::default(),
             live: 0,
             presence_generation: 0,
             agents: Agents::default(),
@@ -351,14 +354,18 @@ impl Relay {
             Mail::Again(again) => self.answer_again(&again.parcel, again.origin, again.asked, outbox),
             Mail::Outcome(outcome) => self.tell(*outcome, outbox),
             Mail::Enrol { member, topic, join } => self.enrol(&member, &topic, join, outbox),
-            Mail::SeatAsked { agent } => self.on_seat_asked(now, from, agent, outbox),
-            Mail::SeatTaken => self.on_seat_taken(now),
-            Mail::SeatAnswer { agent, refused } => self.on_seat_answer(now, agent, refused, outbox),
-            Mail::SeatFreed => self.seats.give_back(now.wall_ms),
+            Mail::SeatAsked { agent, sitter } => self.on_seat_asked(now, from, agent, sitter, outbox),
+            Mail::SeatTaken { sitter } => self.on_seat_taken(now, sitter),
+            Mail::SeatAnswer { agent, sitter, refused } => {
+                self.on_seat_answer(now, agent, sitter, refused, outbox);
+            }
+            Mail::SeatFreed { sitter } => self.seats.give_back(now.wall_ms, sitter),
             Mail::TokensAsked { account, wanted, spent } => {
                 self.on_tokens_asked(now, from, account, Request { wanted, spent }, outbox);
             }
-            Mail::Tokens { account, tokens, wait } => self.on_tokens(now, account, tokens, wait, outbox),
+            Mail::Tokens { account, tokens, wait, answers } => {
+                self.on_tokens(now, account, (tokens, wait, answers), outbox);
+            }
             Mail::TokensLeft { account, spent, unused } => self.on_tokens_left(now, account, spent, unused, outbox),
         }
     }
