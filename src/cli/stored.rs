@@ -92,7 +92,8 @@ impl Reader {
 
     /// The answer, a JSON value.
     pub(super) fn ask(&self, kind: QueryKind, arguments: &Value) -> Result<Value, Failure> {
-        let (failed, answer) = history::answer(&self.store, &self.tail, &self.memory, kind, &arguments.to_string());
+        let (failed, answer) =
+            history::answer(&self.store, &self.tail, &self.memory, None, kind, &arguments.to_string());
         let value: Value = serde_json::from_slice(&answer).map_err(Failure::failed)?;
         match (failed, value["error"].as_str()) {
             (true, reason) => Err(Failure::Failed(reason.unwrap_or("the store could not answer").to_owned())),

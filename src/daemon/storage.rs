@@ -233,12 +233,14 @@ impl StorageThreads {
             gauges.keeper.clone(),
             others_stop.clone(),
         );
+        let writer_gauges = gauges.writer.clone();
         let historian = Historian::new(
             mesh.clone(),
             storage.store.clone(),
             storage.follower.clone(),
             bells.historian.clone(),
             shards,
+            Box::new(move || writer_gauges.trouble.lock().clone()),
             others_stop.clone(),
         );
         let absorber = Absorber::new(

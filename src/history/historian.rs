@@ -2,7 +2,7 @@
 
 use super::answer;
 use crate::mesh::{Answered, Mesh, Notice};
-use crate::store::{Follower, Store};
+use crate::store::{Follower, Store, Trouble};
 use crate::uring::Waker;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +17,8 @@ pub struct Historian {
     follower: Arc<Follower>,
     own: Waker,
     shards: Vec<Waker>,
+    /// What keeps the store from taking what is accepted, if anything does.
+    trouble: Box<dyn Fn() -> Option<Trouble> + Send>,
     stop: Arc<AtomicBool>,
 }
 
@@ -28,9 +30,10 @@ impl Historian {
         follower: Arc<Follower>,
         own: Waker,
         shards: Vec<Waker>,
+        trouble: Box<dyn Fn() -> Option<Trouble> + Send>,
         stop: Arc<AtomicBool>,
     ) -> Historian {
-        Historian { mesh, store, follower, own, shards, stop }
+        Historian { mesh, store, follower, own, shards, trouble, stop }
     }
 
     /// Answers one question after the other; until told to stop.
@@ -39,12 +42,14 @@ impl Historian {
         let _ = rustix::process::setpriority_process(None, NICENESS);
         while !self.stop.load(Ordering::Acquire) {
             while let Some((shard, question)) = self.mesh.pop_historian() {
+                let trouble = (self.trouble)();
                 // The writer has committed what the asker saw; the index may not have followed yet.
                 let (failed, json) = match self.follower.catch_up(&self.store) {
                     Ok(()) => answer(
                         &self.store,
                         &self.follower.tail,
                         &self.follower.memory,
+                        trouble.as_ref(),
                         question.kind,
                         &question.arguments,
                     ),

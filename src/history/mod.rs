@@ -12,9 +12,9 @@ pub use historian::Historian;
 use crate::base::ids::number_of_label;
 use crate::base::{AgentId, MessageId};
 use crate::relay::{Memory, Place};
-use crate::store::Store;
 use crate::store::find::{self, Found, HistoryQuery, PAGE_MESSAGES_MAX};
 use crate::store::index::Tail;
+use crate::store::{Store, Trouble};
 use crate::wire::{ANSWER_PART_BYTES_MAX, QueryKind};
 use parking_lot::RwLock;
 use serde_json::{Value, json};
@@ -26,15 +26,17 @@ const PAGE_JSON_BYTES_MAX: usize = ANSWER_PART_BYTES_MAX - 4096;
 
 /// Answers a question of kind `Message`: `{id}` (a unique prefix is enough), `{from, label}` or `{from, number}`; or of
 /// kind `History`: `{from, to, agent, thread, topic, since_ms, until_ms, limit, before, after}`, each optional. Says
-/// whether it failed, and the answer, a JSON value; one of many parts when a single message is very long.
+/// whether it failed, and the answer, a JSON value; one of many parts when a single message is very long. `trouble`: what
+/// keeps the store from taking what is accepted; the answer then says since when (`uncommitted_since`).
 pub fn answer(
     store: &Store,
     tail: &RwLock<Tail>,
     memory: &RwLock<Memory>,
+    trouble: Option<&Trouble>,
     kind: QueryKind,
     arguments: &str,
 ) -> (bool, Vec<u8>) {
-    let asked = Asked { store, tail, memory };
+    let asked = Asked { store, tail, memory, trouble };
     let arguments = if arguments.is_empty() { "{}" } else { arguments };
     let answered = match (kind, serde_json::from_str::<Value>(arguments)) {
         (_, Err(_)) => Err(failure("the question's arguments are not JSON")),
@@ -61,6 +63,7 @@ struct Asked<'a> {
     store: &'a Store,
     tail: &'a RwLock<Tail>,
     memory: &'a RwLock<Memory>,
+    trouble: Option<&'a Trouble>,
 }
 
 impl Asked<'_> {
@@ -79,7 +82,7 @@ impl Asked<'_> {
             return Err(failure("give `id`, or `from` and the sender's own id"));
         };
         match found.map_err(of_store)? {
-            Found::None => Err(failure(absent)),
+            Found::None => Err(self.absent(absent)),
             Found::Message(found) => {
                 let mut answer = Vec::new();
                 match json::whole(&found, &self.memory.read(), &mut answer) {
@@ -97,6 +100,28 @@ impl Asked<'_> {
                 "matches": ids.iter().map(MessageId::to_string).collect::<Vec<_>>(),
             })),
         }
+    }
+
+    /// Nothing is there; while the disk refuses, that is not the whole truth.
+    fn absent(&self, absent: &str) -> Value {
+        let Some(trouble) = self.trouble else { return failure(absent) };
+        let since = self.uncommitted_since();
+        let since_text = since.as_deref().unwrap_or("some time ago");
+        json!({
+            "error": format!(
+                "{absent}, but the store has taken nothing since {since_text}: {}. What was accepted since then waits and is \
+                 written when the disk takes it again; if this message was, ask again then. `relay status` says when the \
+                 store is well",
+                trouble.sentence.trim_end_matches('.')
+            ),
+            "state": "unknown",
+            "uncommitted_since": since,
+        })
+    }
+
+    /// Since when nothing is committed, if nothing is.
+    fn uncommitted_since(&self) -> Option<String> {
+        self.trouble.and_then(|trouble| json::time_of(trouble.since_ms))
     }
 
     fn page(&self, arguments: &Value) -> Result<Vec<u8>, Value> {
@@ -128,6 +153,7 @@ impl Asked<'_> {
             "next": next.map(text_of),
             "newest": text_of(page.end),
             "damaged": page.damaged.map(|damage| damage.to_string()),
+            "uncommitted_since": self.uncommitted_since(),
         });
         answer.extend_from_slice(b"],");
         // The rest is an object, too: its members go on where these end.

@@ -13,6 +13,7 @@ struct World {
     store: Store,
     tail: RwLock<Tail>,
     memory: RwLock<Memory>,
+    trouble: Option<Trouble>,
 }
 
 impl World {
@@ -22,7 +23,7 @@ impl World {
         let store = Store::open(options).unwrap();
         store.begin_epoch(1, 1).unwrap();
         let tail = RwLock::new(store.tail(GroupLimits::default()).unwrap());
-        let world = World { _folder: folder, store, tail, memory: RwLock::default() };
+        let world = World { _folder: folder, store, tail, memory: RwLock::default(), trouble: None };
         world.write(records);
         world
     }
@@ -43,7 +44,8 @@ impl World {
     }
 
     fn ask(&self, kind: QueryKind, arguments: Value) -> (bool, Value) {
-        let (failed, json) = answer(&self.store, &self.tail, &self.memory, kind, &arguments.to_string());
+        let trouble = self.trouble.as_ref();
+        let (failed, json) = answer(&self.store, &self.tail, &self.memory, trouble, kind, &arguments.to_string());
         assert!(kind == QueryKind::Message || json.len() <= ANSWER_PART_BYTES_MAX, "a page is one answer");
         (failed, serde_json::from_slice(&json).expect("answers are JSON"))
     }
@@ -166,8 +168,8 @@ fn what_is_not_here_or_not_asked_well_is_said() {
         let (failed, said) = world.ask(QueryKind::History, arguments);
         assert!(failed && said["error"].as_str().unwrap().contains(part), "{said}");
     }
-    assert!(answer(&world.store, &world.tail, &world.memory, QueryKind::Message, "not json").0);
-    assert!(answer(&world.store, &world.tail, &world.memory, QueryKind::Status, "{}").0);
+    assert!(answer(&world.store, &world.tail, &world.memory, None, QueryKind::Message, "not json").0);
+    assert!(answer(&world.store, &world.tail, &world.memory, None, QueryKind::Status, "{}").0);
     let ambiguous = World::new(&(1..=40).map(|number| message(number, b"x")).collect::<Vec<_>>());
     let several = (0..16).map(|digit| ambiguous.message(json!({ "id": format!("{digit:x}") })));
     let found = several.filter(|(failed, said)| *failed && said["matches"].as_array().is_some_and(|all| all.len() > 1));
@@ -233,4 +235,25 @@ fn a_page_tells_of_a_thousand_recipients_and_how_many_there_are() {
     assert_eq!((row["recipients"].as_array().unwrap().len(), &row["recipients_total"]), (1_000, &json!(1_500)));
     let (_, whole) = world.message(json!({ "from": "ann", "number": 1 }));
     assert_eq!((whole["recipients"].as_array().unwrap().len(), &whole["recipients_total"]), (1_500, &Value::Null));
+}
+
+#[test]
+fn while_nothing_is_committed_what_is_not_found_may_be_waiting() {
+    let mut world = World::new(&[message(1, b"one")]);
+    assert_eq!(world.page(json!({}))["uncommitted_since"], Value::Null);
+    let (_, said) = world.message(json!({ "from": "ann", "number": 7 }));
+    assert_eq!(said, json!({ "error": "no such message is kept here" }));
+    let sentence = "the disk is full".to_owned();
+    world.trouble = Some(Trouble { kind: "full", sentence, since_ms: 1_766_966_970_000 });
+    let since = "2025-12-29T00:09:30.000Z";
+    for arguments in [json!({ "from": "ann", "number": 7 }), json!({ "id": "f".repeat(32) })] {
+        let (failed, said) = world.message(arguments);
+        assert!(failed);
+        assert_eq!((&said["state"], &said["uncommitted_since"]), (&json!("unknown"), &json!(since)));
+        let text = said["error"].as_str().unwrap();
+        assert!(text.contains("taken nothing since 2025") && text.contains("the disk is full"), "{text}");
+        assert!(text.contains("ask again") && text.contains("`relay status`"), "says what to do: {text}");
+    }
+    assert_eq!(world.page(json!({}))["uncommitted_since"], since);
+    assert!(!world.message(json!({ "from": "ann", "number": 1 })).0, "what is stored is found");
 }

@@ -6,7 +6,7 @@
 //! shard ──batches──► writer    one per shard; writer ──committed through n──► shard, one number
 //! shard ──questions──► clerk   clerk, historian ──answers──► shard
 //! shard ──fetches──► keeper    keeper ──owed messages──► shard
-//! shard ──questions──► writer ──questions──► historian: behind the records that the asker has seen
+//! shard ──questions──► writer ──questions──► historian: behind the records that the asker has seen, beside the batches
 //! ```
 //! Who pushes asks [`Sleeper::rouse`] once per turn whether the other end sleeps, and rings its bell only then.
 #![forbid(unsafe_code)]
@@ -87,14 +87,6 @@ pub enum Notice {
     Stop,
 }
 
-/// What the writer is told.
-pub enum WriterPost {
-    /// Records of one shard, in order.
-    Records(Vec<Record>),
-    /// A question about stored messages.
-    Question(ShardId, Question),
-}
-
 /// What the clerk is told.
 pub enum ClerkPost {
     /// A question about the daemon or its agents.
@@ -164,7 +156,7 @@ struct ShardPort {
     presence: AtomicU64,
     sleeper: Sleeper,
     /// To the writer.
-    batches: ArrayQueue<(WriterPost, u64)>,
+    batches: ArrayQueue<(Vec<Record>, u64)>,
     /// Emptied batches on their way back, to be filled again.
     spare: ArrayQueue<Vec<Record>>,
     /// To the keeper.
@@ -184,6 +176,8 @@ pub struct Mesh {
     writer_in_trouble: AtomicBool,
     /// Counts the writer's wishes for all records that shards hold back.
     flush_wanted: AtomicU64,
+    /// Questions about stored messages, on their way through the writer.
+    writer_questions: ArrayQueue<(ShardId, Question)>,
     clerk: ArrayQueue<ClerkPost>,
     clerk_sleeper: Sleeper,
     keeper_sleeper: Sleeper,
@@ -222,6 +216,7 @@ impl Mesh {
             taken: CachePadded::default(),
             writer_in_trouble: AtomicBool::new(false),
             flush_wanted: AtomicU64::new(0),
+            writer_questions: ArrayQueue::new(QUESTIONS_MAX),
             clerk: ArrayQueue::new(QUESTIONS_MAX + 4 * count),
             clerk_sleeper: Sleeper::default(),
             keeper_sleeper: Sleeper::default(),
@@ -317,19 +312,35 @@ impl Mesh {
         self.shards.iter().any(|port| port.hurried.load(Ordering::Acquire))
     }
 
-    /// Hands something to the writer, and what it counts as; gives it back when the shard's queue there is full.
-    pub fn push_batch(&self, from: ShardId, post: WriterPost, cost: u64) -> Result<(), WriterPost> {
-        self.port(from).batches.push((post, cost)).map_err(|(post, _)| post)?;
+    /// Hands records to the writer, and what they count as; gives them back when the shard's queue there is full.
+    pub fn push_batch(&self, from: ShardId, batch: Vec<Record>, cost: u64) -> Result<(), Vec<Record>> {
+        self.port(from).batches.push((batch, cost)).map_err(|(batch, _)| batch)?;
         self.handed.fetch_add(cost, Ordering::Relaxed);
         Ok(())
     }
 
-    /// The next thing a shard has for the writer.
-    pub fn pop_batch(&self, from: ShardId) -> Option<WriterPost> {
-        let (post, cost) = self.port(from).batches.pop()?;
+    /// The next records that a shard has for the writer.
+    pub fn pop_batch(&self, from: ShardId) -> Option<Vec<Record>> {
+        let (batch, cost) = self.port(from).batches.pop()?;
         // One thread pops: nothing is lost between these two.
         self.taken.store(self.taken.load(Ordering::Relaxed) + cost, Ordering::Relaxed);
-        Some(post)
+        Some(batch)
+    }
+
+    /// Hands a question about stored messages to the writer, who passes it on when it has committed what was handed over
+    /// before; gives it back when that queue is full.
+    pub fn push_writer_question(&self, from: ShardId, question: Question) -> Result<(), Question> {
+        self.writer_questions.push((from, question)).map_err(|(_, question)| question)
+    }
+
+    /// The next question on its way through the writer.
+    pub fn pop_writer_question(&self) -> Option<(ShardId, Question)> {
+        self.writer_questions.pop()
+    }
+
+    /// Whether a question waits for the writer.
+    pub fn any_question_for_writer(&self) -> bool {
+        !self.writer_questions.is_empty()
     }
 
     /// What waits for the writer, of all shards; and what it has ever taken.
@@ -488,8 +499,8 @@ impl Mesh {
             || committed.is_some_and(|known| port.committed.load(Ordering::Acquire) != known)
     }
 
-    /// Whether anything waits for the writer.
-    pub fn anything_for_writer(&self) -> bool {
+    /// Whether records wait for the writer.
+    pub fn any_batch_for_writer(&self) -> bool {
         self.shards.iter().any(|port| !port.batches.is_empty())
     }
 

@@ -7,7 +7,7 @@ use crate::base::limits::{
     WRITER_RECORD_COST, WRITER_STUCK,
 };
 use crate::base::{CloseReason, Mono, Sequence, SessionId, ShardId};
-use crate::mesh::{ClerkPost, Moved, Post, WriterPost};
+use crate::mesh::{ClerkPost, Moved, Post};
 use crate::relay::{Delivery, Event, Mail, Output, Question, Record};
 use crate::uring::{Driver, ReceiveMode, SendBuffer};
 use crate::wire::{self, Dialect, FLAG_REDELIVERED, Frame, Message, QueryKind};
@@ -337,12 +337,8 @@ impl Inner {
         let cost = self.batch_cost();
         let batch = std::mem::replace(&mut self.batch, next);
         self.batch_bytes = next_bytes;
-        self.hold_for_writer(WriterPost::Records(batch), cost);
-    }
-
-    fn hold_for_writer(&mut self, post: WriterPost, cost: u64) {
         self.writer_hold_cost += cost;
-        self.writer_hold.push_back((post, cost));
+        self.writer_hold.push_back((batch, cost));
     }
 
     /// What the batch that is being filled counts as.
@@ -406,10 +402,10 @@ impl Inner {
     }
 
     fn push_writer_hold(&mut self) {
-        while let Some((post, cost)) = self.writer_hold.pop_front() {
+        while let Some((batch, cost)) = self.writer_hold.pop_front() {
             self.writer_pushed = true;
-            if let Err(post) = self.mesh.push_batch(self.shard, post, cost) {
-                self.writer_hold.push_front((post, cost));
+            if let Err(batch) = self.mesh.push_batch(self.shard, batch, cost) {
+                self.writer_hold.push_front((batch, cost));
                 break;
             }
             self.writer_hold_cost -= cost;
@@ -465,11 +461,11 @@ impl Inner {
         let (session, number) = (question.session, question.number);
         let taken = match question.kind {
             QueryKind::Message | QueryKind::History => {
-                // Behind everything this shard has told the writer so far.
+                // The writer wishes for everything that shards have before it passes the question on; what is here goes
+                // at once, and saves it the wait.
                 self.flush_records(true);
-                self.hold_for_writer(WriterPost::Question(self.shard, question), 0);
-                self.flush_records(false);
-                true
+                self.writer_pushed = true;
+                self.mesh.push_writer_question(self.shard, question).is_ok()
             }
             QueryKind::Status | QueryKind::Agents | QueryKind::Stop | QueryKind::Keys | QueryKind::License => {
                 self.clerk_pushed = true;

@@ -10,7 +10,7 @@ mod secure;
 use crate::base::keys::Source;
 use crate::base::limits::{WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX, WRITER_STUCK};
 use crate::base::{AgentId, MessageId, Mono, Name, Now, SessionId, ShardId};
-use crate::mesh::{ClerkPost, Mesh, Moved, Notice, Post, ShardGauges, WriterPost};
+use crate::mesh::{ClerkPost, Mesh, Moved, Notice, Post, ShardGauges};
 use crate::relay::{self, Event, Fetch, Mail, Outbox, Peer, Record, Relay, Remembered};
 use crate::tls::{Acceptor, Workspace};
 use crate::uring::{Driver, ListenerId, ReceiveMode, SendBuffer, Waker};
@@ -143,7 +143,7 @@ struct Inner {
     records_since: Option<Mono>,
     rang_writer_at: Mono,
     /// What the writer's queue has not taken, each with what it counts as, and the sum of that.
-    writer_hold: VecDeque<(WriterPost, u64)>,
+    writer_hold: VecDeque<(Vec<Record>, u64)>,
     writer_hold_cost: u64,
     writer_was_full: bool,
     pressing: Pressing,

@@ -13,8 +13,8 @@ mod absorber;
 pub use absorber::Absorber;
 
 use crate::base::ShardId;
-use crate::base::limits::{WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX, WRITER_BATCHES_MAX};
-use crate::mesh::{Mesh, WriterPost};
+use crate::base::limits::{QUESTIONS_MAX, WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX, WRITER_BATCHES_MAX};
+use crate::mesh::Mesh;
 use crate::relay::{Question, Record};
 use crate::store::{ABSORBED_AT_ONCE, Segment, Store, StoreError, Trouble};
 use crate::uring::Waker;
@@ -93,7 +93,8 @@ pub struct Writer {
     /// Records taken and committed, per shard.
     taken: Vec<u64>,
     committed: Vec<u64>,
-    /// Questions that wait for the commit of what every shard had when they came: each with the number of that wish.
+    /// Questions that wait for the commit of what every shard had when they came: each with the number of that wish. They
+    /// do not queue behind records: whoever follows the wish has handed over what it had, the asker's own included.
     questions: Vec<(u64, ShardId, Question)>,
     /// The last wish that all shards had followed when their queues were last found empty.
     flushed: u64,
@@ -167,8 +168,10 @@ impl Writer {
                 }
             }
             self.mesh.writer_sleeper().doze();
-            let anything = self.mesh.anything_for_writer() || self.wish_was_followed();
-            if !(self.has_room() && anything) && stopping == self.stop.load(Ordering::Acquire) {
+            let more = self.has_room() && (self.mesh.any_batch_for_writer() || self.wish_was_followed());
+            if !(more || (self.questions.len() < QUESTIONS_MAX && self.mesh.any_question_for_writer()))
+                && stopping == self.stop.load(Ordering::Acquire)
+            {
                 self.bells.own.wait(self.timeout());
             }
             self.mesh.writer_sleeper().awake();
@@ -206,9 +209,28 @@ impl Writer {
 
     /// Takes what the shards have, and lets them go on if they had to wait for that. Says whether there was anything.
     fn take(&mut self) -> bool {
-        let took_any = self.take_batches();
-        if took_any {
+        let took_batches = self.take_batches();
+        if took_batches {
             self.wake_those_left_unread();
+        }
+        self.take_questions() || took_batches
+    }
+
+    /// Takes questions, whether there is room for records or not: while the disk refuses they wait for nothing.
+    fn take_questions(&mut self) -> bool {
+        let before = self.questions.len();
+        while self.questions.len() < QUESTIONS_MAX
+            && let Some((asker, question)) = self.mesh.pop_writer_question()
+        {
+            self.questions.push((self.mesh.want_flush(), asker, question));
+        }
+        let took_any = self.questions.len() > before;
+        if took_any {
+            for (index, bell) in self.bells.shards.iter().enumerate() {
+                if self.mesh.shard_sleeper(ShardId(index as u16)).rouse() {
+                    bell.wake();
+                }
+            }
         }
         took_any
     }
@@ -225,29 +247,15 @@ impl Writer {
                 if !self.has_room() {
                     return took_any || took;
                 }
-                match self.mesh.pop_batch(shard) {
-                    Some(WriterPost::Records(batch)) => {
-                        self.taken[index] += batch.len() as u64;
-                        for record in &batch {
-                            self.urgent |= matches!(record, Record::Session(_) | Record::Nobody { .. });
-                            self.segment.push(record);
-                        }
-                        self.mesh.give_back(shard, batch);
-                        self.since.get_or_insert_with(Instant::now);
-                        took = true;
-                    }
-                    Some(WriterPost::Question(asker, question)) => {
-                        let wish = self.mesh.want_flush();
-                        self.questions.push((wish, asker, question));
-                        for (index, bell) in self.bells.shards.iter().enumerate() {
-                            if self.mesh.shard_sleeper(ShardId(index as u16)).rouse() {
-                                bell.wake();
-                            }
-                        }
-                        took = true;
-                    }
-                    None => {}
+                let Some(batch) = self.mesh.pop_batch(shard) else { continue };
+                self.taken[index] += batch.len() as u64;
+                for record in &batch {
+                    self.urgent |= matches!(record, Record::Session(_) | Record::Nobody { .. });
+                    self.segment.push(record);
                 }
+                self.mesh.give_back(shard, batch);
+                self.since.get_or_insert_with(Instant::now);
+                took = true;
             }
             took_any |= took;
             if !took {
@@ -272,7 +280,7 @@ impl Writer {
             let before = self.segment.messages();
             // Asleep and not spinning: the shards may be on this very core.
             self.mesh.writer_sleeper().doze();
-            if !self.mesh.anything_for_writer() {
+            if !self.mesh.any_batch_for_writer() && !self.mesh.any_question_for_writer() {
                 self.bells.own.wait(Some(GATHER_STILL));
             }
             self.mesh.writer_sleeper().awake();
