@@ -4,7 +4,7 @@ use super::Failure;
 use super::filter::Filter;
 use super::print::{self, Style, cell};
 use super::sharing::sharing;
-use super::stored::Source;
+use super::stored::{Missing, Source};
 use crate::base::Whole;
 use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
@@ -65,8 +65,11 @@ pub(super) fn run(command: &History) -> Result<(), Failure> {
     let mut rows = Vec::new();
     let mut left = command.limit.number() as u32;
     let mut before = Value::Null;
+    let mut missing = Missing::default();
     while left > 0 {
-        let (messages, next) = page(&source, &filter, left, "before", &before)?;
+        let answer = ask(&source, &filter, left, "before", &before)?;
+        missing.note(&answer);
+        let (messages, next) = taken(answer);
         left = left.saturating_sub(u32::try_from(messages.len()).unwrap_or(u32::MAX));
         for message in &messages {
             if command.json { print::json_line(message)? } else { rows.push(row(message)) }
@@ -76,6 +79,7 @@ pub(super) fn run(command: &History) -> Result<(), Failure> {
         }
         before = next;
     }
+    missing.say();
     match (command.json, rows.is_empty()) {
         (true, _) => Ok(()),
         (false, true) => print::out("no such message is stored here\n"),
@@ -88,8 +92,10 @@ fn follow(command: &History, source: &Source, filter: &Filter) -> Result<(), Fai
     let show = |message: &Value| if command.json { print::json_line(message) } else { print::out(&line(message)) };
     let (mut messages, mut left) = (Vec::new(), (command.limit.number() as u32).max(1));
     let (mut before, mut after) = (Value::Null, Value::Null);
+    let mut missing = Missing::default();
     while left > 0 {
         let answer = ask(source, filter, left, "before", &before)?;
+        missing.note(&answer);
         if before.is_null() {
             after = answer["newest"].clone();
         }
@@ -104,6 +110,7 @@ fn follow(command: &History, source: &Source, filter: &Filter) -> Result<(), Fai
     messages.truncate(command.limit.size());
     messages.iter().rev().try_for_each(show)?;
     drop(messages);
+    missing.say();
     loop {
         let (messages, next) = page(source, filter, PAGE_MESSAGES, "after", &after)?;
         messages.iter().try_for_each(show)?;

@@ -1,6 +1,6 @@
 //! The thread that answers questions about stored messages. Readers hold up neither the writer nor a shard.
 
-use super::answer;
+use super::{Beside, answer};
 use crate::mesh::{Answered, Mesh, Notice};
 use crate::store::{Follower, Store, Trouble};
 use crate::uring::Waker;
@@ -49,7 +49,7 @@ impl Historian {
                         &self.store,
                         &self.follower.tail,
                         &self.follower.memory,
-                        trouble.as_ref(),
+                        &Beside { trouble, damage: self.follower.damage() },
                         question.kind,
                         &question.arguments,
                     ),

@@ -14,7 +14,7 @@ use crate::base::{AgentId, MessageId};
 use crate::relay::{Memory, Place};
 use crate::store::find::{self, Found, HistoryQuery, PAGE_MESSAGES_MAX};
 use crate::store::index::Tail;
-use crate::store::{Store, Trouble};
+use crate::store::{Damage, Part, Store, Trouble};
 use crate::wire::{ANSWER_PART_BYTES_MAX, QueryKind};
 use parking_lot::RwLock;
 use serde_json::{Value, json};
@@ -26,17 +26,17 @@ const PAGE_JSON_BYTES_MAX: usize = ANSWER_PART_BYTES_MAX - 4096;
 
 /// Answers a question of kind `Message`: `{id}` (a unique prefix is enough), `{from, label}` or `{from, number}`; or of
 /// kind `History`: `{from, to, agent, thread, topic, since_ms, until_ms, limit, before, after}`, each optional. Says
-/// whether it failed, and the answer, a JSON value; one of many parts when a single message is very long. `trouble`: what
-/// keeps the store from taking what is accepted; the answer then says since when (`uncommitted_since`).
+/// whether it failed, and the answer, a JSON value; one of many parts when a single message is very long. `beside` is what
+/// the answer is to say of the store as a whole.
 pub fn answer(
     store: &Store,
     tail: &RwLock<Tail>,
     memory: &RwLock<Memory>,
-    trouble: Option<&Trouble>,
+    beside: &Beside,
     kind: QueryKind,
     arguments: &str,
 ) -> (bool, Vec<u8>) {
-    let asked = Asked { store, tail, memory, trouble };
+    let asked = Asked { store, tail, memory, beside };
     let arguments = if arguments.is_empty() { "{}" } else { arguments };
     let answered = match (kind, serde_json::from_str::<Value>(arguments)) {
         (_, Err(_)) => Err(failure("the question's arguments are not JSON")),
@@ -48,6 +48,15 @@ pub fn answer(
         Ok(answer) => (false, answer),
         Err(failure) => (true, failure.to_string().into_bytes()),
     }
+}
+
+/// What is known of the store beside what is found in it.
+#[derive(Clone, Debug, Default)]
+pub struct Beside {
+    /// What keeps it from taking what is accepted: answers then say since when (`uncommitted_since`).
+    pub trouble: Option<Trouble>,
+    /// What could not be read when it was opened or followed: nothing that lies there is ever found.
+    pub damage: Option<Damage>,
 }
 
 fn failure(text: &str) -> Value {
@@ -63,7 +72,7 @@ struct Asked<'a> {
     store: &'a Store,
     tail: &'a RwLock<Tail>,
     memory: &'a RwLock<Memory>,
-    trouble: Option<&'a Trouble>,
+    beside: &'a Beside,
 }
 
 impl Asked<'_> {
@@ -102,9 +111,17 @@ impl Asked<'_> {
         }
     }
 
-    /// Nothing is there; while the disk refuses, that is not the whole truth.
+    /// Nothing is there; while the disk refuses, or with damage, that is not the whole truth.
     fn absent(&self, absent: &str) -> Value {
-        let Some(trouble) = self.trouble else { return failure(absent) };
+        let Some(trouble) = &self.beside.trouble else {
+            return failure(&match self.beside.damage {
+                None => absent.to_owned(),
+                Some(damage) => format!(
+                    "{absent}; but the store is damaged ({damage}), and what lies there cannot be found: `relay doctor` \
+                     names every place"
+                ),
+            });
+        };
         let since = self.uncommitted_since();
         let since_text = since.as_deref().unwrap_or("some time ago");
         json!({
@@ -121,7 +138,7 @@ impl Asked<'_> {
 
     /// Since when nothing is committed, if nothing is.
     fn uncommitted_since(&self) -> Option<String> {
-        self.trouble.and_then(|trouble| json::time_of(trouble.since_ms))
+        self.beside.trouble.as_ref().and_then(|trouble| json::time_of(trouble.since_ms))
     }
 
     fn page(&self, arguments: &Value) -> Result<Vec<u8>, Value> {
@@ -130,6 +147,7 @@ impl Asked<'_> {
         let mut answer = b"{\"messages\":[".to_vec();
         let mut next = page.next;
         let mut last = None;
+        let mut damaged = page.damaged.or(self.beside.damage);
         let memory = self.memory.read();
         for row in &page.rows {
             let before = answer.len();
@@ -138,6 +156,8 @@ impl Asked<'_> {
             }
             if !json::row(row, &memory, &mut answer) {
                 answer.truncate(before);
+                let what = "a message cannot be read";
+                damaged.get_or_insert(Damage { part: Part::Log, key: row.place.segment, what });
                 continue;
             }
             if last.is_some() && answer.len() > PAGE_JSON_BYTES_MAX {
@@ -152,7 +172,7 @@ impl Asked<'_> {
         let rest = json!({
             "next": next.map(text_of),
             "newest": text_of(page.end),
-            "damaged": page.damaged.map(|damage| damage.to_string()),
+            "damaged": damaged.map(|damage| damage.to_string()),
             "uncommitted_since": self.uncommitted_since(),
         });
         answer.extend_from_slice(b"],");

@@ -33,7 +33,7 @@ mod segment;
 mod snapshot;
 mod sweep;
 
-pub use copy::{Copied, CopyError};
+pub use copy::{Copied, CopyError, OnDamage};
 pub use error::{Damage, OpenError, Part, StoreError, Trouble};
 pub use follow::Follower;
 pub use journal::ABSORBED_AT_ONCE;
