@@ -214,12 +214,13 @@ struct Imported {
 
 impl Imported {
     /// History alone: with no recipient it has a place in nobody's order, so it is owed to nobody.
-    fn into_record(self) -> Record {
+    /// A time that has not come yet is shown as when it was sent, and is not when it came: retention goes by that.
+    fn into_record(self, now_ms: u64) -> Record {
         Record::Message {
             id: self.id,
             raw: self.raw.into(),
             checksum: self.checksum,
-            accepted_at_ms: self.at_ms,
+            accepted_at_ms: self.at_ms.min(now_ms),
             ttl_ms: 0,
             parts: 0,
             recipients: Recipients::Many(Box::default()),
@@ -268,6 +269,7 @@ fn import(
     let mut new = new_ids(connection, store, path, progress)?;
     let mut count = Count::default();
     let mut looked_at = 0;
+    let now_ms = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0);
     let mut segment = Segment::new();
     let mut statement = connection.prepare(&query(columns)).map_err(failed)?;
     let mut rows = statement.query([]).map_err(failed)?;
@@ -278,7 +280,7 @@ fn import(
             Some(message) if message.raw.is_empty() => count.too_long += 1,
             Some(message) if !new.remove(&message.id) => count.known += 1,
             Some(message) => {
-                segment.push(&message.into_record());
+                segment.push(&message.into_record(now_ms));
                 count.imported += 1;
                 if segment.messages() >= BATCH_MESSAGES || segment.bytes() >= BATCH_BYTES {
                     store.append(&mut segment).map_err(Failure::failed)?;

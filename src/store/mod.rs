@@ -195,6 +195,8 @@ struct Inner {
     journal: OnceLock<Journal>,
     /// Of one that is read: what its journal held when it was opened.
     ahead: OnceLock<Vec<Arc<Entry>>>,
+    /// The first segment when the sweep looked last for a time that can be believed, and where it goes on looking.
+    looking: Mutex<(u64, u64)>,
 }
 
 /// Buffers that are used again.
@@ -299,6 +301,7 @@ impl Store {
             buffers: Buffers::default(),
             journal: OnceLock::new(),
             ahead: OnceLock::new(),
+            looking: Mutex::new((0, 0)),
         }));
         if meta.schema < SCHEMA && access == Access::Write {
             store.upgrade()?;
