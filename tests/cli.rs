@@ -482,6 +482,20 @@ fn an_npm_relays_messages_become_history() {
 }
 
 #[test]
+fn after_an_import_of_what_is_old_the_clock_is_believed() {
+    let directory = tempfile::tempdir().unwrap();
+    // Its newest message is of 2025.
+    let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cli/fixtures/messages-1.6.0.sqlite");
+    assert_eq!(code(&run(directory.path(), &["import", "--global", fixture])), 0);
+    let doctor = stdout(&run(directory.path(), &["doctor", "--global"]));
+    assert!(!doctor.contains("days ahead of"), "{doctor}");
+    let _daemon = start(directory.path(), &["--retention", "unlimited"]);
+    let status: serde_json::Value =
+        serde_json::from_slice(&run(directory.path(), &["status", "--global", "--json", "--verbose"]).stdout).unwrap();
+    assert_eq!(status["clock_doubt_ms"].as_i64().unwrap_or(0), 0, "{status}");
+}
+
+#[test]
 fn what_damage_has_taken_is_said_and_no_backup_is_made_of_it() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();

@@ -9,6 +9,7 @@ use crate::base::ids::number_of_label;
 use crate::base::limits::{FRAME_BYTES_MAX, LABEL_BYTES_MAX};
 use crate::base::name::check_agent;
 use crate::base::{AgentId, MessageId};
+use crate::daemon::storage;
 use crate::relay::{Recipients, Record};
 use crate::store::index::GroupLimits;
 use crate::store::{Segment, Store};
@@ -71,6 +72,7 @@ pub(super) fn run(command: &Import) -> Result<(), Failure> {
     let columns = columns_of(&connection).map_err(|error| unreadable(&command.file, &error))?;
     let lock = place.lock()?;
     let store = place.open_for_writing()?;
+    storage::keep_time_once(&store).map_err(Failure::failed)?;
     let count = import(&connection, &columns, &store, &command.file, &mut Progress::start())?;
     // Here, where nobody waits, rather than at the next start.
     let tail = RwLock::new(store.tail(GroupLimits::default()).map_err(Failure::failed)?);
