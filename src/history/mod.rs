@@ -99,9 +99,11 @@ impl Asked<'_> {
                     false => Err(failure("that message cannot be read any more")),
                 }
             }
-            Found::Refused { id, reason, .. } => {
-                let told =
-                    json!({ "id": id.to_string(), "state": "refused", "reason": reason.name(), "recipients": [] });
+            Found::Refused { id, reason, at_ms } => {
+                let told = json!({
+                    "id": id.to_string(), "from": text("from"), "label": text("label"), "state": "refused",
+                    "reason": reason.name(), "refused_at": json::time_of(at_ms), "recipients": [],
+                });
                 Ok(told.to_string().into_bytes())
             }
             Found::Several(ids) => Err(json!({

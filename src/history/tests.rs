@@ -137,6 +137,11 @@ fn refusals_and_failures_are_outcomes_too() {
     let world = World::new(&[refused, message(1, b"late"), failed]);
     let (no, found) = world.message(json!({ "from": "ann", "number": 9 }));
     assert_eq!((no, &found["state"], &found["reason"]), (false, &json!("refused"), &json!("not_found")));
+    let labelled = MessageId { number: number_of_label(b"their-own"), ..id(0) };
+    world.write(&[Record::Refused { id: labelled, reason: RefuseReason::NotFound, at_ms: 5 }]);
+    let (no, found) = world.message(json!({ "from": "ann", "label": "their-own" }));
+    assert_eq!((no, &found["state"], &found["reason"]), (false, &json!("refused"), &json!("not_found")));
+    assert_eq!((&found["id"], &found["label"]), (&json!(labelled.to_string()), &json!("their-own")));
     let (_, found) = world.message(json!({ "from": "ann", "number": 1 }));
     assert_eq!((&found["state"], &found["reason"]), (&json!("failed"), &json!("expired")));
     assert_eq!(found["recipients"][0]["reason"], "expired");
