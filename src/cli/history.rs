@@ -6,6 +6,7 @@ use super::print::{self, Style, cell};
 use super::sharing::sharing;
 use super::stored::{Missing, Source};
 use crate::base::Whole;
+use crate::base::limits::TOPIC_BYTES_MAX;
 use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -48,6 +49,9 @@ const PAGE_MESSAGES: u32 = 200;
 const LIMIT_MAX: u64 = 100_000;
 /// How often --follow asks.
 const ASK_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
+
+/// Characters of a name that are shown: as many as a topic may have, with its `#`.
+const NAME_CHARACTERS_MAX: usize = TOPIC_BYTES_MAX + 1;
 
 pub(super) fn run(command: &History) -> Result<(), Failure> {
     let filter = command.filter()?;
@@ -164,8 +168,8 @@ fn row(message: &Value) -> Vec<String> {
     vec![
         time(message, "%Y-%m-%d %H:%M:%S"),
         short_id(message),
-        cell(&message["from"]),
-        addressee(message),
+        cut(cell(&message["from"])),
+        cut(addressee(message)),
         state(message),
         first_line(message, 60),
     ]
@@ -177,8 +181,8 @@ fn line(message: &Value) -> String {
         "{} {} {} → {}: {}\n",
         time(message, "%H:%M:%S"),
         short_id(message),
-        cell(&message["from"]),
-        addressee(message),
+        cut(cell(&message["from"])),
+        cut(addressee(message)),
         first_line(message, 400)
     )
 }
@@ -189,6 +193,15 @@ fn time(message: &Value, form: &str) -> String {
         Ok(time) => time.to_zoned(jiff::tz::TimeZone::system()).strftime(form).to_string(),
         Err(_) => "-".to_owned(),
     }
+}
+
+/// No wider than a column may be: an imported name may have any length.
+fn cut(mut name: String) -> String {
+    if let Some((end, _)) = name.char_indices().nth(NAME_CHARACTERS_MAX) {
+        name.truncate(end);
+        name.push('…');
+    }
+    name
 }
 
 fn short_id(message: &Value) -> String {
@@ -237,6 +250,9 @@ mod tests {
         let topic = json!({ "to": "*", "topic": "builds", "text": "x".repeat(70) });
         assert_eq!(row(&topic)[3], "#builds");
         assert_eq!(row(&topic)[5].chars().count(), 61);
+        let long = json!({ "from": "é".repeat(5_000), "to": "x".repeat(64) });
+        assert_eq!(row(&long)[2].chars().count(), NAME_CHARACTERS_MAX + 1);
+        assert_eq!(row(&long)[3].chars().count(), 64);
         assert_eq!(row(&json!({})), ["-", "-", "-", "-", "-", "-"]);
     }
 }
