@@ -19,8 +19,8 @@ sharing! {
         name = "backup",
         help_triggers("-h", "--help"),
         example = "relay backup /mnt/backups/relay-$(date +%F)",
-        note = "The copy holds everything that had a durable receipt when it was begun, and is checked. That of an encrypted store is encrypted
-with the same key: keep the key elsewhere."
+        note = "The copy holds everything that had a durable receipt when it was begun, and is checked. That of an encrypted
+store is encrypted with the same key: keep the key elsewhere."
     )]
     pub(super) struct Backup {
         /// the folder to make; it must not exist, or be empty
