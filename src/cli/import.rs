@@ -300,7 +300,7 @@ fn import(
     let all = u64::try_from(all).unwrap_or(0);
     let mut new = new_ids(connection, store, path, progress)?;
     let mut count = Count::default();
-    let mut looked_at = 0;
+    let (mut looked_at, mut ahead) = (0, false);
     let now_ms = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0);
     let mut segment = Segment::new();
     let mut statement = connection.prepare(&query(columns)).map_err(failed)?;
@@ -312,6 +312,12 @@ fn import(
             Some(message) if message.raw.is_empty() => count.too_long += 1,
             Some(message) if !new.remove(&message.id) => count.known += 1,
             Some(message) => {
+                // The rest has a time that has not come: what is old does not stay with it as long as it does.
+                if message.at_ms > now_ms && !ahead && !segment.is_empty() {
+                    store.append(&mut segment).map_err(Failure::failed)?;
+                    segment.clear();
+                }
+                ahead = message.at_ms > now_ms;
                 segment.push(&message.into_record(now_ms));
                 count.imported += 1;
                 if segment.messages() >= BATCH_MESSAGES || segment.bytes() >= BATCH_BYTES {
@@ -480,19 +486,23 @@ mod tests {
     #[test]
     fn a_time_in_the_future_is_shown_and_is_not_when_the_message_came() {
         let world = World::new();
-        let rows = "INSERT INTO messages VALUES ('a', 99000000000000, 'Ann', 'Bob', 'hello');";
+        let rows = "INSERT INTO messages VALUES ('a', 99000000000000, 'Ann', 'Bob', 'hello');
+             INSERT INTO messages VALUES ('b', 5, 'Ann', 'Bob', 'hello');";
         let path = made(&world, "future.sqlite", &format!("{TABLE}{rows}"));
-        assert_eq!(world.import(&path).unwrap().imported, 1);
+        assert_eq!(world.import(&path).unwrap().imported, 2);
         let now_ms = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap();
+        let mut sent_at_ms = Vec::new();
         stored::each_message(&world.store, |message, _| {
             assert!(message.accepted_at_ms <= now_ms);
             let body = Message::check(message.raw, message.checksum).unwrap();
-            assert_eq!(body.fields().sent_at_ms, 99_000_000_000_000);
+            sent_at_ms.push(body.fields().sent_at_ms);
             Ok(())
         })
         .unwrap();
+        assert_eq!(sent_at_ms, [5, 99_000_000_000_000]);
         let snapshot = world.store.snapshot().unwrap();
-        assert!(snapshot.segment_header(1).unwrap().unwrap().last_ms <= now_ms, "retention goes by this");
+        let last_ms = |number| snapshot.segment_header(number).unwrap().unwrap().last_ms;
+        assert!(last_ms(1) == 5 && last_ms(2) <= now_ms, "retention goes by this");
     }
 
     #[test]
