@@ -321,8 +321,9 @@ impl Keeper {
             self.swept_at = Some(Instant::now());
         }
         let started = Instant::now();
-        let cutoff_ms = self.time_ms().saturating_sub(self.options.retention_ms.load(Ordering::Relaxed));
-        let swept = self.store.sweep_step(cutoff_ms, SWEPT_AT_ONCE)?;
+        let now_ms = self.time_ms();
+        let cutoff_ms = now_ms.saturating_sub(self.options.retention_ms.load(Ordering::Relaxed));
+        let swept = self.store.sweep_step(cutoff_ms, now_ms, SWEPT_AT_ONCE)?;
         self.gauges.swept_messages.fetch_add(swept.messages, Ordering::Relaxed);
         if swept.done {
             self.sweeping = false;

@@ -33,7 +33,7 @@ mod segment;
 mod snapshot;
 mod sweep;
 
-pub use copy::{Copied, CopyError};
+pub use copy::{Copied, CopyError, OnDamage};
 pub use error::{Damage, OpenError, Part, StoreError, Trouble};
 pub use follow::Follower;
 pub use journal::ABSORBED_AT_ONCE;
@@ -195,6 +195,8 @@ struct Inner {
     journal: OnceLock<Journal>,
     /// Of one that is read: what its journal held when it was opened.
     ahead: OnceLock<Vec<Arc<Entry>>>,
+    /// The first segment when the sweep looked last for a time that can be believed, and where it goes on looking.
+    looking: Mutex<(u64, u64)>,
 }
 
 /// Buffers that are used again.
@@ -301,6 +303,7 @@ impl Store {
             buffers: Buffers::default(),
             journal: OnceLock::new(),
             ahead: OnceLock::new(),
+            looking: Mutex::new((0, 0)),
         }));
         let opened = || {
             if meta.schema < SCHEMA && access == Access::Write {

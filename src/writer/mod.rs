@@ -13,7 +13,7 @@ mod absorber;
 pub use absorber::Absorber;
 
 use crate::base::ShardId;
-use crate::base::limits::{WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX, WRITER_BATCHES_MAX};
+use crate::base::limits::{QUESTIONS_MAX, WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX, WRITER_BATCHES_MAX};
 use crate::mesh::{Mesh, WriterPost};
 use crate::relay::{Question, Reading, Record};
 use crate::store::{ABSORBED_AT_ONCE, Segment, Store, StoreError, Trouble};
@@ -97,7 +97,8 @@ pub struct Writer {
     /// Records taken and committed, per shard.
     taken: Vec<u64>,
     committed: Vec<u64>,
-    /// Questions that wait for the commit of what every shard had when they came: each with the number of that wish.
+    /// Questions that wait for the commit of what every shard had when they came: each with the number of that wish. They
+    /// do not queue behind records: whoever follows the wish has handed over what it had, the asker's own included.
     questions: Vec<(u64, ShardId, Question)>,
     /// What agents say to have read, to be looked up when the segment is committed.
     readings: Vec<(ShardId, Vec<Reading>)>,
@@ -172,8 +173,10 @@ impl Writer {
                 }
             }
             self.mesh.writer_sleeper().doze();
-            let anything = self.mesh.anything_for_writer() || self.wish_was_followed();
-            if !(self.has_room() && anything) && stopping == self.stop.load(Ordering::Acquire) {
+            let more = self.has_room() && (self.mesh.any_batch_for_writer() || self.wish_was_followed());
+            if !(more || (self.questions.len() < QUESTIONS_MAX && self.mesh.any_question_for_writer()))
+                && stopping == self.stop.load(Ordering::Acquire)
+            {
                 self.bells.own.wait(self.timeout());
             }
             self.mesh.writer_sleeper().awake();
@@ -190,7 +193,7 @@ impl Writer {
                             self.segment.push(record);
                         }
                     }
-                    Some(WriterPost::Question(..)) => {}
+                    Some(WriterPost::Readings(..)) => {}
                     None => break,
                 }
             }
@@ -233,10 +236,29 @@ impl Writer {
 
     /// Takes what the shards have, and lets them go on if they had to wait for that. Says whether there was anything.
     fn take(&mut self) -> bool {
-        let took_any = self.take_batches();
-        if took_any {
+        let took_batches = self.take_batches();
+        if took_batches {
             self.gauges.unwritten.store(u64::from(self.segment.messages()), Ordering::Relaxed);
             self.wake_those_left_unread();
+        }
+        self.take_questions() || took_batches
+    }
+
+    /// Takes questions, whether there is room for records or not: while the disk refuses they wait for nothing.
+    fn take_questions(&mut self) -> bool {
+        let before = self.questions.len();
+        while self.questions.len() < QUESTIONS_MAX
+            && let Some((asker, question)) = self.mesh.pop_writer_question()
+        {
+            self.questions.push((self.mesh.want_flush(), asker, question));
+        }
+        let took_any = self.questions.len() > before;
+        if took_any {
+            for (index, bell) in self.bells.shards.iter().enumerate() {
+                if self.mesh.shard_sleeper(ShardId(index as u16)).rouse() {
+                    bell.wake();
+                }
+            }
         }
         took_any
     }
@@ -262,16 +284,6 @@ impl Writer {
                         }
                         self.mesh.give_back(shard, batch);
                         self.since.get_or_insert_with(Instant::now);
-                        took = true;
-                    }
-                    Some(WriterPost::Question(asker, question)) => {
-                        let wish = self.mesh.want_flush();
-                        self.questions.push((wish, asker, question));
-                        for (index, bell) in self.bells.shards.iter().enumerate() {
-                            if self.mesh.shard_sleeper(ShardId(index as u16)).rouse() {
-                                bell.wake();
-                            }
-                        }
                         took = true;
                     }
                     Some(WriterPost::Readings(asker, readings)) => {
@@ -304,7 +316,7 @@ impl Writer {
             let before = self.segment.messages();
             // Asleep and not spinning: the shards may be on this very core.
             self.mesh.writer_sleeper().doze();
-            if !self.mesh.anything_for_writer() {
+            if !self.mesh.any_batch_for_writer() && !self.mesh.any_question_for_writer() {
                 self.bells.own.wait(Some(GATHER_STILL));
             }
             self.mesh.writer_sleeper().awake();
