@@ -482,6 +482,71 @@ fn an_npm_relays_messages_become_history() {
 }
 
 #[test]
+fn after_an_import_of_what_is_old_the_clock_is_believed() {
+    let directory = tempfile::tempdir().unwrap();
+    // Its newest message is of 2025.
+    let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cli/fixtures/messages-1.6.0.sqlite");
+    assert_eq!(code(&run(directory.path(), &["import", "--global", fixture])), 0);
+    let doctor = stdout(&run(directory.path(), &["doctor", "--global"]));
+    assert!(!doctor.contains("days ahead of"), "{doctor}");
+    let _daemon = start(directory.path(), &["--retention", "unlimited"]);
+    let status: serde_json::Value =
+        serde_json::from_slice(&run(directory.path(), &["status", "--global", "--json", "--verbose"]).stdout).unwrap();
+    assert_eq!(status["clock_doubt_ms"].as_i64().unwrap_or(0), 0, "{status}");
+}
+
+#[test]
+fn what_damage_has_taken_is_said_and_no_backup_is_made_of_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let go = |line: &[&str]| run(directory.path(), &[line, &["--global"]].concat());
+    let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cli/fixtures/messages-1.6.0.sqlite");
+    assert_eq!(code(&go(&["import", fixture])), 0);
+    // So that its rows are written, and only messages lie in what is damaged.
+    drop((start(directory.path(), &["--retention", "unlimited"]), go(&["down"])));
+    let sound = go(&["export"]);
+    assert_eq!((code(&sound), stderr(&sound).as_str(), json_lines(&sound).len()), (0, "", 8));
+    assert_eq!(code(&go(&["backup", &path("earlier")])), 0);
+    let mut folders = vec![directory.path().to_path_buf()];
+    let mut changed = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if entry.is_dir() {
+                folders.extend((!entry.ends_with("earlier")).then_some(entry));
+            } else if entry.ends_with("data.mdb") || entry.ends_with("journal") {
+                let mut bytes = std::fs::read(&entry).unwrap();
+                let word = "lines, and 日本".as_bytes();
+                while let Some(at) = bytes.windows(word.len()).position(|window| window == word) {
+                    bytes[at] ^= 1;
+                    changed += 1;
+                }
+                std::fs::write(&entry, bytes).unwrap();
+            }
+        }
+    }
+    assert!(changed > 0);
+    let exported = go(&["export", "--output", &path("messages.jsonl")]);
+    assert_eq!(code(&exported), 1);
+    assert!(stdout(&exported).contains("messages written"), "{}", stdout(&exported));
+    let history = go(&["history"]);
+    assert_eq!(code(&history), 0);
+    for said in [stderr(&exported), stderr(&history)] {
+        assert!(said.contains("the store is damaged (log 1: ") && said.contains("`relay doctor`"), "{said}");
+    }
+    let refused = go(&["backup", &path("backup")]);
+    assert_eq!((code(&refused), std::path::Path::new(&path("backup")).exists()), (1, false));
+    assert!(stderr(&refused).contains("log 1: ") && stderr(&refused).contains("--damaged"), "{}", stderr(&refused));
+    let copied = go(&["backup", &path("backup"), "--damaged"]);
+    assert_eq!(code(&copied), 0);
+    assert!(stderr(&copied).contains("1 damaged place passed over"), "{}", stderr(&copied));
+    let refused = go(&["restore", &path("backup"), "--replace"]);
+    assert!(code(&refused) == 1 && stderr(&refused).contains("--damaged"), "{}", stderr(&refused));
+    assert_eq!(code(&go(&["restore", &path("backup"), "--replace", "--damaged"])), 0);
+    assert_eq!(code(&go(&["restore", &path("earlier"), "--replace"])), 0);
+    assert_eq!(json_lines(&go(&["export"])).len(), 8);
+}
+
+#[test]
 fn history_follows_what_comes() {
     let directory = tempfile::tempdir().unwrap();
     let _daemon = start(directory.path(), &[]);

@@ -6,7 +6,7 @@ use super::print::{self, Progress, bytes};
 use super::sharing::sharing;
 use super::stored::{self, Place};
 use crate::daemon::settings_key::KeyText;
-use crate::store::copy::{self, Copied, CopyError, Restored};
+use crate::store::copy::{self, Copied, CopyError, OnDamage, Restored};
 use argh::{ArgsInfo, FromArgs};
 use std::path::{Path, PathBuf};
 
@@ -19,13 +19,16 @@ sharing! {
         name = "backup",
         help_triggers("-h", "--help"),
         example = "relay backup /mnt/backups/relay-$(date +%F)",
-        note = "The copy holds everything that had a durable receipt when it was begun. That of an encrypted store is encrypted
-with the same key: keep the key elsewhere."
+        note = "The copy holds everything that had a durable receipt when it was begun, and is checked. That of an encrypted
+store is encrypted with the same key: keep the key elsewhere."
     )]
     pub(super) struct Backup {
         /// the folder to make; it must not exist, or be empty
         #[argh(positional)]
         directory: PathBuf,
+        /// copy what is whole of a damaged store, which is refused otherwise
+        #[argh(switch)]
+        damaged: bool,
         /// file with the key of an encrypted store (else AGENT_RELAY_DB_KEY)
         #[argh(option, arg_name = "file")]
         db_key: Option<PathBuf>,
@@ -56,6 +59,9 @@ removed: its new name is printed."
         /// move a store that is there aside
         #[argh(switch)]
         replace: bool,
+        /// take what is whole of a damaged backup, which is refused otherwise
+        #[argh(switch)]
+        damaged: bool,
         /// file with the key of an encrypted backup (else AGENT_RELAY_DB_KEY)
         #[argh(option, arg_name = "file")]
         db_key: Option<PathBuf>,
@@ -100,8 +106,10 @@ pub(super) fn backup(command: &Backup) -> Result<(), Failure> {
     let place = Place::of(command.data_dir.as_deref(), command.global, command.db_key.as_deref())?;
     let store = place.open_for_reading()?;
     let mut progress = Progress::start();
-    let copied = store.backup(&command.directory, |copied| show(&mut progress, copied)).map_err(Failure::failed)?;
+    let each = |copied| show(&mut progress, copied);
+    let copied = store.backup_of(on_damage(command.damaged), &command.directory, each).map_err(Failure::failed)?;
     drop(progress);
+    say_damage(copied);
     if command.json {
         return print::json(&as_json(copied, &command.directory));
     }
@@ -115,9 +123,18 @@ pub(super) fn restore(command: &Restore) -> Result<(), Failure> {
     let mut progress = Progress::start();
     let folder = place.folder();
     let each = |copied| show(&mut progress, copied);
-    let restored = copy::restore(&command.directory, &folder, place.key(), command.replace, seconds, each);
+    let restored = copy::restore(
+        &command.directory,
+        &folder,
+        place.key(),
+        command.replace,
+        on_damage(command.damaged),
+        seconds,
+        each,
+    );
     let Restored { copied, replaced: aside } = restored.map_err(Failure::failed)?;
     drop((progress, lock));
+    say_damage(copied);
     if command.json {
         let mut value = as_json(copied, &folder);
         value["replaced"] = serde_json::json!(aside);
@@ -162,12 +179,24 @@ pub(super) fn rekey(command: &Rekey) -> Result<(), Failure> {
     print::out(&format!("{} written; {now}\n", bytes(copied.bytes)))
 }
 
+fn on_damage(damaged: bool) -> OnDamage {
+    if damaged { OnDamage::PassOver } else { OnDamage::Refuse }
+}
+
+/// Says that the copy is not all that was there.
+fn say_damage(copied: Copied) {
+    if copied.damaged > 0 {
+        let places = print::count(copied.damaged, "damaged place");
+        print::note(&format!("{places} passed over: what cannot be read there is not in the copy either"));
+    }
+}
+
 fn shown(path: &Path) -> String {
     print::clean(&path.display().to_string()).into_owned()
 }
 
 fn as_json(copied: Copied, folder: &Path) -> serde_json::Value {
-    serde_json::json!({ "folder": folder, "bytes": copied.bytes, "last_segment": copied.segment })
+    serde_json::json!({ "folder": folder, "bytes": copied.bytes, "last_segment": copied.segment, "damaged": copied.damaged })
 }
 
 fn show(progress: &mut Progress, copied: Copied) {
@@ -238,7 +267,7 @@ mod tests {
             key = new;
             sound("store", key);
         }
-        copy::restore(&folder("backup"), &folder("store"), None, true, 7, |_| {}).unwrap();
+        copy::restore(&folder("backup"), &folder("store"), None, true, OnDamage::Refuse, 7, |_| {}).unwrap();
         sound("store", None);
         sound("store.replaced-7", None);
     }

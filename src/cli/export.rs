@@ -5,7 +5,7 @@ use super::Failure;
 use super::filter::Filter;
 use super::print::{self, Progress};
 use super::sharing::sharing;
-use super::stored::{Place, Reader};
+use super::stored::{Missing, Place, Reader};
 use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
 use serde_json::Value;
@@ -54,21 +54,26 @@ pub(super) fn run(command: &Export) -> Result<(), Failure> {
     let mut progress = Progress::start();
     progress.show("reading the store …");
     let reader = Reader::open(&place)?;
-    match &command.output {
+    let missing = match &command.output {
         None => {
-            export(&reader, &filter, &mut BufWriter::new(io::stdout().lock()), &mut progress, "the output")?;
+            let out = &mut BufWriter::new(io::stdout().lock());
+            let (_, missing) = export(&reader, &filter, out, &mut progress, "the output")?;
+            drop(progress);
+            missing
         }
         Some(path) => {
             let name = path.display().to_string();
             let failed = |error: io::Error| Failure::Failed(format!("cannot write {name}: {error}"));
             let file: File = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
-            let count = export(&reader, &filter, &mut BufWriter::new(&file), &mut progress, &name)?;
+            let (count, missing) = export(&reader, &filter, &mut BufWriter::new(&file), &mut progress, &name)?;
             file.sync_all().map_err(failed)?;
             drop(progress);
             print::out(&format!("{} written to {}\n", print::count(count, "message"), print::clean(&name)))?;
+            missing
         }
-    }
-    Ok(())
+    };
+    // What was written is good; but whoever goes by the exit code is not to take it for everything.
+    missing.damage().map_or(Ok(()), |sentence| Err(Failure::Failed(sentence)))
 }
 
 fn export(
@@ -77,7 +82,7 @@ fn export(
     out: &mut impl Write,
     progress: &mut Progress,
     name: &str,
-) -> Result<u64, Failure> {
+) -> Result<(u64, Missing), Failure> {
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::BrokenPipe => Failure::OutputClosed,
         _ => Failure::Failed(format!("cannot write {name}: {error}")),
@@ -85,11 +90,13 @@ fn export(
     let mut question = filter.as_json();
     question["limit"] = PAGE_MESSAGES.into();
     question["after"] = BEGINNING.into();
-    let mut count = 0u64;
+    let (mut count, mut missing) = (0u64, Missing::default());
     loop {
         let mut answer = reader.ask(QueryKind::History, &question)?;
+        missing.note(&answer);
         let Value::Array(messages) = answer["messages"].take() else { break };
-        if messages.is_empty() {
+        // A page of damage alone is not the end.
+        if messages.is_empty() && answer["damaged"].is_null() {
             break;
         }
         for message in &messages {
@@ -109,5 +116,5 @@ fn export(
         question["after"] = next;
     }
     out.flush().map_err(failed)?;
-    Ok(count)
+    Ok((count, missing))
 }

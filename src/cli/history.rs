@@ -4,8 +4,9 @@ use super::Failure;
 use super::filter::Filter;
 use super::print::{self, Style, cell};
 use super::sharing::sharing;
-use super::stored::Source;
+use super::stored::{Missing, Source};
 use crate::base::Whole;
+use crate::base::limits::TOPIC_BYTES_MAX;
 use crate::wire::QueryKind;
 use argh::{ArgsInfo, FromArgs};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -49,6 +50,9 @@ const LIMIT_MAX: u64 = 100_000;
 /// How often --follow asks.
 const ASK_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
 
+/// Characters of a name that are shown: as many as a topic may have, with its `#`.
+const NAME_CHARACTERS_MAX: usize = TOPIC_BYTES_MAX + 1;
+
 pub(super) fn run(command: &History) -> Result<(), Failure> {
     let filter = command.filter()?;
     let reach = command.reach()?;
@@ -65,8 +69,11 @@ pub(super) fn run(command: &History) -> Result<(), Failure> {
     let mut rows = Vec::new();
     let mut left = command.limit.number() as u32;
     let mut before = Value::Null;
+    let mut missing = Missing::default();
     while left > 0 {
-        let (messages, next) = page(&source, &filter, left, "before", &before)?;
+        let answer = ask(&source, &filter, left, "before", &before)?;
+        missing.note(&answer);
+        let (messages, next) = taken(answer);
         left = left.saturating_sub(u32::try_from(messages.len()).unwrap_or(u32::MAX));
         for message in &messages {
             if command.json { print::json_line(message)? } else { rows.push(row(message)) }
@@ -76,6 +83,7 @@ pub(super) fn run(command: &History) -> Result<(), Failure> {
         }
         before = next;
     }
+    missing.say();
     match (command.json, rows.is_empty()) {
         (true, _) => Ok(()),
         (false, true) => print::out("no such message is stored here\n"),
@@ -88,8 +96,10 @@ fn follow(command: &History, source: &Source, filter: &Filter) -> Result<(), Fai
     let show = |message: &Value| if command.json { print::json_line(message) } else { print::out(&line(message)) };
     let (mut messages, mut left) = (Vec::new(), (command.limit.number() as u32).max(1));
     let (mut before, mut after) = (Value::Null, Value::Null);
+    let mut missing = Missing::default();
     while left > 0 {
         let answer = ask(source, filter, left, "before", &before)?;
+        missing.note(&answer);
         if before.is_null() {
             after = answer["newest"].clone();
         }
@@ -104,6 +114,7 @@ fn follow(command: &History, source: &Source, filter: &Filter) -> Result<(), Fai
     messages.truncate(command.limit.size());
     messages.iter().rev().try_for_each(show)?;
     drop(messages);
+    missing.say();
     loop {
         let (messages, next) = page(source, filter, PAGE_MESSAGES, "after", &after)?;
         messages.iter().try_for_each(show)?;
@@ -157,8 +168,8 @@ fn row(message: &Value) -> Vec<String> {
     vec![
         time(message, "%Y-%m-%d %H:%M:%S"),
         short_id(message),
-        cell(&message["from"]),
-        addressee(message),
+        cut(cell(&message["from"])),
+        cut(addressee(message)),
         state(message),
         first_line(message, 60),
     ]
@@ -170,8 +181,8 @@ fn line(message: &Value) -> String {
         "{} {} {} → {}: {}\n",
         time(message, "%H:%M:%S"),
         short_id(message),
-        cell(&message["from"]),
-        addressee(message),
+        cut(cell(&message["from"])),
+        cut(addressee(message)),
         first_line(message, 400)
     )
 }
@@ -182,6 +193,15 @@ fn time(message: &Value, form: &str) -> String {
         Ok(time) => time.to_zoned(jiff::tz::TimeZone::system()).strftime(form).to_string(),
         Err(_) => "-".to_owned(),
     }
+}
+
+/// No wider than a column may be: an imported name may have any length.
+fn cut(mut name: String) -> String {
+    if let Some((end, _)) = name.char_indices().nth(NAME_CHARACTERS_MAX) {
+        name.truncate(end);
+        name.push('…');
+    }
+    name
 }
 
 fn short_id(message: &Value) -> String {
@@ -230,6 +250,9 @@ mod tests {
         let topic = json!({ "to": "*", "topic": "builds", "text": "x".repeat(70) });
         assert_eq!(row(&topic)[3], "#builds");
         assert_eq!(row(&topic)[5].chars().count(), 61);
+        let long = json!({ "from": "é".repeat(5_000), "to": "x".repeat(64) });
+        assert_eq!(row(&long)[2].chars().count(), NAME_CHARACTERS_MAX + 1);
+        assert_eq!(row(&long)[3].chars().count(), 64);
         assert_eq!(row(&json!({})), ["-", "-", "-", "-", "-", "-"]);
     }
 }

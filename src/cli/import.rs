@@ -9,6 +9,7 @@ use crate::base::ids::number_of_label;
 use crate::base::limits::{FRAME_BYTES_MAX, LABEL_BYTES_MAX};
 use crate::base::name::check_agent;
 use crate::base::{AgentId, MessageId};
+use crate::daemon::storage;
 use crate::relay::{Recipients, Record};
 use crate::store::index::GroupLimits;
 use crate::store::{Segment, Store};
@@ -16,6 +17,7 @@ use crate::wire::json::{KIND_IN_DATA, KINDS};
 use crate::wire::{MessageFields, encode};
 use argh::{ArgsInfo, FromArgs};
 use parking_lot::RwLock;
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags, Row};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -61,16 +63,18 @@ struct Count {
     known: u64,
     /// Longer than a message may be.
     too_long: u64,
+    /// With an id that is longer than one may be.
+    long_id: u64,
     /// From a name no agent may have, or without what a message has.
     unusable: u64,
 }
 
 pub(super) fn run(command: &Import) -> Result<(), Failure> {
     let place = Place::of(command.data_dir.as_deref(), command.global, command.db_key.as_deref())?;
-    let connection = open(&command.file).map_err(|error| unreadable(&command.file, &error))?;
-    let columns = columns_of(&connection).map_err(|error| unreadable(&command.file, &error))?;
+    let (connection, columns) = look_at(&command.file)?;
     let lock = place.lock()?;
     let store = place.open_for_writing()?;
+    storage::keep_time_once(&store).map_err(Failure::failed)?;
     let count = import(&connection, &columns, &store, &command.file, &mut Progress::start())?;
     // Here, where nobody waits, rather than at the next start.
     let tail = RwLock::new(store.tail(GroupLimits::default()).map_err(Failure::failed)?);
@@ -79,13 +83,15 @@ pub(super) fn run(command: &Import) -> Result<(), Failure> {
     drop(lock);
     if command.json {
         return print::json(&serde_json::json!({
-            "imported": count.imported, "known": count.known, "too_long": count.too_long, "unusable": count.unusable,
+            "imported": count.imported, "known": count.known, "too_long": count.too_long, "long_id": count.long_id,
+            "unusable": count.unusable,
         }));
     }
     let mut text = format!("{} imported\n", print::count(count.imported, "message"));
     for (number, what) in [
         (count.known, "were in the store already"),
         (count.too_long, "are longer than a message may be (1 MiB) and were left out"),
+        (count.long_id, "have an id of more than 256 bytes and were left out"),
         (count.unusable, "have a sender that no agent may be called, or lack a part, and were left out"),
     ] {
         if number > 0 {
@@ -93,6 +99,24 @@ pub(super) fn run(command: &Import) -> Result<(), Failure> {
         }
     }
     print::out(&text)
+}
+
+/// The file, opened, and what to select of it.
+fn look_at(path: &Path) -> Result<(Connection, String), Failure> {
+    let failed = |error: rusqlite::Error| unreadable(path, &error);
+    let connection = open(path).map_err(failed)?;
+    if !has_table(&connection).map_err(failed)? {
+        return Err(unreadable(path, &"it has no table `messages`"));
+    }
+    let columns = columns_of(&connection).map_err(failed)?;
+    Ok((connection, columns))
+}
+
+/// Whether `messages` is a table with rows of its own: a view is a program, which may never end.
+fn has_table(connection: &Connection) -> rusqlite::Result<bool> {
+    let sql = "SELECT count(*) FROM sqlite_master
+        WHERE name = 'messages' COLLATE NOCASE AND type = 'table' AND rootpage > 0";
+    connection.query_row(sql, [], |row| Ok(row.get::<_, i64>(0)? > 0))
 }
 
 fn unreadable(path: &Path, error: &dyn std::fmt::Display) -> Failure {
@@ -142,17 +166,26 @@ fn query(columns: &str) -> String {
 const FITS: &str =
     "coalesce(length(CAST(id AS BLOB)), 0) <= 256 AND coalesce(length(CAST(body AS BLOB)), 0) <= 1048576";
 
+/// A column may hold anything, whatever its declared type: a number as text is a text here, and so is what is not UTF-8.
+fn text_of(row: &Row<'_>, index: usize) -> rusqlite::Result<Option<String>> {
+    Ok(match row.get_ref(index)? {
+        ValueRef::Text(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
+        ValueRef::Integer(number) => Some(number.to_string()),
+        _ => None,
+    })
+}
+
+/// The id of a message from `sender`, by the sender's own id.
+fn id_of(sender: &str, label: &str) -> MessageId {
+    MessageId { sender: AgentId::of(sender.as_bytes()), number: number_of_label(label.as_bytes()) }
+}
+
+/// Of a row that is left out for the length of its id.
+const ID_TOO_LONG: &str = "length(CAST(id AS BLOB)) > 256";
+
 /// A row as a message. None: it cannot be one.
 fn message(row: &Row<'_>) -> rusqlite::Result<Option<Imported>> {
-    // A column may hold anything, whatever its declared type: a number as text is a text here.
-    let text = |index: usize| -> rusqlite::Result<Option<String>> {
-        use rusqlite::types::ValueRef;
-        Ok(match row.get_ref(index)? {
-            ValueRef::Text(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
-            ValueRef::Integer(number) => Some(number.to_string()),
-            _ => None,
-        })
-    };
+    let text = |index: usize| text_of(row, index);
     let number =
         |index: usize| -> rusqlite::Result<Option<i64>> { Ok(row.get_ref(index)?.as_i64_or_null().ok().flatten()) };
     let (Some(label), Some(ts), Some(from)) = (text(0)?, number(1)?, text(2)?) else { return Ok(None) };
@@ -177,7 +210,7 @@ fn message(row: &Row<'_>) -> rusqlite::Result<Option<Imported>> {
     let importance = meta.as_ref().and_then(|meta| meta["importance"].as_f64());
     let importance = importance.unwrap_or(if urgent { 100.0 } else { 0.0 }).clamp(0.0, 100.0).round() as u8;
     let meta = meta.filter(serde_json::Value::is_object).map_or_else(String::new, |meta| meta.to_string());
-    let id = MessageId { sender: AgentId::of(from.as_bytes()), number: number_of_label(label.as_bytes()) };
+    let id = id_of(&from, &label);
     let at_ms = u64::try_from(ts).unwrap_or(0);
     let fields = MessageFields {
         id,
@@ -214,12 +247,13 @@ struct Imported {
 
 impl Imported {
     /// History alone: with no recipient it has a place in nobody's order, so it is owed to nobody.
-    fn into_record(self) -> Record {
+    /// A time that has not come yet is shown as when it was sent, and is not when it came: retention goes by that.
+    fn into_record(self, now_ms: u64) -> Record {
         Record::Message {
             id: self.id,
             raw: self.raw.into(),
             checksum: self.checksum,
-            accepted_at_ms: self.at_ms,
+            accepted_at_ms: self.at_ms.min(now_ms),
             ttl_ms: 0,
             parts: 0,
             recipients: Recipients::Many(Box::default()),
@@ -241,10 +275,9 @@ fn new_ids(
     let mut statement = connection.prepare(&sql).map_err(failed)?;
     let mut rows = statement.query([]).map_err(failed)?;
     while let Some(row) = rows.next().map_err(failed)? {
-        let text = |index| row.get_ref(index).ok().and_then(|value| value.as_str().ok());
-        if let (Some(label), Some(from)) = (text(0), text(1)) {
-            let sender = AgentId::of(from.as_bytes());
-            ids.insert(MessageId { sender, number: number_of_label(label.as_bytes()) });
+        let text = |index| text_of(row, index).map_err(failed);
+        if let (Some(label), Some(from)) = (text(0)?, text(1)?) {
+            ids.insert(id_of(&from, &label));
         }
     }
     stored::each_message(store, |message, done| {
@@ -267,7 +300,8 @@ fn import(
     let all = u64::try_from(all).unwrap_or(0);
     let mut new = new_ids(connection, store, path, progress)?;
     let mut count = Count::default();
-    let mut looked_at = 0;
+    let (mut looked_at, mut ahead) = (0, false);
+    let now_ms = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0);
     let mut segment = Segment::new();
     let mut statement = connection.prepare(&query(columns)).map_err(failed)?;
     let mut rows = statement.query([]).map_err(failed)?;
@@ -278,7 +312,13 @@ fn import(
             Some(message) if message.raw.is_empty() => count.too_long += 1,
             Some(message) if !new.remove(&message.id) => count.known += 1,
             Some(message) => {
-                segment.push(&message.into_record());
+                // The rest has a time that has not come: what is old does not stay with it as long as it does.
+                if message.at_ms > now_ms && !ahead && !segment.is_empty() {
+                    store.append(&mut segment).map_err(Failure::failed)?;
+                    segment.clear();
+                }
+                ahead = message.at_ms > now_ms;
+                segment.push(&message.into_record(now_ms));
                 count.imported += 1;
                 if segment.messages() >= BATCH_MESSAGES || segment.bytes() >= BATCH_BYTES {
                     store.append(&mut segment).map_err(Failure::failed)?;
@@ -291,7 +331,10 @@ fn import(
     if !segment.is_empty() {
         store.append(&mut segment).map_err(Failure::failed)?;
     }
-    count.too_long += all.saturating_sub(looked_at);
+    let sql = format!("SELECT count(*) FROM messages WHERE {ID_TOO_LONG}");
+    let long: i64 = connection.query_row(&sql, [], |row| row.get(0)).map_err(failed)?;
+    count.long_id = u64::try_from(long).unwrap_or(0);
+    count.too_long += all.saturating_sub(looked_at + count.long_id);
     Ok(count)
 }
 
@@ -327,8 +370,7 @@ mod tests {
         }
 
         fn import(&self, path: &Path) -> Result<Count, Failure> {
-            let connection = open(path).map_err(|error| unreadable(path, &error))?;
-            let columns = columns_of(&connection).map_err(|error| unreadable(path, &error))?;
+            let (connection, columns) = look_at(path)?;
             import(&connection, &columns, &self.store, path, &mut Progress::start())
         }
 
@@ -416,6 +458,62 @@ mod tests {
         let stored = world.stored();
         assert_eq!(stored[0], "3 [\"Ann\", \"Bob\", \"\", \"\"] 0 0 [\"x\", \"\", \"\"]");
         assert!(stored[1].starts_with("5 [\"Ann\", \"Bob\", \"builds\", \"\"] 255 0"), "{}", stored[1]);
+    }
+
+    /// A file with this table and these rows of id, ts, sender, recipient and body.
+    fn made(world: &World, name: &str, sql: &str) -> PathBuf {
+        let path = world.directory.path().join(name);
+        let connection = Connection::open(&path).unwrap();
+        connection.execute_batch(sql).unwrap();
+        path
+    }
+
+    const TABLE: &str = "CREATE TABLE messages (id, ts INTEGER, sender, recipient, body);";
+
+    #[test]
+    fn ids_and_names_that_are_not_utf8_are_read_in_one_way_and_none_is_lost() {
+        let world = World::new();
+        let rows = "INSERT INTO messages VALUES (CAST(x'61ff' AS TEXT), 1, 'Ann', 'Bob', 'one');
+             INSERT INTO messages VALUES (7, 2, 'Ann', 'Bob', 'two');
+             INSERT INTO messages VALUES ('c', 3, 'Ann', CAST(x'426fff' AS TEXT), 'three');
+             INSERT INTO messages VALUES (printf('%257s', 'x'), 4, 'Ann', 'Bob', 'four');";
+        let path = made(&world, "bytes.sqlite", &format!("{TABLE}{rows}"));
+        let count = Count { imported: 3, long_id: 1, ..Count::default() };
+        assert_eq!(world.import(&path).unwrap(), count);
+        assert_eq!(world.import(&path).unwrap(), Count { imported: 0, known: 3, ..count });
+    }
+
+    #[test]
+    fn a_time_in_the_future_is_shown_and_is_not_when_the_message_came() {
+        let world = World::new();
+        let rows = "INSERT INTO messages VALUES ('a', 99000000000000, 'Ann', 'Bob', 'hello');
+             INSERT INTO messages VALUES ('b', 5, 'Ann', 'Bob', 'hello');";
+        let path = made(&world, "future.sqlite", &format!("{TABLE}{rows}"));
+        assert_eq!(world.import(&path).unwrap().imported, 2);
+        let now_ms = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap();
+        let mut sent_at_ms = Vec::new();
+        stored::each_message(&world.store, |message, _| {
+            assert!(message.accepted_at_ms <= now_ms);
+            let body = Message::check(message.raw, message.checksum).unwrap();
+            sent_at_ms.push(body.fields().sent_at_ms);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(sent_at_ms, [5, 99_000_000_000_000]);
+        let snapshot = world.store.snapshot().unwrap();
+        let last_ms = |number| snapshot.segment_header(number).unwrap().unwrap().last_ms;
+        assert!(last_ms(1) == 5 && last_ms(2) <= now_ms, "retention goes by this");
+    }
+
+    #[test]
+    fn a_view_is_no_table() {
+        let world = World::new();
+        let endless = "CREATE VIEW messages AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)
+             SELECT i AS id, i AS ts, 'Ann' AS sender, 'Bob' AS recipient, 'x' AS body FROM n;";
+        match world.import(&made(&world, "view.sqlite", endless)) {
+            Err(Failure::Failed(text)) => assert!(text.contains("it has no table `messages`"), "{text}"),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

@@ -16,6 +16,11 @@ pub(super) fn out(text: &str) -> Result<(), Failure> {
     })
 }
 
+/// Writes a remark to standard error: the output stays what a program can read.
+pub(super) fn note(text: &str) {
+    eprintln!("relay: {}", clean_text(text));
+}
+
 /// Prints one JSON value, indented.
 pub(super) fn json(value: &serde_json::Value) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(Failure::failed)?;

@@ -1,13 +1,13 @@
 //! The store without the daemon: where it lies, who may touch it, and a walk through all of it in short reads.
 
-use super::print::Progress;
+use super::print::{self, Progress};
 use super::reach::Reach;
 use super::{Failure, talk, up};
 use crate::daemon::lock::Lock;
 use crate::daemon::paths::{self, Layout};
 use crate::daemon::settings::Flags;
 use crate::daemon::settings_key::KeyText;
-use crate::history;
+use crate::history::{self, Beside};
 use crate::relay::Memory;
 use crate::store::index::{GroupLimits, Tail};
 use crate::store::{Key, MessageRef, Options, RecordRef, Store};
@@ -78,6 +78,7 @@ pub(super) struct Reader {
     store: Store,
     tail: RwLock<Tail>,
     memory: RwLock<Memory>,
+    beside: Beside,
 }
 
 impl Reader {
@@ -85,14 +86,16 @@ impl Reader {
         let store = place.open_for_reading()?;
         // What the daemon has not indexed yet: at most one group.
         let tail = RwLock::new(store.tail(GroupLimits::default()).map_err(Failure::failed)?);
-        store.index(&tail, false).map_err(Failure::failed)?;
-        let memory = RwLock::new(store.recover(|_| {}).map_err(Failure::failed)?);
-        Ok(Reader { store, tail, memory })
+        let damage = store.index(&tail, false).map_err(Failure::failed)?;
+        let (memory, behind) = store.recover_readable().map_err(Failure::failed)?;
+        let (memory, damage) = (RwLock::new(memory), damage.or(behind));
+        Ok(Reader { store, tail, memory, beside: Beside { trouble: None, damage } })
     }
 
     /// The answer, a JSON value.
     pub(super) fn ask(&self, kind: QueryKind, arguments: &Value) -> Result<Value, Failure> {
-        let (failed, answer) = history::answer(&self.store, &self.tail, &self.memory, kind, &arguments.to_string());
+        let (failed, answer) =
+            history::answer(&self.store, &self.tail, &self.memory, &self.beside, kind, &arguments.to_string());
         let value: Value = serde_json::from_slice(&answer).map_err(Failure::failed)?;
         match (failed, value["error"].as_str()) {
             (true, reason) => Err(Failure::Failed(reason.unwrap_or("the store could not answer").to_owned())),
@@ -127,6 +130,46 @@ impl Source {
         match self {
             Source::Relay(reach) => talk::ask(reach, kind, arguments),
             Source::Store(reader) => reader.ask(kind, arguments),
+        }
+    }
+}
+
+/// What is missing from pages, and why: each part of it once.
+#[derive(Debug, Default)]
+pub(super) struct Missing {
+    damaged: Option<String>,
+    uncommitted_since: Option<String>,
+}
+
+impl Missing {
+    /// Takes note of what a page says of itself.
+    pub(super) fn note(&mut self, answer: &Value) {
+        for (part, key) in [(&mut self.damaged, "damaged"), (&mut self.uncommitted_since, "uncommitted_since")] {
+            if let (None, Some(said)) = (&part, answer[key].as_str()) {
+                *part = Some(said.to_owned());
+            }
+        }
+    }
+
+    /// What damage has left out, in a sentence.
+    pub(super) fn damage(&self) -> Option<String> {
+        self.damaged.as_ref().map(|damage| {
+            format!(
+                "the store is damaged ({damage}): what cannot be read there was left out; `relay doctor` names every place"
+            )
+        })
+    }
+
+    /// Says all of it on standard error.
+    pub(super) fn say(&self) {
+        if let Some(sentence) = self.damage() {
+            print::note(&sentence);
+        }
+        if let Some(since) = &self.uncommitted_since {
+            print::note(&format!(
+                "the store has taken nothing since {since}: what was accepted since then waits and is not shown; \
+                 `relay status` says why"
+            ));
         }
     }
 }

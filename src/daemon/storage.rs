@@ -153,6 +153,16 @@ fn clock(store: &Store, now: Reading) -> Result<SweepClock, store::StoreError> {
     Ok(SweepClock::start(store.kept_time()?, store.newest_ms().ok().flatten(), now))
 }
 
+/// Keeps the time in a store that knows none, before something is put there that is older than it: the newest segment would
+/// stand for the time otherwise, and the wall clock be doubted.
+pub(crate) fn keep_time_once(store: &Store) -> Result<(), store::StoreError> {
+    if store.kept_time()?.is_some() {
+        return Ok(());
+    }
+    let now = Reading::now(boot().unwrap_or_default());
+    store.keep_time(&clock(store, now)?.kept(now))
+}
+
 pub(crate) use crate::keeper::finding as clock_finding;
 
 /// By how much a start with this store would find the wall clock ahead of what it believes; see `SweepClock::doubt_ms`.
@@ -233,12 +243,14 @@ impl StorageThreads {
             gauges.keeper.clone(),
             others_stop.clone(),
         );
+        let writer_gauges = gauges.writer.clone();
         let historian = Historian::new(
             mesh.clone(),
             storage.store.clone(),
             storage.follower.clone(),
             bells.historian.clone(),
             shards,
+            Box::new(move || writer_gauges.trouble.lock().clone()),
             others_stop.clone(),
         );
         let absorber = Absorber::new(

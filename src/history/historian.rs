@@ -1,10 +1,10 @@
 //! The thread that answers questions about stored messages. Readers hold up neither the writer nor a shard.
 
-use super::{answer, reads};
+use super::{Beside, answer, reads};
 use crate::base::ShardId;
 use crate::mesh::{Answered, Mesh, Notice};
 use crate::relay::Reading;
-use crate::store::{Follower, Store};
+use crate::store::{Follower, Store, Trouble};
 use crate::uring::Waker;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +19,8 @@ pub struct Historian {
     follower: Arc<Follower>,
     own: Waker,
     shards: Vec<Waker>,
+    /// What keeps the store from taking what is accepted, if anything does.
+    trouble: Box<dyn Fn() -> Option<Trouble> + Send>,
     stop: Arc<AtomicBool>,
 }
 
@@ -30,9 +32,10 @@ impl Historian {
         follower: Arc<Follower>,
         own: Waker,
         shards: Vec<Waker>,
+        trouble: Box<dyn Fn() -> Option<Trouble> + Send>,
         stop: Arc<AtomicBool>,
     ) -> Historian {
-        Historian { mesh, store, follower, own, shards, stop }
+        Historian { mesh, store, follower, own, shards, trouble, stop }
     }
 
     /// Answers one question after the other; until told to stop.
@@ -55,11 +58,17 @@ impl Historian {
 
     fn answer_questions(&self) {
         while let Some((shard, question)) = self.mesh.pop_historian() {
+            let trouble = (self.trouble)();
             // The writer has committed what the asker saw; the index may not have followed yet.
             let (failed, json) = match self.follower.catch_up(&self.store) {
-                Ok(()) => {
-                    answer(&self.store, &self.follower.tail, &self.follower.memory, question.kind, &question.arguments)
-                }
+                Ok(()) => answer(
+                    &self.store,
+                    &self.follower.tail,
+                    &self.follower.memory,
+                    &Beside { trouble, damage: self.follower.damage() },
+                    question.kind,
+                    &question.arguments,
+                ),
                 Err(error) => (true, serde_json::json!({ "error": error.to_string() }).to_string().into_bytes()),
             };
             let answered = Answered { session: question.session, number: question.number, failed, json };

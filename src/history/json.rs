@@ -187,7 +187,7 @@ fn state_of(recipient: &FoundRecipient, row: Option<&Remembered>) -> (State, Opt
     }
 }
 
-fn time_of(wall_ms: u64) -> Option<String> {
+pub(super) fn time_of(wall_ms: u64) -> Option<String> {
     let time = jiff::Timestamp::from_millisecond(i64::try_from(wall_ms).ok()?).ok()?;
     Some(format!("{time:.3}"))
 }

@@ -13,9 +13,9 @@ pub use historian::Historian;
 use crate::base::ids::number_of_label;
 use crate::base::{AgentId, MessageId};
 use crate::relay::{Memory, Place};
-use crate::store::Store;
 use crate::store::find::{self, Found, HistoryQuery, PAGE_MESSAGES_MAX};
 use crate::store::index::Tail;
+use crate::store::{Damage, Part, Store, Trouble};
 use crate::wire::{ANSWER_PART_BYTES_MAX, QueryKind};
 use parking_lot::RwLock;
 use serde_json::{Value, json};
@@ -27,15 +27,17 @@ const PAGE_JSON_BYTES_MAX: usize = ANSWER_PART_BYTES_MAX - 4096;
 
 /// Answers a question of kind `Message`: `{id}` (a unique prefix is enough), `{from, label}` or `{from, number}`; or of
 /// kind `History`: `{from, to, agent, thread, topic, since_ms, until_ms, limit, before, after}`, each optional. Says
-/// whether it failed, and the answer, a JSON value; one of many parts when a single message is very long.
+/// whether it failed, and the answer, a JSON value; one of many parts when a single message is very long. `beside` is what
+/// the answer is to say of the store as a whole.
 pub fn answer(
     store: &Store,
     tail: &RwLock<Tail>,
     memory: &RwLock<Memory>,
+    beside: &Beside,
     kind: QueryKind,
     arguments: &str,
 ) -> (bool, Vec<u8>) {
-    let asked = Asked { store, tail, memory };
+    let asked = Asked { store, tail, memory, beside };
     let arguments = if arguments.is_empty() { "{}" } else { arguments };
     let answered = match (kind, serde_json::from_str::<Value>(arguments)) {
         (_, Err(_)) => Err(failure("the question's arguments are not JSON")),
@@ -47,6 +49,15 @@ pub fn answer(
         Ok(answer) => (false, answer),
         Err(failure) => (true, failure.to_string().into_bytes()),
     }
+}
+
+/// What is known of the store beside what is found in it.
+#[derive(Clone, Debug, Default)]
+pub struct Beside {
+    /// What keeps it from taking what is accepted: answers then say since when (`uncommitted_since`).
+    pub trouble: Option<Trouble>,
+    /// What could not be read when it was opened or followed: nothing that lies there is ever found.
+    pub damage: Option<Damage>,
 }
 
 fn failure(text: &str) -> Value {
@@ -62,6 +73,7 @@ struct Asked<'a> {
     store: &'a Store,
     tail: &'a RwLock<Tail>,
     memory: &'a RwLock<Memory>,
+    beside: &'a Beside,
 }
 
 impl Asked<'_> {
@@ -80,7 +92,7 @@ impl Asked<'_> {
             return Err(failure("give `id`, or `from` and the sender's own id"));
         };
         match found.map_err(of_store)? {
-            Found::None => Err(failure(absent)),
+            Found::None => Err(self.absent(absent)),
             Found::Message(found) => {
                 let mut answer = Vec::new();
                 match json::whole(&found, &self.memory.read(), &mut answer) {
@@ -88,9 +100,11 @@ impl Asked<'_> {
                     false => Err(failure("that message cannot be read any more")),
                 }
             }
-            Found::Refused { id, reason, .. } => {
-                let told =
-                    json!({ "id": id.to_string(), "state": "refused", "reason": reason.name(), "recipients": [] });
+            Found::Refused { id, reason, at_ms } => {
+                let told = json!({
+                    "id": id.to_string(), "from": text("from"), "label": text("label"), "state": "refused",
+                    "reason": reason.name(), "refused_at": json::time_of(at_ms), "recipients": [],
+                });
                 Ok(told.to_string().into_bytes())
             }
             Found::Several(ids) => Err(json!({
@@ -100,12 +114,43 @@ impl Asked<'_> {
         }
     }
 
+    /// Nothing is there; while the disk refuses, or with damage, that is not the whole truth.
+    fn absent(&self, absent: &str) -> Value {
+        let Some(trouble) = &self.beside.trouble else {
+            return failure(&match self.beside.damage {
+                None => absent.to_owned(),
+                Some(damage) => format!(
+                    "{absent}; but the store is damaged ({damage}), and what lies there cannot be found: `relay doctor` \
+                     names every place"
+                ),
+            });
+        };
+        let since = self.uncommitted_since();
+        let since_text = since.as_deref().unwrap_or("some time ago");
+        json!({
+            "error": format!(
+                "{absent}, but the store has taken nothing since {since_text}: {}. What was accepted since then waits and is \
+                 written when the disk takes it again; if this message was, ask again then. `relay status` says when the \
+                 store is well",
+                trouble.sentence.trim_end_matches('.')
+            ),
+            "state": "unknown",
+            "uncommitted_since": since,
+        })
+    }
+
+    /// Since when nothing is committed, if nothing is.
+    fn uncommitted_since(&self) -> Option<String> {
+        self.beside.trouble.as_ref().and_then(|trouble| json::time_of(trouble.since_ms))
+    }
+
     fn page(&self, arguments: &Value) -> Result<Vec<u8>, Value> {
         let query = query(arguments)?;
         let page = find::history(self.store, self.tail, &query).map_err(of_store)?;
         let mut answer = b"{\"messages\":[".to_vec();
         let mut next = page.next;
         let mut last = None;
+        let mut damaged = page.damaged.or(self.beside.damage);
         let memory = self.memory.read();
         for row in &page.rows {
             let before = answer.len();
@@ -114,6 +159,8 @@ impl Asked<'_> {
             }
             if !json::row(row, &memory, &mut answer) {
                 answer.truncate(before);
+                let what = "a message cannot be read";
+                damaged.get_or_insert(Damage { part: Part::Log, key: row.place.segment, what });
                 continue;
             }
             if last.is_some() && answer.len() > PAGE_JSON_BYTES_MAX {
@@ -128,7 +175,8 @@ impl Asked<'_> {
         let rest = json!({
             "next": next.map(text_of),
             "newest": text_of(page.end),
-            "damaged": page.damaged.map(|damage| damage.to_string()),
+            "damaged": damaged.map(|damage| damage.to_string()),
+            "uncommitted_since": self.uncommitted_since(),
         });
         answer.extend_from_slice(b"],");
         // The rest is an object, too: its members go on where these end.

@@ -13,6 +13,7 @@ struct World {
     store: Store,
     tail: RwLock<Tail>,
     memory: RwLock<Memory>,
+    beside: Beside,
 }
 
 impl World {
@@ -22,7 +23,7 @@ impl World {
         let store = Store::open(options).unwrap();
         store.begin_epoch(1, 1).unwrap();
         let tail = RwLock::new(store.tail(GroupLimits::default()).unwrap());
-        let world = World { _folder: folder, store, tail, memory: RwLock::default() };
+        let world = World { _folder: folder, store, tail, memory: RwLock::default(), beside: Beside::default() };
         world.write(records);
         world
     }
@@ -43,7 +44,8 @@ impl World {
     }
 
     fn ask(&self, kind: QueryKind, arguments: Value) -> (bool, Value) {
-        let (failed, json) = answer(&self.store, &self.tail, &self.memory, kind, &arguments.to_string());
+        let beside = &self.beside;
+        let (failed, json) = answer(&self.store, &self.tail, &self.memory, beside, kind, &arguments.to_string());
         assert!(kind == QueryKind::Message || json.len() <= ANSWER_PART_BYTES_MAX, "a page is one answer");
         (failed, serde_json::from_slice(&json).expect("answers are JSON"))
     }
@@ -135,6 +137,11 @@ fn refusals_and_failures_are_outcomes_too() {
     let world = World::new(&[refused, message(1, b"late"), failed]);
     let (no, found) = world.message(json!({ "from": "ann", "number": 9 }));
     assert_eq!((no, &found["state"], &found["reason"]), (false, &json!("refused"), &json!("not_found")));
+    let labelled = MessageId { number: number_of_label(b"their-own"), ..id(0) };
+    world.write(&[Record::Refused { id: labelled, reason: RefuseReason::NotFound, at_ms: 5 }]);
+    let (no, found) = world.message(json!({ "from": "ann", "label": "their-own" }));
+    assert_eq!((no, &found["state"], &found["reason"]), (false, &json!("refused"), &json!("not_found")));
+    assert_eq!((&found["id"], &found["label"]), (&json!(labelled.to_string()), &json!("their-own")));
     let (_, found) = world.message(json!({ "from": "ann", "number": 1 }));
     assert_eq!((&found["state"], &found["reason"]), (&json!("failed"), &json!("expired")));
     assert_eq!(found["recipients"][0]["reason"], "expired");
@@ -166,8 +173,8 @@ fn what_is_not_here_or_not_asked_well_is_said() {
         let (failed, said) = world.ask(QueryKind::History, arguments);
         assert!(failed && said["error"].as_str().unwrap().contains(part), "{said}");
     }
-    assert!(answer(&world.store, &world.tail, &world.memory, QueryKind::Message, "not json").0);
-    assert!(answer(&world.store, &world.tail, &world.memory, QueryKind::Status, "{}").0);
+    assert!(answer(&world.store, &world.tail, &world.memory, &world.beside, QueryKind::Message, "not json").0);
+    assert!(answer(&world.store, &world.tail, &world.memory, &world.beside, QueryKind::Status, "{}").0);
     let ambiguous = World::new(&(1..=40).map(|number| message(number, b"x")).collect::<Vec<_>>());
     let several = (0..16).map(|digit| ambiguous.message(json!({ "id": format!("{digit:x}") })));
     let found = several.filter(|(failed, said)| *failed && said["matches"].as_array().is_some_and(|all| all.len() > 1));
@@ -282,4 +289,35 @@ fn what_was_read_is_looked_up_by_message_and_recipient() {
         looks < 2
     });
     assert_eq!(some.len(), 1, "it is told to stop");
+}
+
+#[test]
+fn while_nothing_is_committed_what_is_not_found_may_be_waiting() {
+    let mut world = World::new(&[message(1, b"one")]);
+    assert_eq!(world.page(json!({}))["uncommitted_since"], Value::Null);
+    let (_, said) = world.message(json!({ "from": "ann", "number": 7 }));
+    assert_eq!(said, json!({ "error": "no such message is kept here" }));
+    let sentence = "the disk is full".to_owned();
+    world.beside.trouble = Some(Trouble { kind: "full", sentence, since_ms: 1_766_966_970_000 });
+    let since = "2025-12-29T00:09:30.000Z";
+    for arguments in [json!({ "from": "ann", "number": 7 }), json!({ "id": "f".repeat(32) })] {
+        let (failed, said) = world.message(arguments);
+        assert!(failed);
+        assert_eq!((&said["state"], &said["uncommitted_since"]), (&json!("unknown"), &json!(since)));
+        let text = said["error"].as_str().unwrap();
+        assert!(text.contains("taken nothing since 2025") && text.contains("the disk is full"), "{text}");
+        assert!(text.contains("ask again") && text.contains("`relay status`"), "says what to do: {text}");
+    }
+    assert_eq!(world.page(json!({}))["uncommitted_since"], since);
+    assert!(!world.message(json!({ "from": "ann", "number": 1 })).0, "what is stored is found");
+}
+
+#[test]
+fn damage_that_was_met_is_said_with_every_page_and_with_what_is_not_found() {
+    let mut world = World::new(&[message(1, b"one")]);
+    assert_eq!(world.page(json!({}))["damaged"], Value::Null);
+    world.beside.damage = Some(Damage { part: Part::Log, key: 7, what: "a checksum does not fit" });
+    assert_eq!(world.page(json!({}))["damaged"], "log 7: a checksum does not fit");
+    let (_, said) = world.message(json!({ "from": "ann", "number": 7 }));
+    assert!(said["error"].as_str().unwrap().contains("the store is damaged (log 7"), "{said}");
 }

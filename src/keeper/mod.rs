@@ -167,7 +167,7 @@ impl Keeper {
                     self.failing_since = Some(Instant::now());
                     let mut trouble = self.gauges.trouble.lock();
                     let since_ms = trouble.as_ref().map_or_else(wall_ms, |trouble| trouble.since_ms);
-                    *trouble = Some(Trouble { kind: error.kind(), sentence: error.to_string(), since_ms });
+                    *trouble = Some(Trouble::of(&error, since_ms));
                 }
             }
             if !self.damaged
@@ -321,8 +321,9 @@ impl Keeper {
             self.swept_at = Some(Instant::now());
         }
         let started = Instant::now();
-        let cutoff_ms = self.time_ms().saturating_sub(self.options.retention_ms.load(Ordering::Relaxed));
-        let swept = self.store.sweep_step(cutoff_ms, SWEPT_AT_ONCE)?;
+        let now_ms = self.time_ms();
+        let cutoff_ms = now_ms.saturating_sub(self.options.retention_ms.load(Ordering::Relaxed));
+        let swept = self.store.sweep_step(cutoff_ms, now_ms, SWEPT_AT_ONCE)?;
         self.gauges.swept_messages.fetch_add(swept.messages, Ordering::Relaxed);
         if swept.done {
             self.sweeping = false;

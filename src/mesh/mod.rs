@@ -6,7 +6,7 @@
 //! shard ──batches──► writer    one per shard; writer ──committed through n──► shard, one number
 //! shard ──questions──► clerk   clerk, historian ──answers──► shard
 //! shard ──fetches──► keeper    keeper ──owed messages──► shard
-//! shard ──questions──► writer ──questions──► historian: behind the records that the asker has seen
+//! shard ──questions──► writer ──questions──► historian: behind the records that the asker has seen, beside the batches
 //! ```
 //! Who pushes asks [`Sleeper::rouse`] once per turn whether the other end sleeps, and rings its bell only then.
 #![forbid(unsafe_code)]
@@ -92,8 +92,6 @@ pub enum Notice {
 pub enum WriterPost {
     /// Records of one shard, in order.
     Records(Vec<Record>),
-    /// A question about stored messages.
-    Question(ShardId, Question),
     /// What agents say to have read, to be looked up behind the records before it.
     Readings(ShardId, Vec<Reading>),
 }
@@ -189,6 +187,8 @@ pub struct Mesh {
     writer_in_trouble: AtomicBool,
     /// Counts the writer's wishes for all records that shards hold back.
     flush_wanted: AtomicU64,
+    /// Questions about stored messages, on their way through the writer.
+    writer_questions: ArrayQueue<(ShardId, Question)>,
     clerk: ArrayQueue<ClerkPost>,
     clerk_sleeper: Sleeper,
     keeper_sleeper: Sleeper,
@@ -230,6 +230,7 @@ impl Mesh {
             taken: CachePadded::default(),
             writer_in_trouble: AtomicBool::new(false),
             flush_wanted: AtomicU64::new(0),
+            writer_questions: ArrayQueue::new(QUESTIONS_MAX),
             clerk: ArrayQueue::new(QUESTIONS_MAX + 4 * count),
             clerk_sleeper: Sleeper::default(),
             keeper_sleeper: Sleeper::default(),
@@ -333,12 +334,28 @@ impl Mesh {
         Ok(())
     }
 
-    /// The next thing a shard has for the writer.
+    /// The next that a shard has for the writer.
     pub fn pop_batch(&self, from: ShardId) -> Option<WriterPost> {
         let (post, cost) = self.port(from).batches.pop()?;
         // One thread pops: nothing is lost between these two.
         self.taken.store(self.taken.load(Ordering::Relaxed) + cost, Ordering::Relaxed);
         Some(post)
+    }
+
+    /// Hands a question about stored messages to the writer, who passes it on when it has committed what was handed over
+    /// before; gives it back when that queue is full.
+    pub fn push_writer_question(&self, from: ShardId, question: Question) -> Result<(), Question> {
+        self.writer_questions.push((from, question)).map_err(|(_, question)| question)
+    }
+
+    /// The next question on its way through the writer.
+    pub fn pop_writer_question(&self) -> Option<(ShardId, Question)> {
+        self.writer_questions.pop()
+    }
+
+    /// Whether a question waits for the writer.
+    pub fn any_question_for_writer(&self) -> bool {
+        !self.writer_questions.is_empty()
     }
 
     /// What waits for the writer, of all shards; and what it has ever taken.
@@ -519,8 +536,8 @@ impl Mesh {
             || committed.is_some_and(|known| port.committed.load(Ordering::Acquire) != known)
     }
 
-    /// Whether anything waits for the writer.
-    pub fn anything_for_writer(&self) -> bool {
+    /// Whether records wait for the writer.
+    pub fn any_batch_for_writer(&self) -> bool {
         self.shards.iter().any(|port| !port.batches.is_empty())
     }
 
@@ -538,7 +555,7 @@ mod tests {
     fn a_full_lane_gives_the_mail_back_and_keeps_the_order() {
         let mesh = Mesh::new(2);
         let (here, there) = (ShardId(0), ShardId(1));
-        let asked = |number| Mail::SeatAsked { agent: crate::base::AgentId(number) };
+        let asked = |number| Mail::GiveBack(crate::base::MessageId { sender: crate::base::AgentId(1), number });
         let mut pushed = 0;
         while mesh.push_mail(here, there, Post::Mail(asked(pushed))).is_ok() {
             pushed += 1;
@@ -546,7 +563,7 @@ mod tests {
         assert_eq!(pushed as usize, LANE_MAILS_MAX);
         for expected in 0..pushed {
             match mesh.pop_mail(here, there) {
-                Some(Post::Mail(Mail::SeatAsked { agent })) => assert_eq!(agent.0, expected),
+                Some(Post::Mail(Mail::GiveBack(id))) => assert_eq!(id.number, expected),
                 _ => panic!("the lane holds what was pushed"),
             }
         }

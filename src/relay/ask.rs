@@ -18,7 +18,7 @@ impl Relay {
         Gauges {
             counters: self.counters.clone(),
             connections: self.sessions.len() as u32,
-            half_open: self.half_open.iter().sum::<usize>() as u32,
+            half_open: self.half_open.iter().map(super::crowd::Crowd::len).sum::<usize>() as u32,
             live: self.live as u32,
             known: self.agents.len() as u32,
             waiting_messages: self.waiting.messages,

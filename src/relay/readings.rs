@@ -194,5 +194,5 @@ impl Relay {
 
 /// Nobody kept the sender's session: its name finds its home, and its home finds it.
 fn ask_of(home: ShardId, wants: Wants) -> Ask {
-    Ask { origin: Origin { shard: home, session: NOBODY, ordinal: 0 }, wants, label: Bytes::new() }
+    Ask { origin: Origin { shard: home, session: NOBODY, ordinal: 0, submitted: false }, wants, label: Bytes::new() }
 }

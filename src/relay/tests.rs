@@ -7,6 +7,7 @@ mod press;
 mod rates;
 mod readings;
 mod seats;
+mod takeover;
 
 use super::*;
 use crate::base::keys::KeyRing;

@@ -252,6 +252,10 @@ impl Inner {
         if connection.closing.is_some() {
             return;
         }
+        if connection.dialect.is_none() && matches!(frame, Frame::Bye) {
+            // It has said nothing yet: a client of the JSON dialect would read our own magic as a length.
+            return;
+        }
         let out = self.spares.lend(&mut connection.pending);
         match connection.dialect {
             Some(Dialect::Json) => {
@@ -338,12 +342,8 @@ impl Inner {
         let cost = self.batch_cost();
         let batch = std::mem::replace(&mut self.batch, next);
         self.batch_bytes = next_bytes;
-        self.hold_for_writer(WriterPost::Records(batch), cost);
-    }
-
-    fn hold_for_writer(&mut self, post: WriterPost, cost: u64) {
         self.writer_hold_cost += cost;
-        self.writer_hold.push_back((post, cost));
+        self.writer_hold.push_back((WriterPost::Records(batch), cost));
     }
 
     /// What the batch that is being filled counts as.
@@ -393,7 +393,7 @@ impl Inner {
         if self.batch.is_empty() && !self.readings.is_empty() {
             // Nobody waits for them: they hurry no record, and ride behind.
             let readings = std::mem::take(&mut self.readings);
-            self.hold_for_writer(WriterPost::Readings(self.shard, readings), 0);
+            self.writer_hold.push_back((WriterPost::Readings(self.shard, readings), 0));
         }
         self.push_writer_hold();
         self.press();
@@ -412,10 +412,10 @@ impl Inner {
     }
 
     fn push_writer_hold(&mut self) {
-        while let Some((post, cost)) = self.writer_hold.pop_front() {
+        while let Some((batch, cost)) = self.writer_hold.pop_front() {
             self.writer_pushed = true;
-            if let Err(post) = self.mesh.push_batch(self.shard, post, cost) {
-                self.writer_hold.push_front((post, cost));
+            if let Err(batch) = self.mesh.push_batch(self.shard, batch, cost) {
+                self.writer_hold.push_front((batch, cost));
                 break;
             }
             self.writer_hold_cost -= cost;
@@ -471,11 +471,11 @@ impl Inner {
         let (session, number) = (question.session, question.number);
         let taken = match question.kind {
             QueryKind::Message | QueryKind::History => {
-                // Behind everything this shard has told the writer so far.
+                // The writer wishes for everything that shards have before it passes the question on; what is here goes
+                // at once, and saves it the wait.
                 self.flush_records(true);
-                self.hold_for_writer(WriterPost::Question(self.shard, question), 0);
-                self.flush_records(false);
-                true
+                self.writer_pushed = true;
+                self.mesh.push_writer_question(self.shard, question).is_ok()
             }
             QueryKind::Status | QueryKind::Agents | QueryKind::Stop | QueryKind::Keys | QueryKind::License => {
                 self.clerk_pushed = true;

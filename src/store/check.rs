@@ -152,6 +152,20 @@ impl Store {
     }
 }
 
+/// Whether every record of a segment can be read, and every body is what was accepted.
+pub(super) fn segment_is_whole(snapshot: &Snapshot<'_>, number: u64) -> Result<(), StoreError> {
+    let corrupt = |what| StoreError::corrupt(Part::Log, number, what);
+    let mut view = snapshot.segment(number)?.ok_or_else(|| corrupt("it is missing"))?;
+    let mut whole = true;
+    view.records(|_, record| {
+        if let RecordRef::Message(message) = record {
+            whole &= crc32fast::hash(message.raw) == message.checksum;
+        }
+        ControlFlow::Continue(())
+    })?;
+    if whole { Ok(()) } else { Err(corrupt("the checksum of a message does not fit")) }
+}
+
 fn check_segment(
     snapshot: &Snapshot<'_>,
     number: u64,

@@ -4,24 +4,25 @@
 //! can be missed: first `applied`, then rows with their labels, then the index, then the log up to a moment behind all of
 //! them. Rows say up to which segment they are made, so that what is applied twice is applied once.
 
-use super::error::{self, OpenError, Part, StoreError};
+mod folders;
+
+use self::folders::{
+    beside, claim, exchange, file_error, free_name, parent_of, refuse_if_taken, remove, rename, sync_folder,
+};
+use super::error::{self, Damage, OpenError, Part, StoreError};
+use super::index::Group;
 use super::rows::label_key;
 use super::seal::{self, Seal};
 use super::segment::Segment;
-use super::snapshot::Snapshot;
+use super::snapshot::{Snapshot, log_number};
 use super::{
     APPLIED_KEY, Access, Databases, EPOCH_KEY, Failed, Key, MAP_BYTES_MAX, MetaValues, Open, Options, SALT_PREFIX,
     Store, append, check, first_meta, meta_corrupt, no_randomness, open, salt_key, u32_of,
 };
 use heed::{PutFlags, RwTxn};
-use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags};
-use rustix::io::Errno;
 use std::ffi::OsString;
 use std::fs;
-use std::io;
 use std::ops::Bound;
-use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
@@ -50,7 +51,8 @@ pub enum CopyError {
     File(PathBuf, String),
     /// What was to be restored is not whole.
     #[error(
-        "the backup in {folder} is damaged in {places} places, the first is {first}: nothing was changed; take another"
+        "the backup in {folder} is damaged in {places} places, the first is {first}: nothing was changed; take another, or \
+         --damaged to take what is whole of this one"
     )]
     Damaged {
         /// Where.
@@ -60,6 +62,12 @@ pub enum CopyError {
         /// What.
         first: String,
     },
+    /// What was to be copied is not whole.
+    #[error(
+        "the store is damaged ({0}): no backup was made, and earlier ones are as they were. `relay doctor` names every \
+         place; --damaged makes a backup of what is whole"
+    )]
+    Unsound(Damage),
     /// Two at once would write over each other.
     #[error("another copy to {0} is being made: wait until it has ended, or choose another folder")]
     Busy(PathBuf),
@@ -80,6 +88,18 @@ pub struct Copied {
     pub segment: u64,
     /// The last segment of the original, when it was last looked at.
     pub last_segment: u64,
+    /// Damaged places that were met: segments were copied as they are, since most of one can often be read; rows, keys and
+    /// events were left out. Only where the copy was to be made in spite of them.
+    pub damaged: u64,
+}
+
+/// What a copy does with what is damaged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnDamage {
+    /// It is refused.
+    Refuse,
+    /// What is whole is copied.
+    PassOver,
 }
 
 /// What a restoration did.
@@ -93,26 +113,40 @@ pub struct Restored {
 
 impl Store {
     /// Copies the store to the folder `to`, which must be absent or empty, while it goes on being written. The copy is
-    /// complete, and on the disk, when it appears under its name.
-    pub fn backup(&self, to: &Path, mut progress: impl FnMut(Copied)) -> Result<Copied, CopyError> {
+    /// complete, checked, and on the disk, when it appears under its name.
+    pub fn backup(&self, to: &Path, progress: impl FnMut(Copied)) -> Result<Copied, CopyError> {
+        self.backup_of(OnDamage::Refuse, to, progress)
+    }
+
+    /// The same, of a store that may be damaged.
+    pub fn backup_of(
+        &self,
+        on_damage: OnDamage,
+        to: &Path,
+        mut progress: impl FnMut(Copied),
+    ) -> Result<Copied, CopyError> {
         refuse_if_taken(to)?;
         let partial = beside(to, "partial")?;
         if let Some(parent) = to.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             open::make_folder(parent)?;
         }
         let _claim = claim(&partial, to)?;
-        let destination = Destination::new(&partial, self.copy_map_bytes()?, &Vec::new(), None);
-        let made = destination.and_then(|to| self.copy_into(&to, &mut progress));
+        let map_bytes = self.copy_map_bytes().map_err(CopyError::from);
+        let destination = map_bytes.and_then(|bytes| Destination::new(&partial, bytes, &Vec::new(), None));
+        let made = destination.and_then(|to| self.copy_into(&to, on_damage, &mut progress));
         let copied = made.and_then(|copied| {
             sync_folder(&partial)?;
             fs::rename(&partial, to).map_err(|error| file_error(to, &error))?;
             sync_folder(parent_of(to))?;
             Ok(copied)
         });
-        if copied.is_err() {
+        copied.map_err(|error| {
             let _ = fs::remove_dir_all(&partial);
-        }
-        copied
+            match error {
+                CopyError::Store(StoreError::Corrupt(damage)) => CopyError::Unsound(damage),
+                error => error,
+            }
+        })
     }
 
     /// Address space for a copy: one is not larger than its original, but for the bytes that sealing adds.
@@ -124,9 +158,15 @@ impl Store {
     }
 
     /// Copies everything into a new file.
-    fn copy_into(&self, to: &Destination<'_>, progress: &mut dyn FnMut(Copied)) -> Result<Copied, CopyError> {
-        let mut copying = Copying { from: self, to, done: Copied::default(), progress };
+    fn copy_into(
+        &self,
+        to: &Destination<'_>,
+        on_damage: OnDamage,
+        progress: &mut dyn FnMut(Copied),
+    ) -> Result<Copied, CopyError> {
+        let mut copying = Copying { from: self, to, on_damage, done: Copied::default(), progress };
         for _ in 0..TRIES_MAX {
+            copying.done.damaged = 0;
             let applied = self.snapshot()?.applied()?;
             copying.rows()?;
             copying.index()?;
@@ -157,20 +197,20 @@ impl Destination<'_> {
         seal: Option<Seal>,
     ) -> Result<Destination<'a>, CopyError> {
         let env = open::map(folder, map_bytes, Access::Write)?;
-        let databases = open::create(&env, meta).map_err(|error| error::of_heed(error, folder))?;
+        let databases = open::create(&env, meta).map_err(|error| error::of_heed(error, folder).at(folder))?;
         Ok(Destination { folder, open: Open::new(env, databases, folder), seal })
     }
 
     /// One transaction.
-    fn write(&self, work: impl FnOnce(&mut RwTxn<'_>, &Databases) -> Result<(), Failed>) -> Result<(), StoreError> {
+    fn write(&self, work: impl FnOnce(&mut RwTxn<'_>, &Databases) -> Result<(), Failed>) -> Result<(), CopyError> {
         let attempt = || -> Result<(), Failed> {
             let mut transaction = self.open.env.write_txn()?;
             work(&mut transaction, &self.open.databases)?;
             Ok(transaction.commit()?)
         };
         attempt().map_err(|failed| match failed {
-            Failed::Store(error) => error,
-            Failed::Library(error) => error::of_heed(error, self.folder),
+            Failed::Store(error) => CopyError::Store(error),
+            Failed::Library(error) => error::of_heed(error, self.folder).at(self.folder).into(),
         })
     }
 }
@@ -179,18 +219,33 @@ impl Destination<'_> {
 struct Copying<'a> {
     from: &'a Store,
     to: &'a Destination<'a>,
+    on_damage: OnDamage,
     done: Copied,
     progress: &'a mut dyn FnMut(Copied),
 }
 
 impl Copying<'_> {
-    /// The value as it is to be in the copy.
+    /// The value as it is to be in the copy, checked.
     fn value(&self, snapshot: &Snapshot<'_>, part: Part, key: &[u8], value: &[u8]) -> Result<Vec<u8>, StoreError> {
-        let Some(seal) = &self.to.seal else { return Ok(value.to_vec()) };
         let (mut buffer, mut out) = (Vec::new(), Vec::new());
+        if part == Part::Agents {
+            snapshot.row_of(key, value, &mut buffer)?;
+        }
         let plain = self.from.seal().unwrap(part, key, value, &mut buffer, |epoch| snapshot.salt(epoch))?;
+        let Some(seal) = &self.to.seal else { return Ok(value.to_vec()) };
         seal.wrap(part, key, plain, &mut out)?;
         Ok(out)
+    }
+
+    /// None, and a mark, for what is damaged and to be passed over.
+    fn pass_over<T>(&mut self, result: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+        match (result, self.on_damage) {
+            (Err(StoreError::Corrupt(_)), OnDamage::PassOver) => {
+                self.done.damaged += 1;
+                Ok(None)
+            }
+            (result, _) => result.map(Some),
+        }
     }
 
     /// Rows, each with its labels in the same transaction.
@@ -198,7 +253,7 @@ impl Copying<'_> {
         self.clear(&[Part::Agents, Part::Labels])?;
         let mut behind: Option<[u8; 8]> = None;
         loop {
-            let snapshot = self.from.snapshot()?;
+            let (snapshot, before) = (self.from.snapshot()?, behind);
             let mut values: Vec<(Part, Vec<u8>, Vec<u8>)> = Vec::new();
             let mut bytes = 0;
             let failed = |error| self.from.failed(error);
@@ -209,7 +264,9 @@ impl Copying<'_> {
                 let agent: [u8; 8] = key.try_into().map_err(|_| {
                     StoreError::corrupt(Part::Agents, super::seal::number_of(key), "its key has not 8 bytes")
                 })?;
-                let out = self.value(&snapshot, Part::Agents, key, value)?;
+                behind = Some(agent);
+                let out = self.value(&snapshot, Part::Agents, key, value);
+                let Some(out) = self.pass_over(out)? else { continue };
                 bytes += out.len();
                 values.push((Part::Agents, key.to_vec(), out));
                 let (first, last) = (label_key(agent, 0), label_key(agent, u8::MAX));
@@ -217,17 +274,17 @@ impl Copying<'_> {
                 let labels = snapshot.databases().labels.range(snapshot.transaction(), &labels);
                 for item in labels.map_err(failed)? {
                     let (key, value) = item.map_err(failed)?;
-                    let out = self.value(&snapshot, Part::Labels, key, value)?;
+                    let out = self.value(&snapshot, Part::Labels, key, value);
+                    let Some(out) = self.pass_over(out)? else { continue };
                     bytes += out.len();
                     values.push((Part::Labels, key.to_vec(), out));
                 }
-                behind = Some(agent);
                 if bytes >= CHUNK_BYTES {
                     break;
                 }
             }
             drop(snapshot);
-            if values.is_empty() {
+            if behind == before {
                 return Ok(());
             }
             self.to.write(|transaction, databases| {
@@ -240,19 +297,26 @@ impl Copying<'_> {
         }
     }
 
-    /// Groups of the index. One that was swept meanwhile is missing in the copy, and nothing that it would find is there.
+    /// Groups of the index. One that was swept meanwhile is missing in the copy, and nothing that it would find is there; one
+    /// that is damaged is left out, since a missing one is made again from the log.
     fn index(&mut self) -> Result<(), CopyError> {
         self.clear(&[Part::Index])?;
         let mut behind: Option<Vec<u8>> = None;
         loop {
-            let snapshot = self.from.snapshot()?;
+            let (snapshot, before) = (self.from.snapshot()?, behind.clone());
             let mut values: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
             let mut bytes = 0;
             let failed = |error| self.from.failed(error);
-            let start = behind.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+            let start = before.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
             let groups = snapshot.databases().index.range(snapshot.transaction(), &(start, Bound::Unbounded));
             for item in groups.map_err(failed)? {
                 let (key, value) = item.map_err(failed)?;
+                behind = Some(key.to_vec());
+                let whole = log_number(key).and_then(|number| Group::check(number, value)?.check_body());
+                if matches!(whole, Err(StoreError::Corrupt(_))) {
+                    continue;
+                }
+                whole?;
                 // Keyed hashes and places alone, under a key that the copy keeps: never sealed.
                 bytes += value.len();
                 values.push((key.to_vec(), value.to_vec()));
@@ -261,8 +325,9 @@ impl Copying<'_> {
                 }
             }
             drop(snapshot);
-            let Some((last, _)) = values.last() else { return Ok(()) };
-            behind = Some(last.clone());
+            if behind == before {
+                return Ok(());
+            }
             self.to.write(|transaction, databases| {
                 for (key, value) in &values {
                     databases.index.put_with_flags(transaction, PutFlags::APPEND, key, value)?;
@@ -280,16 +345,18 @@ impl Copying<'_> {
         for part in parts {
             let mut behind: Option<Vec<u8>> = None;
             loop {
-                let snapshot = self.from.snapshot()?;
+                let (snapshot, before) = (self.from.snapshot()?, behind.clone());
                 // A store of format 1 has none.
                 let Some(database) = snapshot.databases().of(part) else { return Ok(()) };
                 let mut values: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
                 let mut bytes = 0;
                 let failed = |error| self.from.failed(error);
-                let start = behind.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+                let start = before.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
                 for item in database.range(snapshot.transaction(), &(start, Bound::Unbounded)).map_err(failed)? {
                     let (key, value) = item.map_err(failed)?;
-                    let out = self.value(&snapshot, part, key, value)?;
+                    behind = Some(key.to_vec());
+                    let out = self.value(&snapshot, part, key, value);
+                    let Some(out) = self.pass_over(out)? else { continue };
                     bytes += out.len();
                     values.push((key.to_vec(), out));
                     if bytes >= CHUNK_BYTES {
@@ -297,8 +364,9 @@ impl Copying<'_> {
                     }
                 }
                 drop(snapshot);
-                let Some((last, _)) = values.last() else { break };
-                behind = Some(last.clone());
+                if behind == before {
+                    break;
+                }
                 self.to.write(|transaction, databases| {
                     for (key, value) in &values {
                         put(databases, transaction, part, key, value)?;
@@ -337,10 +405,12 @@ impl Copying<'_> {
                     let mut view = snapshot.segment(next)?.ok_or_else(missing)?;
                     bytes += view.header().bytes as usize;
                     segments.push((next, view.copy_to_segment()?));
-                } else {
-                    let value = snapshot.log_value(next)?.ok_or_else(missing)?;
+                } else if let Some(value) = snapshot.log_value(next)? {
+                    self.pass_over(check::segment_is_whole(&snapshot, next))?;
                     bytes += value.len();
                     raw.push((next, value.to_vec()));
+                } else {
+                    self.pass_over(Err::<(), _>(missing()))?;
                 }
                 next += 1;
             }
@@ -383,7 +453,7 @@ impl Copying<'_> {
         Ok(())
     }
 
-    fn clear(&self, parts: &[Part]) -> Result<(), StoreError> {
+    fn clear(&self, parts: &[Part]) -> Result<(), CopyError> {
         self.to.write(|transaction, databases| {
             for part in parts {
                 databases.of(*part).ok_or(Failed::Store(StoreError::Gone))?.clear(transaction)?;
@@ -406,7 +476,8 @@ fn put(databases: &Databases, transaction: &mut RwTxn<'_>, part: Part, key: &[u8
     Ok(database.put(transaction, key, value)?)
 }
 
-/// Puts the backup in `from` where the store is to be. It is checked first. A store that is there is refused, or moved
+/// Puts the backup in `from` where the store is to be. It is checked first, and refused if it is damaged, unless what is
+/// whole of it is to be taken. A store that is there is refused, or moved
 /// aside to `<folder>.replaced-<seconds_now>`, or a few seconds later, when `replace` says so; nobody may have it open.
 /// After a crash either is whole under the store's name.
 pub fn restore(
@@ -414,6 +485,7 @@ pub fn restore(
     to: &Path,
     key: Option<Key>,
     replace: bool,
+    on_damage: OnDamage,
     seconds_now: u64,
     mut progress: impl FnMut(Copied),
 ) -> Result<Restored, CopyError> {
@@ -423,7 +495,7 @@ pub fn restore(
         return Err(CopyError::Occupied(to.to_path_buf()));
     }
     let report = check::check(&options, |_| {})?;
-    if let Some(first) = report.damages.first() {
+    if let (Some(first), OnDamage::Refuse) = (report.damages.first(), on_damage) {
         let (places, first) = (report.damage_count, first.to_string());
         return Err(CopyError::Damaged { folder: from.to_path_buf(), places, first });
     }
@@ -431,7 +503,7 @@ pub fn restore(
     // Made beside its place under a name of its own, so that at no moment neither the old nor the new one is whole.
     let fresh = fresh(to);
     remove(&fresh)?;
-    let copied = backup.backup(&fresh, &mut progress)?;
+    let copied = backup.backup_of(on_damage, &fresh, &mut progress)?;
     let replaced = if occupied { Some(free_name(to, seconds_now)?) } else { None };
     match &replaced {
         None => rename(&fresh, to)?,
@@ -449,19 +521,6 @@ pub fn restore(
     }
     sync_folder(parent_of(to))?;
     Ok(Restored { copied, replaced })
-}
-
-/// A name for a store that is replaced.
-fn free_name(folder: &Path, seconds_now: u64) -> Result<PathBuf, CopyError> {
-    const TRIES: u64 = 1_000;
-    let name = |seconds| beside(folder, &format!("replaced-{seconds}"));
-    for seconds in seconds_now..seconds_now.saturating_add(TRIES) {
-        let aside = name(seconds)?;
-        if !aside.exists() {
-            return Ok(aside);
-        }
-    }
-    Err(CopyError::Exists(name(seconds_now)?))
 }
 
 /// Encrypts the store with `new` instead of `old` (none: plain). Nobody may have it open. The new file is made beside the
@@ -494,7 +553,7 @@ pub fn rekey(
     let copied = (|| {
         let (meta, seal) = rekeyed_meta(&store, new)?;
         let destination = Destination::new(&leftover, store.copy_map_bytes()?, &meta, Some(seal))?;
-        store.copy_into(&destination, &mut progress)
+        store.copy_into(&destination, OnDamage::Refuse, &mut progress)
     })();
     drop(store);
     let copied = match copied {
@@ -570,91 +629,4 @@ fn rekeyed_meta(store: &Store, key: Option<Key>) -> Result<(MetaValues, Seal), C
     let seal = Seal::new(store.store_id(), key);
     seal.begin(epoch, &salt);
     Ok((meta, seal))
-}
-
-/// A copy is never written over anything.
-fn refuse_if_taken(folder: &Path) -> Result<(), CopyError> {
-    match fs::read_dir(folder) {
-        Ok(mut entries) => match entries.next() {
-            None => Ok(()),
-            Some(_) => Err(CopyError::Exists(folder.to_path_buf())),
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Err(CopyError::Exists(folder.to_path_buf())),
-        Err(error) => Err(file_error(folder, &error)),
-    }
-}
-
-/// `.<name>.<what>` in the same folder, hence on the same file system.
-fn beside(folder: &Path, what: &str) -> Result<PathBuf, CopyError> {
-    let Some(name) = folder.file_name() else {
-        return Err(CopyError::File(folder.to_path_buf(), "it has no name of its own".to_owned()));
-    };
-    if what.starts_with("replaced") {
-        let mut visible = name.to_os_string();
-        visible.push(format!(".{what}"));
-        return Ok(folder.with_file_name(visible));
-    }
-    let mut hidden = OsString::from(".");
-    hidden.push(name);
-    hidden.push(format!(".{what}"));
-    Ok(folder.with_file_name(hidden))
-}
-
-/// The folder `partial` for a copy that is to become `to`: empty, and ours as long as what is returned lives.
-fn claim(partial: &Path, to: &Path) -> Result<fs::File, CopyError> {
-    open::make_folder(partial)?;
-    let failed = |error: &io::Error| file_error(partial, error);
-    let mut opening = fs::OpenOptions::new();
-    opening.read(true).custom_flags((OFlags::DIRECTORY | OFlags::NOFOLLOW).bits() as i32);
-    let claim = opening.open(partial).map_err(|error| failed(&error))?;
-    let about = claim.metadata().map_err(|error| failed(&error))?;
-    // Where others may write, too, one of them may have been there before.
-    if about.uid() != rustix::process::geteuid().as_raw() || about.mode() & 0o077 != 0 {
-        let what = "it was there, and is not yours alone: remove it, or choose another folder";
-        return Err(CopyError::File(partial.to_path_buf(), what.to_owned()));
-    }
-    let locked = rustix::fs::flock(&claim, FlockOperation::NonBlockingLockExclusive);
-    // Whoever had it may have ended meanwhile, and given it its name.
-    let taken = locked == Err(Errno::WOULDBLOCK) || open::identity(partial) != open::identity_of(claim.as_fd());
-    if taken {
-        return Err(CopyError::Busy(to.to_path_buf()));
-    }
-    refuse_if_taken(to)?;
-    for entry in fs::read_dir(partial).map_err(|error| failed(&error))? {
-        // What an earlier try has left.
-        fs::remove_file(entry.map_err(|error| failed(&error))?.path()).map_err(|error| failed(&error))?;
-    }
-    Ok(claim)
-}
-
-fn rename(from: &Path, to: &Path) -> Result<(), CopyError> {
-    fs::rename(from, to).map_err(|error| file_error(to, &error))
-}
-
-/// Two names change what they stand for, at once.
-fn exchange(one: &Path, other: &Path) -> rustix::io::Result<()> {
-    rustix::fs::renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)
-}
-
-/// Removes what an earlier try has left.
-fn remove(folder: &Path) -> Result<(), CopyError> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file_error(folder, &error)),
-        _ => Ok(()),
-    }
-}
-
-fn parent_of(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// Names in a folder are on the disk when the folder is.
-fn sync_folder(folder: &Path) -> Result<(), CopyError> {
-    let synced = fs::File::open(folder).and_then(|folder| folder.sync_all());
-    synced.map_err(|error| file_error(folder, &error))
-}
-
-fn file_error(path: &Path, error: &io::Error) -> CopyError {
-    CopyError::File(path.to_path_buf(), error.to_string())
 }

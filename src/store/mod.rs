@@ -33,7 +33,7 @@ mod segment;
 mod snapshot;
 mod sweep;
 
-pub use copy::{Copied, CopyError};
+pub use copy::{Copied, CopyError, OnDamage};
 pub use error::{Damage, OpenError, Part, StoreError, Trouble};
 pub use follow::Follower;
 pub use journal::ABSORBED_AT_ONCE;
@@ -195,6 +195,8 @@ struct Inner {
     journal: OnceLock<Journal>,
     /// Of one that is read: what its journal held when it was opened.
     ahead: OnceLock<Vec<Arc<Entry>>>,
+    /// The first segment when the sweep looked last for a time that can be believed, and where it goes on looking.
+    looking: Mutex<(u64, u64)>,
 }
 
 /// Buffers that are used again.
@@ -257,6 +259,7 @@ impl Store {
             if fresh.exists() {
                 return Err(OpenError::Unrestored { fresh });
             }
+            refuse_if_bereft(&folder)?;
             if access == Access::Read {
                 return Err(OpenError::Absent(folder));
             }
@@ -264,11 +267,12 @@ impl Store {
         }
         let env = open::map(&folder, map_bytes, access)?;
         if open::is_blank(&env) {
+            refuse_if_bereft(&folder)?;
             if access == Access::Read {
                 return Err(OpenError::Absent(folder));
             }
             let first = first_meta(key.as_ref(), random()?, random()?)?;
-            let databases = open::create(&env, &first).map_err(|error| error::of_heed(error, &folder))?;
+            let databases = open::create(&env, &first).map_err(|error| error::of_heed(error, &folder).at(&folder))?;
             let open = Open::new(env, databases, &folder);
             return Store::assemble(folder, key, map_bytes, access, open);
         }
@@ -299,11 +303,15 @@ impl Store {
             buffers: Buffers::default(),
             journal: OnceLock::new(),
             ahead: OnceLock::new(),
+            looking: Mutex::new((0, 0)),
         }));
-        if meta.schema < SCHEMA && access == Access::Write {
-            store.upgrade()?;
-        }
-        store.open_journal()?;
+        let opened = || {
+            if meta.schema < SCHEMA && access == Access::Write {
+                store.upgrade()?;
+            }
+            store.open_journal()
+        };
+        opened().map_err(|error| error.at(&store.0.folder))?;
         Ok(store)
     }
 
@@ -504,7 +512,7 @@ impl Store {
             open::Found::Store => open::map(folder, map_bytes, self.0.access),
         })();
         let env = opened.map_err(|error| match error {
-            OpenError::Store(error) => error,
+            OpenError::Store(error) | OpenError::NoRoom { why: error, .. } => error,
             OpenError::Corrupt { .. } => meta_corrupt("its first pages are not what they should be"),
             _ => StoreError::Gone,
         })?;
@@ -519,6 +527,16 @@ impl Store {
         }
         *guard = Some(open);
         Ok(())
+    }
+}
+
+/// A journal that was ever written to had a store beside it: where that is missing or empty, making a new one would write
+/// over the last that is left of the old one.
+fn refuse_if_bereft(folder: &Path) -> Result<(), OpenError> {
+    match journal::is_written(folder) {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(OpenError::Bereft(folder.to_path_buf())),
+        Err(error) => Err(OpenError::Store(error::of_io(&error, folder))),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Rows and labels: what is known of each agent, as values of `agents` and `labels`. `docs/STORE.md` draws them.
 
-use super::error::{Part, StoreError};
+use super::error::{Damage, Part, StoreError};
 use super::record::{self, Decoded, Reader};
 use super::snapshot::Snapshot;
 use super::{APPLIED_KEY, Store, replay};
@@ -79,15 +79,41 @@ impl Store {
 
     /// Everything that is known: the rows, and the log behind them. `progress` hears after each few segments which was
     /// the last.
-    pub fn recover(&self, mut progress: impl FnMut(u64)) -> Result<Memory, StoreError> {
+    pub fn recover(&self, progress: impl FnMut(u64)) -> Result<Memory, StoreError> {
+        self.recover_with(progress, Err)
+    }
+
+    /// As much of that as can be read, and the first damage that was met: to look at what is left, never to go on writing.
+    pub fn recover_readable(&self) -> Result<(Memory, Option<Damage>), StoreError> {
+        let mut met = None;
+        let memory = self.recover_with(
+            |_| {},
+            |error| match error {
+                StoreError::Corrupt(damage) => {
+                    met.get_or_insert(damage);
+                    Ok(())
+                }
+                error => Err(error),
+            },
+        )?;
+        Ok((memory, met))
+    }
+
+    /// `failed` says whether what could not be read is passed over.
+    fn recover_with(
+        &self,
+        mut progress: impl FnMut(u64),
+        mut failed: impl FnMut(StoreError) -> Result<(), StoreError>,
+    ) -> Result<Memory, StoreError> {
         let mut memory = Memory::default();
         let mut next = {
             let snapshot = self.snapshot()?;
             memory.reserve(snapshot.row_count()?);
-            snapshot.rows(|row| {
+            let read = snapshot.rows(|row| {
                 memory.restore(row);
                 ControlFlow::Continue(())
-            })?;
+            });
+            read.or_else(&mut failed)?;
             (snapshot.applied()? + 1).max(snapshot.first_segment()?)
         };
         loop {
@@ -96,10 +122,14 @@ impl Store {
             let until = last.min(next + (REPLAYED_AT_ONCE - 1));
             for number in next..=until {
                 let missing = || StoreError::corrupt(Part::Log, number, "it is missing");
-                snapshot.segment(number)?.ok_or_else(missing)?.records(|_, record| {
-                    replay::apply(&mut memory, number, record);
-                    ControlFlow::Continue(())
-                })?;
+                let segment = snapshot.segment(number).and_then(|segment| segment.ok_or_else(missing));
+                let read = segment.and_then(|mut segment| {
+                    segment.records(|_, record| {
+                        replay::apply(&mut memory, number, record);
+                        ControlFlow::Continue(())
+                    })
+                });
+                read.or_else(&mut failed)?;
             }
             if next <= until {
                 progress(until);

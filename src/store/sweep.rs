@@ -8,6 +8,12 @@ use super::{APPLIED_KEY, Store, u64_of};
 /// Segments that one transaction deletes at most.
 const SEGMENTS_MAX: u64 = 64;
 
+/// Segments that one step looks through at most for a time that can be believed.
+const LOOKED_THROUGH_MAX: u64 = 1_024;
+
+/// What is farther ahead of the time than this was written by a clock that was wrong, or says of itself when it was sent.
+const AHEAD_MAX_MS: u64 = 24 * 3_600_000;
+
 /// Key in `meta` of the time that was kept.
 const TIME_KEY: &[u8] = b"time";
 
@@ -69,7 +75,12 @@ impl Store {
     /// Deletes segments of which everything is older than `cutoff_ms`, from the front, in one transaction: about
     /// `messages_max` messages, but at least one segment. What is not yet in the rows stays. Groups of the index that
     /// lie wholly before the first kept segment go, too.
-    pub fn sweep_step(&self, cutoff_ms: u64, messages_max: u64) -> Result<Swept, StoreError> {
+    ///
+    /// A segment with a time far ahead of `now_ms` does not say how old it is. It was written before the ones behind it: it
+    /// is as old as the next one whose time can be believed, so that one wrong time holds back nothing but itself.
+    pub fn sweep_step(&self, cutoff_ms: u64, now_ms: u64, messages_max: u64) -> Result<Swept, StoreError> {
+        let believed_ms = now_ms.saturating_add(AHEAD_MAX_MS);
+        let Some(written) = self.find_written(believed_ms)? else { return Ok(Swept::default()) };
         self.write(|transaction, databases| {
             let applied = databases.meta.get(transaction, APPLIED_KEY)?;
             let applied = applied.map_or(Ok(0), |value| u64_of(APPLIED_KEY, value))?;
@@ -82,7 +93,14 @@ impl Store {
                 let number = log_number(key)?;
                 let header = SegmentHeader::parse(number, value, self.is_encrypted())?;
                 swept.first_segment = number;
-                if number > applied || header.last_ms >= cutoff_ms {
+                let last_ms = match header.last_ms <= believed_ms {
+                    true => header.last_ms,
+                    // The next step looks for what is behind it.
+                    false if number > written.from => break,
+                    // What of it can be believed counts, too.
+                    false => written.at_ms.max(if header.first_ms <= believed_ms { header.first_ms } else { 0 }),
+                };
+                if number > applied || last_ms >= cutoff_ms {
                     swept.done = true;
                     break;
                 }
@@ -110,4 +128,40 @@ impl Store {
             Ok(swept)
         })
     }
+
+    /// When the segments at the front were written at the latest. None: the search goes on with the next step.
+    fn find_written(&self, believed_ms: u64) -> Result<Option<Written>, StoreError> {
+        let snapshot = self.snapshot()?;
+        let (first, last) = (snapshot.first_segment()?, snapshot.last_segment()?);
+        let mut looking = self.0.looking.lock();
+        let from = match *looking {
+            // An earlier step has looked through these.
+            (began, next) if began == first && next > first => next,
+            _ => first,
+        };
+        for number in from..=last {
+            if number - from == LOOKED_THROUGH_MAX {
+                *looking = (first, number);
+                return Ok(None);
+            }
+            // What cannot be read says nothing.
+            let header = match snapshot.segment_header(number) {
+                Err(StoreError::Corrupt(_)) => None,
+                header => header?,
+            };
+            if let Some(header) = header.filter(|header| header.last_ms <= believed_ms) {
+                *looking = (first, number);
+                return Ok(Some(Written { from: number, at_ms: header.last_ms }));
+            }
+        }
+        *looking = (0, 0);
+        // Nothing says that they are old.
+        Ok(Some(Written { from: last, at_ms: u64::MAX }))
+    }
+}
+
+/// Segments up to `from` were written no later than `at_ms`.
+struct Written {
+    from: u64,
+    at_ms: u64,
 }

@@ -13,7 +13,7 @@ mod absorber;
 pub use absorber::Absorber;
 
 use crate::base::ShardId;
-use crate::base::limits::{WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX, WRITER_BATCHES_MAX};
+use crate::base::limits::{QUESTIONS_MAX, WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX, WRITER_BATCHES_MAX};
 use crate::mesh::{Mesh, WriterPost};
 use crate::relay::{Question, Reading, Record};
 use crate::store::{ABSORBED_AT_ONCE, Segment, Store, StoreError, Trouble};
@@ -61,6 +61,10 @@ pub struct Gauges {
     pub commits: AtomicU64,
     /// Records taken from the shards and not committed yet.
     pub pending: AtomicU64,
+    /// Messages taken from the shards and not committed yet.
+    pub unwritten: AtomicU64,
+    /// Messages, and all records, that were not committed when the writer gave up: they are lost with the process.
+    pub lost: (AtomicU64, AtomicU64),
     /// What is wrong with the disk, if anything is.
     pub trouble: Mutex<Option<Trouble>>,
     /// Why what was appended is not put into the log; written by the absorber.
@@ -93,7 +97,8 @@ pub struct Writer {
     /// Records taken and committed, per shard.
     taken: Vec<u64>,
     committed: Vec<u64>,
-    /// Questions that wait for the commit of what every shard had when they came: each with the number of that wish.
+    /// Questions that wait for the commit of what every shard had when they came: each with the number of that wish. They
+    /// do not queue behind records: whoever follows the wish has handed over what it had, the asker's own included.
     questions: Vec<(u64, ShardId, Question)>,
     /// What agents say to have read, to be looked up when the segment is committed.
     readings: Vec<(ShardId, Vec<Reading>)>,
@@ -164,18 +169,40 @@ impl Writer {
                 }
                 // Only a disk that refuses leads here.
                 if self.stop_seen.get_or_insert_with(Instant::now).elapsed() > STOP_PATIENCE {
-                    let (messages, records) = (self.segment.messages(), self.segment.records());
-                    tracing::error!(messages, records, "the disk refuses to the end: these are lost with this process");
-                    return;
+                    return self.give_up();
                 }
             }
             self.mesh.writer_sleeper().doze();
-            let anything = self.mesh.anything_for_writer() || self.wish_was_followed();
-            if !(self.has_room() && anything) && stopping == self.stop.load(Ordering::Acquire) {
+            let more = self.has_room() && (self.mesh.any_batch_for_writer() || self.wish_was_followed());
+            if !(more || (self.questions.len() < QUESTIONS_MAX && self.mesh.any_question_for_writer()))
+                && stopping == self.stop.load(Ordering::Acquire)
+            {
                 self.bells.own.wait(self.timeout());
             }
             self.mesh.writer_sleeper().awake();
         }
+    }
+
+    /// The disk has refused to the end. What is still in the queues is lost, too: it is taken, to be counted.
+    fn give_up(&mut self) {
+        for index in 0..self.taken.len() {
+            for _ in 0..WRITER_BATCHES_MAX {
+                match self.mesh.pop_batch(ShardId(index as u16)) {
+                    Some(WriterPost::Records(batch)) => {
+                        for record in &batch {
+                            self.segment.push(record);
+                        }
+                    }
+                    Some(WriterPost::Readings(..)) => {}
+                    None => break,
+                }
+            }
+        }
+        let (messages, records) = (u64::from(self.segment.messages()), u64::from(self.segment.records()));
+        self.gauges.lost.0.store(messages, Ordering::Release);
+        self.gauges.lost.1.store(records, Ordering::Release);
+        let reason = self.gauges.trouble.lock().as_ref().map_or("unknown", |trouble| trouble.kind);
+        tracing::error!(messages, records, reason, "the disk refuses to the end: these are lost with this process");
     }
 
     /// Whether a shard has followed a wish since the queues were looked at: one that had nothing to hand over leaves no
@@ -209,9 +236,29 @@ impl Writer {
 
     /// Takes what the shards have, and lets them go on if they had to wait for that. Says whether there was anything.
     fn take(&mut self) -> bool {
-        let took_any = self.take_batches();
-        if took_any {
+        let took_batches = self.take_batches();
+        if took_batches {
+            self.gauges.unwritten.store(u64::from(self.segment.messages()), Ordering::Relaxed);
             self.wake_those_left_unread();
+        }
+        self.take_questions() || took_batches
+    }
+
+    /// Takes questions, whether there is room for records or not: while the disk refuses they wait for nothing.
+    fn take_questions(&mut self) -> bool {
+        let before = self.questions.len();
+        while self.questions.len() < QUESTIONS_MAX
+            && let Some((asker, question)) = self.mesh.pop_writer_question()
+        {
+            self.questions.push((self.mesh.want_flush(), asker, question));
+        }
+        let took_any = self.questions.len() > before;
+        if took_any {
+            for (index, bell) in self.bells.shards.iter().enumerate() {
+                if self.mesh.shard_sleeper(ShardId(index as u16)).rouse() {
+                    bell.wake();
+                }
+            }
         }
         took_any
     }
@@ -237,16 +284,6 @@ impl Writer {
                         }
                         self.mesh.give_back(shard, batch);
                         self.since.get_or_insert_with(Instant::now);
-                        took = true;
-                    }
-                    Some(WriterPost::Question(asker, question)) => {
-                        let wish = self.mesh.want_flush();
-                        self.questions.push((wish, asker, question));
-                        for (index, bell) in self.bells.shards.iter().enumerate() {
-                            if self.mesh.shard_sleeper(ShardId(index as u16)).rouse() {
-                                bell.wake();
-                            }
-                        }
                         took = true;
                     }
                     Some(WriterPost::Readings(asker, readings)) => {
@@ -279,7 +316,7 @@ impl Writer {
             let before = self.segment.messages();
             // Asleep and not spinning: the shards may be on this very core.
             self.mesh.writer_sleeper().doze();
-            if !self.mesh.anything_for_writer() {
+            if !self.mesh.any_batch_for_writer() && !self.mesh.any_question_for_writer() {
                 self.bells.own.wait(Some(GATHER_STILL));
             }
             self.mesh.writer_sleeper().awake();
@@ -333,6 +370,7 @@ impl Writer {
                 self.gauges.messages.fetch_add(u64::from(self.segment.messages()), Ordering::Relaxed);
                 self.gauges.committed.fetch_add(records, Ordering::Relaxed);
                 self.gauges.pending.store(0, Ordering::Relaxed);
+                self.gauges.unwritten.store(0, Ordering::Relaxed);
                 self.segment.clear();
                 self.since = None;
                 self.urgent = false;
@@ -393,7 +431,7 @@ impl Writer {
     fn put_off(&mut self, error: &StoreError) {
         let wait = self.retry.map_or(RETRY_FIRST, |(_, wait)| (wait * 2).min(RETRY_MAX));
         if self.retry.is_none() {
-            tracing::error!(reason = error.kind(), "the store takes nothing: {error}");
+            tracing::error!(reason = error.kind(), "the store takes nothing: {}", error.while_running());
         }
         self.retry = Some((Instant::now() + wait, wait));
         // Whoever is left unread is to hear why nothing more is accepted.
@@ -401,7 +439,7 @@ impl Writer {
         self.wake_those_left_unread();
         let mut trouble = self.gauges.trouble.lock();
         let since_ms = trouble.as_ref().map_or_else(wall_ms, |trouble| trouble.since_ms);
-        *trouble = Some(Trouble { kind: error.kind(), sentence: error.to_string(), since_ms });
+        *trouble = Some(Trouble::of(error, since_ms));
     }
 
     /// Every record that came before them is committed. They are not passed on while the disk refuses: what they ask is

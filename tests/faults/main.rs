@@ -21,6 +21,7 @@ mod ledger;
 mod ledger_tests;
 mod mount;
 mod power;
+mod questions;
 mod relaxed;
 mod retention;
 mod swarm;

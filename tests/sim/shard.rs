@@ -665,6 +665,7 @@ impl World {
                 }
             }
             CloseReason::HalfOpenFull => self.marks.hit("close: half_open_full"),
+            CloseReason::HalfOpenCrowd => self.marks.hit("close: half_open_crowd"),
             CloseReason::HelloTimeout => self.marks.hit("close: hello_timeout"),
             CloseReason::KnownAgentsFull => self.marks.hit("close: known_agents_full"),
             CloseReason::Protocol => self.marks.hit("close: protocol"),

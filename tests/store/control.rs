@@ -4,7 +4,7 @@ use crate::damage::{put, raw_values};
 use crate::made::*;
 use agent_relay::base::keys::{ApiKey, KeyId, Scopes, hash_of};
 use agent_relay::store::control::{ControlChange, EVENT_BYTES_MAX, EVENTS_MAX, EventRow};
-use agent_relay::store::copy::{rekey, restore};
+use agent_relay::store::copy::{OnDamage, rekey, restore};
 use agent_relay::store::{Key, OpenError, SCHEMA, Store, StoreError};
 use std::fs;
 use std::ops::ControlFlow;
@@ -210,7 +210,7 @@ fn backups_restores_and_other_keys_keep_control_data() {
         rekey(&place, from, to.clone(), |_| {}).unwrap();
         same(&place, to);
     }
-    restore(&backup, &place, key(), true, 7, |_| {}).unwrap();
+    restore(&backup, &place, key(), true, OnDamage::Refuse, 7, |_| {}).unwrap();
     same(&place, key());
 }
 

@@ -1,7 +1,7 @@
 //! Backups of a store that is being written, their restoration, and other keys.
 
 use crate::made::*;
-use agent_relay::store::copy::{is_interrupted, leftovers, rekey, restore};
+use agent_relay::store::copy::{OnDamage, is_interrupted, leftovers, rekey, restore};
 use agent_relay::store::{CopyError, Key, Options, RowChange, Store};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -60,8 +60,8 @@ fn a_restored_store_goes_on_under_a_subkey_of_its_own_and_the_old_one_is_kept_as
     store.backup(&backup, |_| {}).unwrap();
     fill(&store, 3, 10, 100);
     drop(store);
-    assert!(matches!(restore(&backup, &place, key(), false, 7, |_| {}), Err(CopyError::Occupied(_))));
-    restore(&backup, &place, key(), true, 7, |_| {}).unwrap();
+    assert!(matches!(restore(&backup, &place, key(), false, OnDamage::Refuse, 7, |_| {}), Err(CopyError::Occupied(_))));
+    restore(&backup, &place, key(), true, OnDamage::Refuse, 7, |_| {}).unwrap();
     let store = open(&place, key());
     assert_eq!(store.last_segment(), Ok(3));
     fill(&store, 1, 10, 100);
@@ -69,7 +69,10 @@ fn a_restored_store_goes_on_under_a_subkey_of_its_own_and_the_old_one_is_kept_as
     drop(store);
     let aside = Store::open(options(&folder.path().join("store.replaced-7"), key())).unwrap();
     assert_eq!(aside.last_segment(), Ok(6));
-    assert!(restore(&backup, &place, None, true, 8, |_| {}).is_err(), "without its key nothing can be checked");
+    assert!(
+        restore(&backup, &place, None, true, OnDamage::Refuse, 8, |_| {}).is_err(),
+        "without its key nothing can be checked"
+    );
     assert_eq!(leftovers(&place), Vec::<std::path::PathBuf>::new());
 }
 
@@ -85,8 +88,51 @@ fn a_damaged_backup_is_not_restored() {
     *value.last_mut().unwrap() ^= 1;
     crate::damage::put(&backup, "log", &2u64.to_be_bytes(), &value);
     let before = fs::read(place.join("data.mdb")).unwrap();
-    assert!(matches!(restore(&backup, &place, None, true, 7, |_| {}), Err(CopyError::Damaged { places: 1, .. })));
+    assert!(matches!(
+        restore(&backup, &place, None, true, OnDamage::Refuse, 7, |_| {}),
+        Err(CopyError::Damaged { places: 1, .. })
+    ));
     assert_eq!(before, fs::read(place.join("data.mdb")).unwrap());
+}
+
+#[test]
+fn a_damaged_store_is_not_backed_up_unless_what_is_whole_is_wanted() {
+    for key in [None, key()] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let store = open(&path("store"), key.clone());
+        fill(&store, 3, 10, 100);
+        store.backup(&path("earlier"), |_| {}).unwrap();
+        store.absorb().unwrap();
+        drop(store);
+        let mut value = crate::damage::raw_values(&path("store"), "log").remove(1).1;
+        *value.last_mut().unwrap() ^= 1;
+        crate::damage::put(&path("store"), "log", &2u64.to_be_bytes(), &value);
+        let store = Store::open(options(&path("store"), key.clone()).reading()).unwrap();
+        let error = store.backup(&path("backup"), |_| {}).unwrap_err();
+        assert!(matches!(error, CopyError::Unsound(damage) if damage.key == 2), "{error}");
+        assert!(error.to_string().contains("(log 2: ") && error.to_string().contains("--damaged"), "{error}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left of it");
+        assert_eq!(
+            Store::open(options(&path("earlier"), key.clone()).reading()).unwrap().check(|_| {}).unwrap().damages,
+            []
+        );
+        let copied = store.backup_of(OnDamage::PassOver, &path("backup"), |_| {}).unwrap();
+        assert_eq!((copied.damaged, copied.segment), (1, 3));
+        drop(store);
+        let refused = restore(&path("backup"), &path("store"), key.clone(), true, OnDamage::Refuse, 7, |_| {});
+        assert!(refused.unwrap_err().to_string().contains("--damaged"), "the way out is named");
+        let restored = restore(&path("backup"), &path("store"), key.clone(), true, OnDamage::PassOver, 7, |_| {});
+        assert_eq!(restored.unwrap().copied.damaged, 1);
+        let store = open(&path("store"), key);
+        let snapshot = store.snapshot().unwrap();
+        for number in [1, 3] {
+            assert_eq!(snapshot.segment_header(number).unwrap().unwrap().messages, 10);
+            assert!(
+                snapshot.segment(number).unwrap().unwrap().records(|_, _| std::ops::ControlFlow::Continue(())).is_ok()
+            );
+        }
+    }
 }
 
 #[test]
@@ -154,11 +200,11 @@ fn a_restoration_that_was_cut_off_without_a_store_is_told_and_put_right() {
         assert!(error.contains("`relay restore` was interrupted: run it again"), "{error}");
     }
     assert!(!place.exists() && is_interrupted(&place));
-    let restored = restore(&backup, &place, None, true, 7, |_| {}).unwrap();
+    let restored = restore(&backup, &place, None, true, OnDamage::Refuse, 7, |_| {}).unwrap();
     assert_eq!((restored.replaced, is_interrupted(&place)), (None, false));
     assert_eq!(messages(&Store::open(options(&place, None)).unwrap()).len(), 30);
     // Names that are taken are left alone, also within the same second.
-    let again = restore(&backup, &place, None, true, 7, |_| {}).unwrap();
+    let again = restore(&backup, &place, None, true, OnDamage::Refuse, 7, |_| {}).unwrap();
     assert_eq!(again.replaced, Some(folder.path().join("store.replaced-8")));
     assert_eq!(leftovers(&place), Vec::<std::path::PathBuf>::new());
 }

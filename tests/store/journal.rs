@@ -130,7 +130,7 @@ fn a_log_that_was_swept_empty_does_not_hide_what_the_journal_holds_nor_bring_bac
     let store = open(folder.path(), None);
     (1..=5).for_each(|number| _ = append(&store, number, 100));
     store.mark_applied(5).unwrap();
-    while !store.sweep_step(u64::MAX, 1000).unwrap().done {}
+    while !store.sweep_step(u64::MAX, u64::MAX, 1000).unwrap().done {}
     let again = open(crashed(folder.path()).path(), None);
     assert!(numbers(&again).is_empty(), "what was deleted stays deleted");
     assert_eq!(append(&store, 6, 100), 6);

@@ -286,21 +286,62 @@ fn the_sweep_takes_whole_old_segments_in_small_steps_and_nothing_that_is_not_in_
     let store = open(folder.path(), None);
     fill(&store, 40, 10, 50);
     let all = u64::MAX;
-    let step = store.sweep_step(all, 35).unwrap();
+    let step = store.sweep_step(all, u64::MAX, 35).unwrap();
     assert_eq!((step.segments, step.done, step.first_segment), (0, true, 1), "nothing was applied yet");
     store.mark_applied(30).unwrap();
     // Segment n holds times START + 10 (n - 1) + 1 to START + 10 n.
-    let step = store.sweep_step(START_MS + 101, 35).unwrap();
+    let step = store.sweep_step(START_MS + 101, u64::MAX, 35).unwrap();
     assert_eq!((step.segments, step.messages, step.done, step.first_segment), (3, 30, false, 4));
-    let step = store.sweep_step(START_MS + 101, 1000).unwrap();
+    let step = store.sweep_step(START_MS + 101, u64::MAX, 1000).unwrap();
     assert_eq!((step.segments, step.done, step.first_segment), (7, true, 11));
-    while !store.sweep_step(all, 1).unwrap().done {}
+    while !store.sweep_step(all, u64::MAX, 1).unwrap().done {}
     assert_eq!((store.first_segment().unwrap(), store.last_segment().unwrap()), (31, 40));
     store.mark_applied(40).unwrap();
-    while !store.sweep_step(all, 1000).unwrap().done {}
+    while !store.sweep_step(all, u64::MAX, 1000).unwrap().done {}
     assert_eq!((store.first_segment().unwrap(), store.last_segment().unwrap()), (41, 40));
     fill(&store, 1, 1, 1);
     assert_eq!((store.first_segment().unwrap(), store.last_segment().unwrap()), (41, 41), "numbers go on");
+}
+
+/// A message that was accepted at this time, alone in its segment.
+fn one_at(store: &Store, number: u64, at_ms: u64) {
+    let mut record = message(number, 1, 10);
+    if let Record::Message { accepted_at_ms, .. } = &mut record {
+        *accepted_at_ms = at_ms;
+    }
+    store.append(&mut segment(&[record])).unwrap();
+}
+
+#[test]
+fn a_time_in_the_future_holds_back_nothing_behind_it() {
+    const DAY: u64 = 24 * 3_600_000;
+    let (now, cutoff) = (START_MS + 100 * DAY, START_MS + 93 * DAY);
+    let future = START_MS + 9_000 * DAY;
+    let swept = |days: &[u64]| {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path(), None);
+        for (number, at_ms) in days.iter().enumerate() {
+            one_at(&store, number as u64 + 1, *at_ms);
+        }
+        store.absorb().unwrap();
+        store.mark_applied(days.len() as u64).unwrap();
+        let mut steps = 0;
+        while !store.sweep_step(cutoff, now, 1_000).unwrap().done {
+            steps += 1;
+            assert!(steps < 100, "it ends");
+        }
+        store.first_segment().unwrap() - 1
+    };
+    let (old, young) = (START_MS, now - DAY);
+    assert_eq!(swept(&[old, future, old, old, young]), 4);
+    assert_eq!(swept(&[old, future, future, young, young]), 1, "they are as old as what is behind them");
+    assert_eq!(swept(&[future, old, future, old, future, young]), 4);
+    assert_eq!(swept(&[old, future, future]), 1, "nothing says that they are old");
+    // Slightly ahead: so is many a clock.
+    assert_eq!(swept(&[old, now + DAY / 2, old, young]), 1);
+    // A clock was ahead for so long that more than one step has to look for its end.
+    let ahead: Vec<u64> = [old].into_iter().chain((0..1_100).map(|n| future + n)).chain([old, young]).collect();
+    assert_eq!(swept(&ahead), 1_102);
 }
 
 #[test]
@@ -361,7 +402,7 @@ fn a_reader_that_was_killed_holds_nothing_back_once_it_is_cleared_away() {
     let turn_over = || {
         for _ in 0..5 {
             store.mark_applied(store.last_segment().unwrap()).unwrap();
-            while !store.sweep_step(u64::MAX, 1000).unwrap().done {}
+            while !store.sweep_step(u64::MAX, u64::MAX, 1000).unwrap().done {}
             fill(&store, 20, 50, 1000);
         }
         store.file_bytes().unwrap().0

@@ -2,6 +2,7 @@
 //! the folder (or finds them there from an earlier run), then asks for pages, messages and owed mail.
 
 use agent_relay::base::{AgentId, MessageId, Sequence};
+use agent_relay::history::{Beside, answer};
 use agent_relay::relay::{Addressee, Fetch, Place, Recipients, Record, Wanted};
 use agent_relay::store::find::{self, HistoryQuery};
 use agent_relay::store::{Follower, Options, Segment, Store};
@@ -112,7 +113,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     })?;
     measure("page as JSON", &mut || {
         let (memory, arguments) = (&follower.memory, "{\"limit\":100}");
-        let (_, json) = agent_relay::history::answer(&store, &follower.tail, memory, QueryKind::History, arguments);
+        let beside = Beside::default();
+        let (_, json) = answer(&store, &follower.tail, memory, &beside, QueryKind::History, arguments);
         Ok(json.len() as u64)
     })?;
     let mut dice = Dice(5);

@@ -267,7 +267,7 @@ fn recovery(settings: &Settings) -> Result<(), Box<dyn Error>> {
         let (mut steps, mut slowest) = (0, Duration::ZERO);
         loop {
             let start = Instant::now();
-            let swept = store.sweep_step(u64::MAX, 2000)?;
+            let swept = store.sweep_step(u64::MAX, u64::MAX, 2000)?;
             slowest = slowest.max(start.elapsed());
             steps += 1;
             if swept.done {

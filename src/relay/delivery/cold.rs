@@ -422,7 +422,7 @@ fn ask_again(message: &Message<'_>, how: &Return<'_>) -> Option<Box<Ask>> {
     if wants == Wants::default() {
         return None;
     }
-    let origin = Origin { shard: (how.home_of)(message.from()), session: event::NOBODY, ordinal: 0 };
+    let origin = Origin { shard: (how.home_of)(message.from()), session: event::NOBODY, ordinal: 0, submitted: false };
     debug_assert!(message.from().len() <= NAME_BYTES_MAX);
     Some(Box::new(Ask { origin, wants, label: Bytes::copy_from_slice(message.label()) }))
 }

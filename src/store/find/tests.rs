@@ -568,7 +568,7 @@ fn what_retention_has_taken_is_not_found_and_the_rest_is() {
         // In the middle of a group, and then everything.
         for through in [31, 70] {
             world.store.mark_applied(through).unwrap();
-            while !world.store.sweep_step(u64::MAX, 50).unwrap().done {}
+            while !world.store.sweep_step(u64::MAX, u64::MAX, 50).unwrap().done {}
             world.parts.retain(|part| part.place.segment > through);
             for _ in 0..30 {
                 let query = world.query();
