@@ -496,9 +496,10 @@ fn a_store_that_was_moved_away_and_back_goes_on_and_has_lost_nothing() {
     let folder = place.store().parent().unwrap().to_owned();
     let away = directory.path().join("away");
     fs::rename(&folder, &away).unwrap();
-    let begun = Instant::now();
-    while is_green(&place.health()) {
-        swarm.fill(4);
+    let (begun, mut window) = (Instant::now(), 4);
+    while place.status()["store"]["at_stake"].is_null() {
+        swarm.fill(window);
+        window += 1;
         swarm.turn(Duration::from_millis(5));
         assert!(begun.elapsed() < RECOVERY, "nobody says that the store is gone");
     }
