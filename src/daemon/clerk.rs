@@ -547,7 +547,7 @@ impl Clerk {
         let unwritten = writer.unwritten.load(Ordering::Relaxed);
         let batches = (0..self.mesh.shards()).map(|shard| self.mesh.batches_waiting(ShardId(shard))).sum::<usize>();
         // What would be lost with the process now: only while the disk refuses, else it is written before the end.
-        let at_stake = refused.filter(|_| unwritten > 0 || batches > 0).map(|(reason, sentence)| {
+        let at_stake = refused.filter(|_| unwritten > 0).map(|(reason, sentence)| {
             json!({ "messages": unwritten, "batches": batches, "reason": reason, "sentence": sentence })
         });
         let (file_bytes, used_bytes) = self.facts.store.file_bytes().unwrap_or_default();

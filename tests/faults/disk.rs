@@ -483,3 +483,35 @@ fn a_store_that_vanishes_is_told_and_not_made_anew_in_silence() {
     assert!(daemon.is_alive());
     daemon.kill();
 }
+
+#[test]
+fn a_store_that_was_moved_away_and_back_goes_on_and_has_lost_nothing() {
+    let directory = tempfile::Builder::new().prefix("relay-moved").tempdir().unwrap();
+    let (place, _outside) = place_in(directory.path());
+    let mut swarm = Swarm::new(4, 1, place.socket(), dice::seed("moved store"));
+    let daemon = place.start();
+    swarm.gather();
+    swarm.saturate(8, 50);
+    swarm.calm();
+    let folder = place.store().parent().unwrap().to_owned();
+    let away = directory.path().join("away");
+    fs::rename(&folder, &away).unwrap();
+    let (begun, mut window) = (Instant::now(), 4);
+    while place.status()["store"]["at_stake"].is_null() {
+        swarm.fill(window);
+        window += 1;
+        swarm.turn(Duration::from_millis(5));
+        assert!(begun.elapsed() < RECOVERY, "nobody says that the store is gone");
+    }
+    let (code, said) = ended(&place, &["down", "--global"]);
+    assert!(code == Some(1) && said.contains("not on the disk") && said.contains("put the very one back"), "{said}");
+    fs::rename(&away, &folder).unwrap();
+    place.until_health("green again", is_green);
+    swarm.calm();
+    daemon.kill();
+    swarm.bury();
+    let daemon = place.start();
+    swarm.gather();
+    swarm.calm();
+    daemon.kill();
+}
