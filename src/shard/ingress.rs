@@ -158,7 +158,7 @@ impl Inner {
         }
         let length = needed.max(stash.len());
         if connection.stage == Stage::Fresh && !connection.peer.owner && length > HELLO_BYTES_MAX {
-            let corrupt = Corrupt::TooLong { length: length as u64 };
+            let corrupt = Corrupt::HelloTooLong { length: length as u64 };
             let event = Event::Corrupt { session: id, dialect: connection.dialect, corrupt };
             self.relay.handle(self.now, event, &mut self.outbox);
             return self.spares.keep_stash(stash);
