@@ -189,7 +189,7 @@ fn hello_brings_all_its_fields() {
         assert_eq!((&hello.claimed_name[..], &*hello.cli, &*hello.program), (&b"Ann"[..], "claude", "p"));
         assert_eq!((&*hello.model, &*hello.task, &*hello.working_directory), ("m", "t", "/w"));
         assert_eq!((hello.in_flight_max, hello.resume, hello.resume_presented), (256, Some(token), true));
-        assert_eq!((&*hello.auth_type, &*hello.credential.0), ("api_key", "ar_key_x"));
+        assert_eq!((&*hello.auth_type, hello.credential.reveal()), ("api_key", "ar_key_x"));
         assert!(!format!("{frame:?}").contains("ar_key_x"));
     });
     let foreign = r#"{"type":"HELLO","payload":{"agent":"A","session":{"resume_token":"mwq9wcze-0002-l6ujxf2"}}}"#;

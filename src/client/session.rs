@@ -76,7 +76,7 @@ impl Options {
             task: self.task.as_str().into(),
             working_directory: self.working_directory.as_str().into(),
             auth_type: self.credential.kind().into(),
-            credential: Secret(self.credential.reveal().into()),
+            credential: Secret::new(self.credential.reveal()),
         }
     }
 }

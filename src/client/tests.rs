@@ -265,7 +265,7 @@ fn a_relay_that_reads_later_refuses_nothing_and_a_key_that_is_gone_is_not_tried_
         drop(peer);
         let mut peer = Peer::accept(&listener);
         peer.expect(|_, frame| match frame {
-            Frame::Hello(hello) => assert_eq!((&*hello.auth_type, &*hello.credential.0), ("api_key", "ar_key_x")),
+            Frame::Hello(hello) => assert_eq!((&*hello.auth_type, hello.credential.reveal()), ("api_key", "ar_key_x")),
             other => panic!("{other:?}"),
         });
         peer.say(&Frame::Error(Box::new(ErrorFrame {

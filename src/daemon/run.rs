@@ -11,6 +11,7 @@ use crate::base::keys::Ring;
 use crate::base::limits::KNOWN_AGENTS_MAX;
 use crate::base::tier::{Entitled, Entitlement, Feature, Refused, Tier};
 use crate::base::{Mono, ShardId};
+use crate::licence::Standing;
 use crate::mesh::{Mesh, Notice};
 use crate::relay::{self, Bounds};
 use crate::shard::{self, Bells, Listener, Reach, Shard};
@@ -63,8 +64,13 @@ pub enum DaemonError {
         error: io::Error,
     },
     /// Something is asked for that the licence does not grant.
-    #[error("{0}")]
-    Tier(#[from] Refused),
+    #[error("{refused}{standing}")]
+    Tier {
+        /// What.
+        refused: Refused,
+        /// How the licence stands, if one was given.
+        standing: String,
+    },
     /// The certificates cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -142,8 +148,10 @@ fn serve_until_stopped(
         (None, Some(licence)) => licence.in_force(),
         (None, None) => Arc::new(Entitlement::of_tier(Tier::Community)),
     };
-    licence::gates(&settings, &entitlement)?;
-    exposed_on_terms(&inherited, settings.tls.is_some(), &entitlement)?;
+    licence::gates(&settings, &entitlement)
+        .map_err(DaemonError::from)
+        .and_then(|()| exposed_on_terms(&inherited, settings.tls.is_some(), &entitlement))
+        .map_err(|error| error.with_standing(licence.as_ref()))?;
     let tls = settings.tls.as_ref().map(load_tls).transpose()?;
     let storage = Storage::open(&settings, (wall_ms() / 1_000) as u32)?;
     let retention_ms = Arc::new(AtomicU64::new(days_ms(entitlement.retention_days(settings.retention_days))));
@@ -318,6 +326,24 @@ fn reload_tls(files: Option<&TlsFiles>, mesh: &Mesh, bells: &Bells) -> bool {
     }
     tracing::info!(cert = %files.cert.display(), "SIGHUP: new connections are shown the certificates as they are now");
     true
+}
+
+impl From<Refused> for DaemonError {
+    fn from(refused: Refused) -> DaemonError {
+        DaemonError::Tier { refused, standing: String::new() }
+    }
+}
+
+impl DaemonError {
+    /// Whoever has given a licence is told why it does not grant what is asked for.
+    fn with_standing(self, licence: Option<&Licence>) -> DaemonError {
+        match (self, licence.map(Licence::standing)) {
+            (DaemonError::Tier { refused, .. }, Some((name, sentence))) if name != Standing::Community.name() => {
+                DaemonError::Tier { refused, standing: format!(". How the licence stands: {sentence}") }
+            }
+            (error, _) => error,
+        }
+    }
 }
 
 /// Sockets that were handed over are held to what `--listen` is.

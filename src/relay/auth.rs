@@ -48,7 +48,7 @@ impl Relay {
     ) -> Result<Option<Box<Grant>>, Denied> {
         let Some(session) = self.sessions.find(id) else { return Ok(None) };
         let peer = &session.peer;
-        let (kind, credential) = (hello.auth_type.as_ref(), hello.credential.0.as_ref());
+        let (kind, credential) = (hello.auth_type.as_ref(), hello.credential.reveal());
         let presented = !kind.is_empty() || !credential.is_empty();
         let needed = self.options.require_auth || peer.exposed;
         // A licence that has lapsed neither opens the door nor locks everyone out.

@@ -9,6 +9,7 @@ use crate::relay::Event;
 use crate::tls::FIRST_BYTE;
 use crate::uring::Completion;
 use crate::wire::{self, Corrupt, Dialect, Frame};
+use zeroize::Zeroize;
 
 /// How far decoding a run of bytes went.
 enum Outcome {
@@ -116,10 +117,12 @@ impl Inner {
         if !connection.stash.is_empty() {
             // Finish the frame that has begun, with no more bytes than it needs; what follows is read where it lies.
             let mut stash = std::mem::take(&mut connection.stash);
+            // Until WELCOME it holds credentials, and leaves none of them behind.
+            let wipes = connection.stage == Stage::Fresh;
             loop {
                 match self.decode(id, &stash) {
                     Outcome::Partial { consumed, needed } => {
-                        stash.drain(..consumed);
+                        discard(&mut stash, consumed, wipes);
                         if stash.is_empty() {
                             break;
                         }
@@ -127,11 +130,11 @@ impl Inner {
                         if missing == 0 {
                             return self.keep_rest(id, stash, needed);
                         }
-                        stash.extend_from_slice(&bytes[..missing]);
+                        append(&mut stash, &bytes[..missing], wipes);
                         bytes = &bytes[missing..];
                     }
                     Outcome::Stop { consumed } => {
-                        stash.drain(..consumed);
+                        discard(&mut stash, consumed, wipes);
                         stash.extend_from_slice(bytes);
                         return self.keep_rest(id, stash, 0);
                     }
@@ -151,16 +154,17 @@ impl Inner {
     }
 
     /// Keeps the beginning of a frame; who has not said HELLO may not begin a long one, unless it is the owner.
-    fn keep_rest(&mut self, id: SessionId, stash: Vec<u8>, needed: usize) {
+    fn keep_rest(&mut self, id: SessionId, mut stash: Vec<u8>, needed: usize) {
         let Some(connection) = self.connections.find_mut(id) else { return self.spares.keep_stash(stash) };
         if connection.closing.is_some() {
             return self.spares.keep_stash(stash);
         }
         let length = needed.max(stash.len());
         if connection.stage == Stage::Fresh && !connection.peer.owner && length > HELLO_BYTES_MAX {
-            let corrupt = Corrupt::TooLong { length: length as u64 };
+            let corrupt = Corrupt::HelloTooLong { length: length as u64 };
             let event = Event::Corrupt { session: id, dialect: connection.dialect, corrupt };
             self.relay.handle(self.now, event, &mut self.outbox);
+            stash.zeroize();
             return self.spares.keep_stash(stash);
         }
         debug_assert!(needed <= FRAME_BYTES_MAX + 4);
@@ -267,6 +271,24 @@ impl Inner {
             _ => false,
         }
     }
+}
+
+/// Takes the first bytes away.
+fn discard(stash: &mut Vec<u8>, count: usize, wipes: bool) {
+    if wipes {
+        stash[..count].zeroize();
+    }
+    stash.drain(..count);
+}
+
+/// Adds bytes; where it grows, the place that it leaves is cleared.
+fn append(stash: &mut Vec<u8>, bytes: &[u8], wipes: bool) {
+    if wipes && stash.capacity() - stash.len() < bytes.len() {
+        let mut larger = Vec::with_capacity(2 * (stash.len() + bytes.len()));
+        larger.extend_from_slice(stash);
+        std::mem::replace(stash, larger).zeroize();
+    }
+    stash.extend_from_slice(bytes);
 }
 
 impl Spares {

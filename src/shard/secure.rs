@@ -7,6 +7,7 @@ use crate::relay::Event;
 use crate::tls::LinkError;
 use crate::uring::SendBuffer;
 use crate::wire::{ErrorCode, ErrorFrame, Frame};
+use zeroize::Zeroize;
 
 /// How long handshakes may keep a turn, nanoseconds: an agent's message must not wait for a crowd at the door. One is
 /// finished, however long it takes.
@@ -109,6 +110,11 @@ impl Inner {
             self.read(id, &plaintext);
         } else if fresh {
             self.rearm.push(id);
+        }
+        if fresh {
+            // What comes before WELCOME holds credentials.
+            self.workspace.wipe();
+            plaintext.zeroize();
         }
         plaintext.clear();
         if plaintext.capacity() <= 2 * SPARE_BYTES_MAX {

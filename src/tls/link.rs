@@ -7,6 +7,7 @@ use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError, UnbufferedStatus, WriteTraffic,
 };
+use zeroize::Zeroize;
 
 /// Plaintext of one record at most.
 const RECORD_BYTES_MAX: usize = 16 * 1024;
@@ -22,6 +23,13 @@ pub struct Workspace {
     incoming: Vec<u8>,
     /// Small pieces on their way into one record.
     record: Vec<u8>,
+}
+
+impl Workspace {
+    /// Clears what was decrypted here.
+    pub fn wipe(&mut self) {
+        self.incoming.zeroize();
+    }
 }
 
 /// What rustls has twice.

@@ -13,6 +13,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
+use zeroize::Zeroize;
 
 /// Bytes read at a time, and at most from one connection in a turn: the others' turn comes first.
 const READ_BYTES: usize = 256 * 1024;
@@ -350,12 +351,17 @@ impl Epoll {
                 Ok((length, _)) if length > 0 => {
                     // A short read has emptied the socket, unless it stopped before the end that is already there.
                     connection.ready = length == self.scratch.len() || connection.hung_up;
-                    if connection.wants == Some(ReceiveMode::Once) {
+                    let once = connection.wants == Some(ReceiveMode::Once);
+                    if once {
                         connection.wants = None;
                     }
                     connection.queue(id, &mut self.readable);
                     if !connection.draining {
                         each(Completion::Received { id, bytes: &self.scratch[..length] });
+                    }
+                    if once {
+                        // What comes before WELCOME holds credentials.
+                        self.scratch[..length].zeroize();
                     }
                 }
                 Err(Errno::AGAIN) => connection.ready = false,

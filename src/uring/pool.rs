@@ -7,6 +7,7 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::io;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
+use zeroize::Zeroize;
 
 /// A group of provided buffers.
 pub(super) struct Pool {
@@ -19,6 +20,8 @@ pub(super) struct Pool {
     count: u16,
     buffer_bytes: u32,
     mode: Receive,
+    /// Whether bytes are cleared when they were read: those before WELCOME hold credentials.
+    wipes: bool,
     /// Where the next returned buffer goes; the kernel sees it after `publish`.
     tail: u16,
     published: u16,
@@ -63,6 +66,7 @@ impl Pool {
             count,
             buffer_bytes: buffer_bytes as u32,
             mode,
+            wipes: false,
             tail: 0,
             published: 0,
             available: 0,
@@ -80,6 +84,11 @@ impl Pool {
         }
         pool.publish();
         Ok(pool)
+    }
+
+    /// The same pool, whose bytes are cleared when they were read.
+    pub(super) fn wiping(self) -> Pool {
+        Pool { wipes: true, ..self }
     }
 
     pub(super) fn unregister(&self, ring: &IoUring) {
@@ -141,6 +150,10 @@ impl Pool {
 
     /// The bytes of `segment` were read.
     pub(super) fn release(&mut self, segment: Segment) {
+        if self.wipes {
+            let start = usize::from(segment.buffer) * self.buffer_bytes as usize + segment.offset as usize;
+            self.memory.slice_mut(start, segment.length as usize).zeroize();
+        }
         if segment.last {
             self.give_back(segment.buffer);
         }
@@ -212,6 +225,17 @@ impl Memory {
         // SAFETY: the range is inside the allocation and initialised; the kernel writes only behind what it has
         // completed, and gets a buffer back only after its segments were released, which ends this borrow.
         unsafe { std::slice::from_raw_parts(first.as_ptr(), length) }
+    }
+}
+
+impl Memory {
+    fn slice_mut(&mut self, start: usize, length: usize) -> &mut [u8] {
+        assert!(start + length <= self.bytes, "a slice lies inside its memory");
+        // SAFETY: `start` is inside the allocation.
+        let first = unsafe { self.start.add(start) };
+        // SAFETY: the range is inside the allocation and initialised; it is a part that the kernel has completed and has
+        // not been given back, so it is ours alone, and `self` is borrowed for writing.
+        unsafe { std::slice::from_raw_parts_mut(first.as_ptr(), length) }
     }
 }
 

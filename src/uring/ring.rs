@@ -140,7 +140,7 @@ impl Ring {
             Receive::Single => None,
             _ => Some(Pools {
                 stream: Pool::new(&ring, STREAM_GROUP, count, bytes, receive)?,
-                once: Pool::new(&ring, ONCE_GROUP, ONCE_BUFFERS, ONCE_BUFFER_BYTES, Receive::Provided)?,
+                once: Pool::new(&ring, ONCE_GROUP, ONCE_BUFFERS, ONCE_BUFFER_BYTES, Receive::Provided)?.wiping(),
             }),
         };
         // SAFETY: the ring is open while it is borrowed here.

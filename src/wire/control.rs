@@ -212,7 +212,7 @@ fn hello(body: &ArchivedHello) -> Checked<'_> {
         task: lossy(&body.task),
         working_directory: lossy(&body.working_directory),
         auth_type: lossy(&body.auth_type),
-        credential: super::Secret(lossy(&body.credential)),
+        credential: super::Secret::new(lossy(&body.credential)),
     })))
 }
 
@@ -417,7 +417,7 @@ pub(super) fn append_hello(hello: &Hello<'_>, out: &mut Vec<u8>) {
                 hello.task.as_bytes(),
                 hello.working_directory.as_bytes(),
                 hello.auth_type.as_bytes(),
-                hello.credential.0.as_bytes(),
+                hello.credential.reveal().as_bytes(),
                 &[],
             ],
             out,

@@ -1,7 +1,7 @@
 //! Why bytes are not a frame. Each variant names what was found; the session closes with it.
 
 use crate::base::CloseReason;
-use crate::base::limits::FRAME_BYTES_MAX;
+use crate::base::limits::{FRAME_BYTES_MAX, HELLO_BYTES_MAX};
 
 /// Bytes that cannot be a frame: the peer is at fault, and the stream has no next frame to look for.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -19,6 +19,12 @@ pub enum Corrupt {
     #[error("Frame too large: {length} > {FRAME_BYTES_MAX}")]
     TooLong {
         /// What the header claims, header included.
+        length: u64,
+    },
+    /// More than may come from a stranger before WELCOME.
+    #[error("Frame too large: {length} > {HELLO_BYTES_MAX}, which is the most before WELCOME")]
+    HelloTooLong {
+        /// What it would be long, as far as that is known.
         length: u64,
     },
     /// Bytes that must be zero are not.
@@ -44,7 +50,7 @@ impl Corrupt {
     /// The reason the connection closes with.
     pub fn close_reason(&self) -> CloseReason {
         match self {
-            Corrupt::TooLong { .. } => CloseReason::FrameTooLong,
+            Corrupt::TooLong { .. } | Corrupt::HelloTooLong { .. } => CloseReason::FrameTooLong,
             Corrupt::Version(_) => CloseReason::Version,
             _ => CloseReason::Corrupt,
         }

@@ -4,6 +4,7 @@ use super::body::ArchivedBody;
 use crate::base::ids::Token;
 use crate::base::{AgentId, Bytes, MessageId, RefuseReason, Sequence};
 use std::borrow::Cow;
+use zeroize::Zeroizing;
 
 /// Text or bytes that may be borrowed from the receive buffer or be the relay's own.
 pub type Text<'a> = Cow<'a, str>;
@@ -190,18 +191,57 @@ impl Hello<'_> {
             task: own(self.task),
             working_directory: own(self.working_directory),
             auth_type: own(self.auth_type),
-            credential: Secret(own(self.credential.0)),
+            credential: self.credential.into_owned(),
         }
     }
 }
 
-/// Text that never appears in a debug form.
-#[derive(Clone, Default)]
-pub struct Secret<'a>(pub Text<'a>);
+/// Text that never appears in a debug form, and that leaves nothing behind in memory of its own.
+#[derive(Clone)]
+pub struct Secret<'a>(Hidden<'a>);
+
+#[derive(Clone)]
+enum Hidden<'a> {
+    /// Where it was received.
+    Lent(&'a str),
+    Own(Zeroizing<String>),
+}
+
+impl<'a> Secret<'a> {
+    /// This text.
+    pub fn new(text: impl Into<Text<'a>>) -> Secret<'a> {
+        Secret(match text.into() {
+            Cow::Borrowed(text) => Hidden::Lent(text),
+            Cow::Owned(text) => Hidden::Own(Zeroizing::new(text)),
+        })
+    }
+
+    /// The text.
+    pub fn reveal(&self) -> &str {
+        match &self.0 {
+            Hidden::Lent(text) => text,
+            Hidden::Own(text) => text,
+        }
+    }
+
+    /// The same, independent of the receive buffer.
+    pub fn into_owned(self) -> Secret<'static> {
+        Secret(Hidden::Own(match self.0 {
+            Hidden::Lent(text) => Zeroizing::new(text.to_owned()),
+            Hidden::Own(text) => text,
+        }))
+    }
+}
+
+impl Default for Secret<'_> {
+    fn default() -> Self {
+        Secret(Hidden::Lent(""))
+    }
+}
 
 impl std::fmt::Debug for Secret<'_> {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.write_str(if self.0.is_empty() { "none" } else { "Secret(..)" })
+        out.write_str(if self.reveal().is_empty() { "none" } else { "Secret(..)" })
     }
 }
 

@@ -42,7 +42,7 @@ pub(crate) fn native(stream: UnixStream, name: &str, kind: &str, credential: &st
         claimed_name: name.as_bytes().to_vec().into(),
         capabilities: CAPABILITIES,
         auth_type: kind.to_owned().into(),
-        credential: Secret(credential.to_owned().into()),
+        credential: Secret::new(credential.to_owned()),
         ..Hello::default()
     };
     peer.say(&Frame::Hello(Box::new(hello)));

@@ -110,6 +110,20 @@ fn many_silent_connections_from_one_address_do_not_keep_a_newcomer_from_another_
 }
 
 #[test]
+fn a_stranger_whose_hello_is_too_long_hears_which_bound_it_has_broken() {
+    every_way(|way| {
+        let daemon = Setup::new(way).argument("--listen").argument("127.0.0.1:0").start();
+        let address = daemon.status()["listen"][0].as_str().unwrap().to_owned();
+        let mut stranger = JsonPeer::bare(crate::tunnel::tcp(&address), "stranger");
+        stranger.stream.write_all(&100_214_u32.to_be_bytes()).unwrap();
+        stranger.stream.write_all(b"{\"type\":\"HELLO\",").unwrap();
+        let error = stranger.hear_kind("ERROR")["payload"]["message"].clone();
+        assert_eq!(error, "Frame error: Error: Frame too large: 100218 > 16384, which is the most before WELCOME");
+        assert_eq!(daemon.status()["closes"]["frame_too_long"], 1);
+    });
+}
+
+#[test]
 fn whoever_is_told_of_mistakes_before_its_hello_and_does_not_read_is_closed() {
     every_way(|way| {
         let daemon = Setup::new(way).argument("--listen").argument("127.0.0.1:0").start();

@@ -1,12 +1,14 @@
 //! Secrets that are planted wherever the relay takes one, and looked for wherever it writes, answers or shows itself.
 
 use crate::evaluation;
-use crate::harness::{Daemon, Setup, URING_TWO};
-use crate::peers::{JsonPeer, NativePeer};
+use crate::harness::{Daemon, EPOLL_TWO, Setup, URING_TWO, available};
+use crate::peers::{JsonPeer, NativePeer, json_frame};
 use agent_relay::base::Sequence;
 use agent_relay::base::tier::Tier;
 use agent_relay::wire::{CAPABILITIES, Frame, Hello, QueryKind, Secret, Wants};
 use serde_json::{Value, json};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// A secret, and what it is called where it is found.
@@ -54,7 +56,7 @@ fn present(daemon: &Daemon, name: &str, credential: &str) -> Option<NativePeer> 
         claimed_name: name.as_bytes().into(),
         capabilities: CAPABILITIES,
         auth_type: "api_key".into(),
-        credential: Secret(credential.into()),
+        credential: Secret::new(credential),
         ..Hello::default()
     })));
     peer.welcomed().then_some(peer)
@@ -182,4 +184,90 @@ fn the_first_frame_behind_a_refused_hello_is_not_read() {
     let _ = std::io::Write::write_all(&mut eve.stream, &send);
     eve.rest();
     assert_eq!(daemon.status()["messages"]["in"], 0);
+}
+
+/// Where in the memory of this process, and behind which bytes, a secret lies; none when the kernel does not let us look.
+fn places_in_memory(pid: u32, secret: &[u8]) -> Option<Vec<String>> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
+    let memory = std::fs::File::open(format!("/proc/{pid}/mem")).ok()?;
+    let mut places = Vec::new();
+    let mut could_read = false;
+    for line in maps.lines() {
+        let mut words = line.split_whitespace();
+        let (range, rights) = (words.next()?, words.next()?);
+        if !rights.starts_with("rw") {
+            continue;
+        }
+        let (from, to) = range.split_once('-')?;
+        let (from, to) = (u64::from_str_radix(from, 16).ok()?, u64::from_str_radix(to, 16).ok()?);
+        // In pieces that overlap by a secret; an address space that was only reserved is not memory.
+        let mut piece = vec![0; 1 << 20];
+        let mut at = from;
+        while at < to {
+            let length = piece.len().min((to - at) as usize);
+            if memory.read_exact_at(&mut piece[..length], at).is_err() {
+                break;
+            }
+            could_read = true;
+            for index in memchr_all(&piece[..length], secret) {
+                places.push(format!("{:x} {line}", at + index as u64));
+            }
+            at += (length - secret.len().min(length - 1)) as u64;
+            if at + secret.len() as u64 >= to {
+                break;
+            }
+        }
+    }
+    could_read.then_some(places)
+}
+
+fn memchr_all(bytes: &[u8], secret: &[u8]) -> Vec<usize> {
+    let first = secret[0];
+    let starts = bytes.iter().enumerate().filter(|(_, byte)| **byte == first).map(|(index, _)| index);
+    starts.filter(|index| bytes[*index..].starts_with(secret)).collect()
+}
+
+#[test]
+fn an_api_key_does_not_stay_in_memory_when_its_connection_has_ended() {
+    for way in [URING_TWO, EPOLL_TWO].into_iter().filter(|way| available(*way)) {
+        let daemon = Setup::new(way).argument("--require-auth").start();
+        let made: Vec<String> = (0..2)
+            .map(|_| keys(&daemon, &json!({ "op": "create", "name": "planted" }))["key"].as_str().unwrap().to_owned())
+            .collect();
+        // Making a key puts it into an answer: the process that is looked into has made none.
+        let again = Setup { directory: Some(daemon.crash()), ..Setup::new(way) };
+        let daemon = again.argument("--require-auth").start();
+        let ann = present(&daemon, "ann", &made[0]).unwrap();
+        let mut jay = JsonPeer::bare(daemon.stream(), "Jay");
+        let hello = json!({
+            "v": 1, "type": "HELLO", "id": "hello", "ts": 1,
+            "payload": { "agent": "Jay", "auth": { "type": "api_key", "credential": made[1] } },
+        });
+        // In pieces, so that it is put together in the relay.
+        let frame = json_frame(&hello.to_string());
+        for piece in frame.chunks(40) {
+            jay.stream.write_all(piece).unwrap();
+            // What has arrived is read before the next comes.
+            daemon.status();
+        }
+        jay.hear_kind("WELCOME");
+        drop((ann, jay));
+        daemon.until_away("ann");
+        daemon.until_away("Jay");
+        // Somebody else, who gives the threads something else to do.
+        let other = format!("ar_key_{}", "planted-but-wrong-credential-000");
+        for _ in 0..8 {
+            assert!(present(&daemon, "eve", &other).is_none());
+        }
+        for (dialect, key) in ["native", "JSON"].iter().zip(&made) {
+            // The name of its prefix is kept to be shown; what follows is the secret.
+            match places_in_memory(daemon.pid(), &key.as_bytes()[15..]) {
+                None => return eprintln!("SKIP: this user may not look into the memory of another process"),
+                Some(places) => assert!(places.is_empty(), "{way:?}, {dialect}: {places:#?}"),
+            }
+        }
+        // The test can find something.
+        let known = places_in_memory(daemon.pid(), &made[0].as_bytes()[..15]).unwrap();
+        assert!(!known.is_empty(), "the prefix of a key is kept");
+    }
 }

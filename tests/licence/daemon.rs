@@ -1,8 +1,12 @@
 //! A running relay whose licence server goes away, and whose licence is taken away: it goes on, and nobody is dropped.
 
+use crate::liar::{Liar, Lie};
 use crate::vendor::Vendor;
-use crate::{PATIENCE, offline};
+use crate::{DAY, PATIENCE, evaluation, offline};
+use agent_relay::base::tier::Tier;
 use agent_relay::client::{self, Address, Client, Error, Options};
+use agent_relay::daemon::licence_desk::reading;
+use agent_relay::licence::{Document, LicenceKey};
 use agent_relay::wire::{ErrorCode, QueryKind};
 use serde_json::Value;
 use std::os::unix::net::UnixDatagram;
@@ -81,6 +85,39 @@ fn until_seats(folder: &Path, max: &Value) {
 fn connect(folder: &Path, name: &str) -> Result<Client, Error> {
     let address = Address::Unix(folder.join("relay.sock"));
     Client::connect(&address, &Options { connect_timeout: PATIENCE, ..Options::named(name) })
+}
+
+#[test]
+fn a_start_that_is_refused_says_how_the_licence_stands() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let refused = |given: Option<&str>| {
+        let mut command = relay(folder);
+        command.args(["up", "--global", "--cores", "1", "--require-auth"]);
+        if let Some(text) = given {
+            command.env("AGENT_RELAY_LICENSE_KEY", text);
+        }
+        let output = command.output().unwrap();
+        assert!(!output.status.success());
+        let said = String::from_utf8(output.stderr).unwrap();
+        let line = said.lines().find(|line| line.contains("Authentication requires Pro tier")).unwrap_or_else(|| {
+            panic!("{said}");
+        });
+        assert!(line.contains("`relay license activate KEY` activates it"), "{line}");
+        line.split_once("How the licence stands: ").map(|(_, standing)| standing.to_owned())
+    };
+    assert_eq!(refused(None), None, "nobody has given one");
+    assert!(refused(Some("ar_pro_mistyped")).unwrap().contains("This is the community tier"));
+    let key = LicenceKey::from_random(Tier::Enterprise, 7).unwrap();
+    let now = reading().wall_ms;
+    let ended = Document::of_tier(Tier::Enterprise, key.hash(), now - 9 * DAY, now - DAY);
+    let ended = Document { offline: true, serial: 1, ..ended }.sign(&evaluation());
+    assert!(refused(Some(&ended)).unwrap().starts_with("the Enterprise licence ended on 20"));
+    let liar = Liar::start(Lie::Hang);
+    std::fs::write(folder.join("relay.toml"), format!("[licence]\nserver = \"{}\"\n", liar.url())).unwrap();
+    let pending = refused(Some(LicenceKey::from_random(Tier::Pro, 3).unwrap().reveal())).unwrap();
+    assert!(pending.contains("has not been confirmed yet") && pending.contains("in time"), "{pending}");
+    liar.stop();
 }
 
 #[test]

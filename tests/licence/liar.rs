@@ -14,6 +14,8 @@ use std::thread::JoinHandle;
 /// What the server does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lie {
+    /// Not a lie: the vendor's own word that the licence has ended.
+    Ended,
     WrongSignature,
     OtherKey,
     OtherQuestion,
@@ -59,6 +61,7 @@ impl Lie {
     /// Words of the sentence that the operator reads.
     pub(crate) fn is_told_as(self) -> &'static str {
         match self {
+            Lie::Ended => "ended on",
             Lie::WrongSignature | Lie::ForgedRevocation => "does not bear the signature",
             Lie::OtherKey => "about another licence key",
             Lie::OtherQuestion => "not to this question",
@@ -134,6 +137,9 @@ fn tell(lie: Lie, mut stream: TcpStream, over: &AtomicBool) -> Option<TcpStream>
         |document: Document| Document { key_hash: LicenceKey::from_random(Tier::Pro, 99).unwrap().hash(), ..document };
     let replayed = |document: Document| Document { nonce: "an earlier one".into(), ..document };
     let said = match lie {
+        Lie::Ended => {
+            document(&evaluation(), &|document| Document { valid_until_ms: document.issued_at_ms - 1_000, ..document })
+        }
         Lie::WrongSignature => document(&stranger, &|document| document),
         Lie::ForgedRevocation => document(&stranger, &revoked),
         Lie::OtherKey => document(&evaluation(), &other),

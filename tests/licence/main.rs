@@ -14,6 +14,8 @@ use agent_relay::base::tier::Tier;
 use agent_relay::daemon::licence::{Licence, START_PATIENCE};
 use agent_relay::daemon::licence_desk::{Desk, DeskPlace, reading};
 use agent_relay::licence::{Document, LicenceKey, Reading, SigningKey, Standing};
+use heed::CommitOrAbort;
+use heed::types::Bytes;
 use liar::{Liar, Lie};
 use std::net::TcpListener;
 use std::path::Path;
@@ -153,6 +155,67 @@ fn no_lie_takes_a_licence_away_or_gives_one() {
         assert_eq!((standing, desk.holder().entitlement().tier), (Standing::Unreachable, Tier::Pro), "{lie:?}");
         liar.stop();
     }
+}
+
+#[test]
+fn a_signed_word_that_the_licence_has_ended_is_believed_at_once() {
+    let liar = Liar::start(Lie::Ended);
+    let folder = tempfile::tempdir().unwrap();
+    let key = LicenceKey::from_random(Tier::Enterprise, 3).unwrap();
+    let now = reading();
+    for cached in [false, true] {
+        if cached {
+            // Said a day ago, when it was still paid for.
+            let (from, until) = (now.wall_ms - DAY, now.wall_ms + 30 * DAY);
+            let paid = Document::of_tier(Tier::Enterprise, key.hash(), from, until).sign(&evaluation());
+            let cache = serde_json::json!({ "documents": [paid] });
+            std::fs::write(folder.path().join("license.cache"), cache.to_string()).unwrap();
+        }
+        let mut desk = Desk::open(place(folder.path(), key.reveal(), &liar.url()), now);
+        let lapsed = desk.check(now, PATIENCE);
+        assert_eq!(lapsed.map(|entitlement| entitlement.tier), cached.then_some(Tier::Community));
+        let (standing, tier) = (desk.holder().standing(now), desk.holder().entitlement().tier);
+        assert_eq!(
+            (standing, tier),
+            (Standing::Expired, Tier::Community),
+            "without the grace of a server that is silent"
+        );
+        let sentence = desk.holder().sentence(now);
+        assert!(sentence.contains(Lie::Ended.is_told_as()), "{sentence}");
+    }
+    liar.stop();
+}
+
+/// The licence of this number ends then.
+fn end_in_registry(folder: &Path, serial: u64, valid_until_ms: u64) {
+    let env = agent_relay::store::open_environment(folder, 1 << 32).unwrap();
+    let opened = env.open_databases_and_commit(env.read_txn().unwrap(), |opener, transaction| {
+        let licences = opener.open_database::<Bytes, Bytes>(transaction, Some("licences"))?;
+        Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit(licences))
+    });
+    let licences = opened.unwrap().commit().unwrap().unwrap();
+    let mut transaction = env.write_txn().unwrap();
+    let row = licences.get(&transaction, &serial.to_be_bytes()).unwrap().unwrap();
+    let mut row: serde_json::Value = serde_json::from_slice(row).unwrap();
+    row["valid_until"] = valid_until_ms.into();
+    licences.put(&mut transaction, &serial.to_be_bytes(), row.to_string().as_bytes()).unwrap();
+    transaction.commit().unwrap();
+}
+
+#[test]
+fn a_key_whose_licence_has_expired_grants_nothing_by_the_word_of_the_real_server() {
+    let vendor = Vendor::start();
+    let key = vendor.issue(&["--tier", "team", "--days", "1"]);
+    let registry = vendor.stop();
+    // Nobody waits for a day here: its end is moved to yesterday in the registry.
+    let now = reading();
+    end_in_registry(&registry.path().join("db"), 2, now.wall_ms - DAY);
+    let vendor = Vendor::with(registry);
+    assert_eq!(vendor.list()["licences"][1]["valid_until"], now.wall_ms - DAY);
+    let folder = tempfile::tempdir().unwrap();
+    let mut desk = Desk::open(place(folder.path(), &key, &vendor.url()), now);
+    desk.check(now, PATIENCE);
+    assert_eq!((desk.holder().standing(now), desk.holder().entitlement().tier), (Standing::Expired, Tier::Community));
 }
 
 #[test]

@@ -636,7 +636,7 @@ impl Agent {
 }
 
 fn wire_secret(secret: &Option<String>) -> agent_relay::wire::Secret<'static> {
-    agent_relay::wire::Secret(secret.clone().unwrap_or_default().into())
+    agent_relay::wire::Secret::new(secret.clone().unwrap_or_default())
 }
 
 /// Draws a destination.

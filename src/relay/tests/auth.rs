@@ -44,7 +44,7 @@ fn strict(keys: impl IntoIterator<Item = ApiKey>) -> Pair {
 }
 
 pub(super) fn presenting(name: &str, kind: &'static str, credential: &str) -> Hello<'static> {
-    Hello { auth_type: kind.into(), credential: Secret(credential.to_owned().into()), ..named(name) }
+    Hello { auth_type: kind.into(), credential: Secret::new(credential.to_owned()), ..named(name) }
 }
 
 pub(super) fn with_key(name: &str, last: char) -> Hello<'static> {
@@ -134,7 +134,7 @@ fn a_connection_goes_home_with_its_grant_and_not_with_its_credential() {
     let Some(Output::Move { to: ShardId(1), hello, grant: Some(grant), .. }) = pair.outputs.pop() else {
         panic!("it moves");
     };
-    assert!(hello.credential.0.is_empty() && hello.auth_type.is_empty());
+    assert!(hello.credential.reveal().is_empty() && hello.auth_type.is_empty());
     let adopted = |hello, grant| Event::Adopted {
         session,
         peer: Peer::default(),

@@ -8,6 +8,7 @@ use io_uring::{cqueue, opcode, squeue};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use std::io;
+use zeroize::Zeroize;
 
 /// Completions of one connection that wait for `set_receiving(true)` before its receive is cancelled: small ones would
 /// otherwise fill the queue long before they fill the pool.
@@ -157,11 +158,16 @@ impl Ring {
         match rustix::net::recv(fd, &mut self.scratch[..], RecvFlags::DONTWAIT) {
             Ok((0, _)) => self.end(id, None, each),
             Ok((length, _)) => {
-                if slot.wants == Some(ReceiveMode::Once) {
+                let once = slot.wants == Some(ReceiveMode::Once);
+                if once {
                     slot.wants = None;
                 }
                 if !slot.draining {
                     each(Completion::Received { id, bytes: &self.scratch[..length] });
+                }
+                if once {
+                    // What comes before WELCOME holds credentials.
+                    self.scratch[..length].zeroize();
                 }
                 self.arm_receive(id);
             }

@@ -278,7 +278,7 @@ impl<'t> Envelope<'t> {
                 }
                 "auth" => {
                     hello.auth_type = member(value, "type").and_then(string).unwrap_or_default();
-                    hello.credential = Secret(member(value, "credential").and_then(string).unwrap_or_default());
+                    hello.credential = Secret::new(member(value, "credential").and_then(string).unwrap_or_default());
                     continue;
                 }
                 "cli" => &mut hello.cli,
