@@ -7,6 +7,7 @@
 
 mod guests;
 mod homes;
+mod stopped;
 
 use crate::access::Access;
 use crate::measure;
@@ -44,6 +45,9 @@ pub enum Workload {
     CrossShard,
     /// As `Pairs`, first alone, then with `rate` others per second that connect, are welcomed and leave.
     Hello,
+    /// As `Pairs` without the last one, first alone, then with that one's sender at `rate` messages per second to a
+    /// receiver that has stopped reading.
+    Stopped,
 }
 
 /// One run.
@@ -182,6 +186,7 @@ impl<D: Dialect> Load<D> {
                 match self.plan.workload {
                     Workload::Open => self.open_loop(),
                     Workload::Hello => self.hello_beside_load(),
+                    Workload::Stopped => self.beside_stopped_reader(),
                     _ => self.closed_loop(),
                 }
             }
@@ -324,6 +329,7 @@ impl<D: Dialect> Load<D> {
         let window = if self.plan.workload == Workload::PingPong { 1 } else { self.plan.window };
         let senders: Vec<u32> = match self.plan.workload {
             Workload::PingPong | Workload::Fanout => vec![0],
+            Workload::Stopped => (0..2 * (self.plan.pairs - 1)).step_by(2).collect(),
             _ => (0..2 * self.plan.pairs).step_by(2).collect(),
         };
         for sender in senders {
@@ -549,7 +555,7 @@ impl<D: Dialect> Load<D> {
                     }
                 }
                 Workload::Open | Workload::Connect => {}
-                Workload::Pairs | Workload::SameShard | Workload::CrossShard | Workload::Hello => {
+                Workload::Pairs | Workload::SameShard | Workload::CrossShard | Workload::Hello | Workload::Stopped => {
                     let sender = self.peers[number as usize].sender;
                     self.speak(sender, now, arrived as u32)?;
                 }

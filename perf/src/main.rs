@@ -83,7 +83,7 @@ struct CommitArguments {
 #[derive(FromArgs)]
 #[argh(subcommand, name = "load")]
 struct LoadArguments {
-    /// pingpong, pair, pairs, open, fanout, connect, same, cross, hello, handshakes or resumed
+    /// pingpong, pair, pairs, open, fanout, connect, same, cross, hello, stopped, handshakes or resumed
     #[argh(positional)]
     workload: String,
     /// floor, log, splice, relay, relay-tcp, relay-tls, relay-auth, relay-json, nats-tls, redis, streams, nats, jetstream, mosquitto or agent-relay
@@ -184,6 +184,7 @@ fn put_load(arguments: &LoadArguments) -> Result<(), String> {
         "same" => (Workload::SameShard, arguments.pairs),
         "cross" => (Workload::CrossShard, arguments.pairs),
         "hello" => (Workload::Hello, arguments.pairs),
+        "stopped" => (Workload::Stopped, arguments.pairs),
         other => return Err(format!("there is no workload {other:?}")),
     };
     let plan = Plan {

@@ -38,7 +38,7 @@ pub struct Outcome {
     pub accept_p50_us: f64,
     /// 99 of 100 are faster.
     pub accept_p99_us: f64,
-    /// The load's p99 before others came (hello).
+    /// The load's p99 before others came (hello), or before one stopped reading (stopped).
     pub p99_before_us: f64,
     /// Which part of the handshakes resumed an earlier session.
     pub resumed: f64,

@@ -125,8 +125,10 @@ fn figures(stored: &[Figure]) -> String {
 }
 
 fn workload(job: &Job, medians: &Medians) -> String {
-    if matches!(job.key, "hello" | "handshakes" | "resumed") {
-        return accepts(job, medians);
+    match job.key {
+        "hello" | "handshakes" | "resumed" => return accepts(job, medians),
+        "stopped" => return stopped(medians),
+        _ => {}
     }
     let silent = matches!(job.key, "idle" | "idle-tls" | "connect");
     let ratios = ["p50", "p99", "CPU"].map(|number| format!("{number} : {}", job.base));
@@ -171,6 +173,24 @@ fn workload(job: &Job, medians: &Medians) -> String {
 }
 
 /// What it costs to let agents in.
+/// What a reader that has stopped costs the others.
+fn stopped(medians: &Medians) -> String {
+    let head = ["server", "p99 us before", "during", "during : before", "p50 us", "CPU us/msg", "msg/s"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for ((_, protocol, _), found) in medians.iter().filter(|((key, _, _), _)| *key == "stopped") {
+        rows.push(vec![
+            (*protocol).to_owned(),
+            format!("{:.1}", found.p99_before_us),
+            format!("{:.1}", found.p99_us),
+            format!("{:.2}", found.p99_us / found.p99_before_us),
+            format!("{:.1}", found.p50_us),
+            format!("{:.3}", found.cpu_us_per_message),
+            format!("{:.0}", found.per_second),
+        ]);
+    }
+    aligned(&rows)
+}
+
 fn accepts(job: &Job, medians: &Medians) -> String {
     let beside = job.key == "hello";
     let head: &[&str] = if beside {
@@ -411,6 +431,9 @@ fn targets(medians: &Medians, stored: &[Figure]) -> String {
     let hello = |number| value("hello", "relay-auth", 128, number);
     let found = ratio(hello(p99), hello(|one| one.p99_before_us));
     check("1,000 HELLOs/s with keys beside full load: p99, during to before".into(), true, 1.1, found);
+    let stopped = |number| value("stopped", "relay", 128, number);
+    let found = ratio(stopped(p99), stopped(|one| one.p99_before_us));
+    check("one stopped reader among 500 agents: p99 of the others, during to before".into(), true, 1.1, found);
     for job in ["handshakes", "resumed"] {
         let found = ratio(value(job, "relay-tls", 128, rate), value(job, "nats-tls", 128, rate));
         check(format!("TLS 1.3 {job}: per second, relay to nats"), false, 1.0, found);

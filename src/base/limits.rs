@@ -105,6 +105,16 @@ pub const CONTROL_PER_SECOND: u32 = 10_000;
 /// As many may be saved up: after a crash a client sends all again that it has not heard of.
 pub const CONTROL_BURST: u32 = 20_000;
 
+/// Messages said to be read that one shard has still to look up in the store; one agent has half of what is left at most.
+/// What is more is not believed.
+pub const READINGS_WAITING_MAX: usize = 4096;
+/// How many of them are looked up for one question.
+pub const READINGS_AT_ONCE_MAX: usize = 1024;
+/// Of those that were taken, so many are remembered per shard, so that repeating them costs no look: 32 KiB.
+pub const READINGS_KNOWN: usize = 1024;
+/// One that turns out not to be so costs its connection this many frames more: it was looked for in all that is kept.
+pub const READINGS_COST: usize = 15;
+
 /// Mail from one shard to another that has not been taken yet.
 pub const LANE_MAILS_MAX: usize = 8192;
 /// Batches of records on their way to the writer, per shard.
@@ -131,7 +141,7 @@ pub const WRITER_CAUGHT_UP: u64 = WRITER_BEHIND - 2 * WRITER_BATCH_BYTES_MAX as 
 /// A writer that has taken nothing for so long is not behind, it is stuck: everyone is read again, and hears BUSY when the
 /// queue is full.
 pub const WRITER_STUCK: u64 = Mono::ms(5_000);
-/// Records beside messages (refusals, reads) that a shard may add while the writer's queue is full.
+/// Records beside messages (refusals) that a shard may add while the writer's queue is full.
 pub const NOTES_WHILE_FULL_MAX: u32 = 65_536;
 /// The writer is woken when this many records wait …
 pub const WRITER_TRIGGER_RECORDS: usize = 100;

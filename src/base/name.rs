@@ -46,7 +46,7 @@ pub fn topic_of(text: &[u8]) -> &[u8] {
 /// What the internal names begin with that a command line makes up for one errand: nobody comes back under one.
 pub const ERRAND_PREFIX: &str = "__cli-";
 
-/// Names of the relay's own helpers: hidden from listings, holding no seat.
+/// Names of the relay's own helpers: hidden from listings; a few of them hold no seat.
 pub fn is_internal(name: &str) -> bool {
     name.starts_with("__")
 }

@@ -52,11 +52,13 @@ pub enum CloseReason {
     TlsHandshake = 23,
     /// The peer speaks TLS where it is off.
     TlsOff = 24,
+    /// It had not said HELLO when all places of such connections were taken, most of them from where it comes from.
+    HalfOpenCrowd = 25,
 }
 
 impl CloseReason {
     /// Every reason, for metrics.
-    pub const ALL: [CloseReason; 24] = [
+    pub const ALL: [CloseReason; 25] = [
         CloseReason::Bye,
         CloseReason::Lost,
         CloseReason::Shutdown,
@@ -81,6 +83,7 @@ impl CloseReason {
         CloseReason::TlsRequired,
         CloseReason::TlsHandshake,
         CloseReason::TlsOff,
+        CloseReason::HalfOpenCrowd,
     ];
 
     /// The reason's name in logs, metrics and `status`.
@@ -110,6 +113,7 @@ impl CloseReason {
             CloseReason::TlsRequired => "tls_required",
             CloseReason::TlsHandshake => "tls_handshake",
             CloseReason::TlsOff => "tls_off",
+            CloseReason::HalfOpenCrowd => "half_open_crowd",
         }
     }
 }

@@ -83,7 +83,13 @@ pub(super) fn run(command: &Doctor) -> Result<(), Failure> {
         command.db_key.as_deref(),
         &layout.store_folder(),
     );
-    let status = lock::live_holder(layout).and_then(|_| talk::ask(&reach, QueryKind::Status, &json!({})).ok());
+    let holder = lock::live_holder(layout);
+    let status = holder.as_ref().and_then(|holder| {
+        // It may have been started with a socket of its own.
+        let socket = if layout.socket_chosen { command.socket.as_deref() } else { Some(&*holder.socket) };
+        let reach = Reach::of(command.data_dir.as_deref(), socket, command.global).ok()?;
+        talk::ask(&reach, QueryKind::Status, &json!({})).ok()
+    });
     // The running relay's word before what its next start would say.
     let clock_doubt_ms = status.as_ref().and_then(|status| status["clock_doubt_ms"].as_i64());
     let clock_doubt_ms = clock_doubt_ms.unwrap_or(contents.clock_doubt_ms);
@@ -104,6 +110,7 @@ pub(super) fn run(command: &Doctor) -> Result<(), Failure> {
         processors(),
         daemon(&reach),
     ];
+    checks.extend(holder.map(|_| store_check::health(status.as_ref())));
     checks.extend(store_check::leftovers(&layout.store_folder()));
     let failed = checks.iter().any(|check| check.verdict == Verdict::Fail);
     if command.json {

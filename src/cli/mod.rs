@@ -88,6 +88,8 @@ enum Failure {
     Usage(String),
     /// Exit code 1.
     Failed(String),
+    /// Exit code 3: a daemon that was stopped in order, and lost what the disk did not take.
+    Lost(String),
     /// Exit code 1; everything has been said.
     Said,
     /// Whoever read our output went away (`relay agents | head -1`): nothing is wrong.
@@ -127,6 +129,10 @@ pub fn main() -> ExitCode {
             }
             eprintln!("relay: {}", print::clean_text(&reason));
             ExitCode::from(1)
+        }
+        Err(Failure::Lost(reason)) => {
+            eprintln!("relay: {}", print::clean_text(&reason));
+            ExitCode::from(3)
         }
         Err(Failure::Usage(reason)) => {
             eprintln!("relay: {}", print::clean_text(reason.trim_end()));

@@ -7,6 +7,7 @@ use super::print::{self, Progress};
 use super::stored::Place;
 use crate::daemon::storage;
 use crate::store::copy;
+use serde_json::Value;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -53,6 +54,32 @@ pub(super) fn leftovers(folder: &Path) -> Option<Check> {
     let repair = format!("relay down; rm -r {}", left.join(" "));
     (!left.is_empty())
         .then(|| Check::warn("store leftovers", format!("{}, of copies that did not end", left.join(", ")), repair))
+}
+
+/// What the running relay says of its store, which may look well from outside while its disk refuses.
+pub(super) fn health(status: Option<&Value>) -> Check {
+    let name = "store health";
+    let Some(status) = status else {
+        let found = "a relay runs here and does not answer";
+        return Check::warn(name, found, "relay status; if it stays, look at its log");
+    };
+    let store = &status["store"];
+    let health = &store["health"];
+    if health["ok"] != false {
+        return Check::ok(name, "well, says the running relay");
+    }
+    let sentence = health["sentence"].as_str().unwrap_or("the running relay says that it is not well");
+    let waiting = store["at_stake"]["messages"].as_u64().filter(|messages| *messages > 0);
+    let waiting = waiting.map_or_else(String::new, |messages| {
+        format!(" ({} not on the disk yet)", print::count(messages, "accepted message"))
+    });
+    let repair = match health["problem"].as_str() {
+        Some("corrupt") => REPAIR,
+        Some("full" | "quota") => "free some space and leave the relay running: it goes on by itself",
+        Some("gone") => "mv the store's folder back and leave the relay running: it goes on by itself",
+        _ => "dmesg; leave the relay running until the disk is well: it goes on by itself",
+    };
+    Check::fail(name, format!("{sentence}{waiting}"), repair)
 }
 
 /// What the child says of the store.
@@ -204,6 +231,22 @@ mod tests {
         assert_eq!(locked.verdict, Verdict::Warn);
         let slow = shell("exec sleep 600", Duration::ZERO);
         assert!(slow.verdict == Verdict::Warn && slow.repair.contains("--check-store"), "{slow:?}");
+    }
+
+    #[test]
+    fn a_running_relay_whose_disk_refuses_fails_with_its_sentence() {
+        let status = |health| serde_json::json!({ "store": { "health": health, "at_stake": { "messages": 5 } } });
+        let well = status(serde_json::json!({ "ok": true }));
+        assert_eq!((health(Some(&well)).verdict, health(None).verdict), (Verdict::Ok, Verdict::Warn));
+        for problem in ["full", "gone", "io", "corrupt"] {
+            let sick = status(serde_json::json!({ "ok": false, "problem": problem, "sentence": "it hurts" }));
+            let check = health(Some(&sick));
+            assert_eq!(
+                (check.verdict, &check.found[..]),
+                (Verdict::Fail, "it hurts (5 accepted messages not on the disk yet)")
+            );
+            assert!(!check.repair.is_empty());
+        }
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! `relay up`: starts the daemon here, or in the background.
 
 use super::{Failure, launch, print};
-use crate::daemon::Ready;
 use crate::daemon::lock;
 use crate::daemon::paths::{Environment, Place};
 use crate::daemon::settings::{Flags, Settings, SettingsError};
+use crate::daemon::{DaemonError, Ready};
 use argh::{ArgsInfo, FromArgs};
 use std::path::PathBuf;
 
@@ -127,7 +127,11 @@ pub(super) fn run(command: Up) -> Result<(), Failure> {
         // Whoever started it may have gone away since: that is no reason to stop.
         let _ = print::out(&greeting(ready, &store, &access));
     })
-    .map_err(Failure::failed)
+    .map_err(|error| match error {
+        // It was to stop: a service manager need not start it again.
+        DaemonError::Unwritten { .. } => Failure::Lost(error.to_string()),
+        error => Failure::failed(error),
+    })
 }
 
 /// Where messages are kept, and which failure they survive.

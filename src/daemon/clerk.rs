@@ -7,14 +7,14 @@ use super::licence::Licence;
 use super::presence::{Presence, time_of};
 use super::registrar::Registrar;
 use super::run::days_ms;
-use super::settings::{Durability, Settings};
+use super::settings::Settings;
 use super::storage::{RetentionClock, StorageGauges};
 use crate::base::name::is_internal;
 use crate::base::tier::Entitled;
 use crate::base::{CloseReason, RefuseReason, SessionId, ShardId};
 use crate::keeper;
 use crate::mesh::{Answered, ClerkPost, Mesh, Notice, ShardGauges};
-use crate::relay::counters::AuthFailure;
+use crate::relay::counters::{AuthFailure, ReadIgnored};
 use crate::relay::{AgentRow, CensusPart, CensusTicket, Gauges, Question};
 use crate::shard::Bells;
 use crate::store::{Follower, Store, StoreError};
@@ -438,6 +438,13 @@ impl Clerk {
                 failures.insert(failure.name().into(), json!(count));
             }
         }
+        let mut ignored = Map::new();
+        for why in ReadIgnored::ALL {
+            let count = gauges.iter().map(|(heart, _)| heart.counters.reads_ignored[why as usize]).sum::<u64>();
+            if count > 0 {
+                ignored.insert(why.name().into(), json!(count));
+            }
+        }
         let uptime = self.facts.started.elapsed();
         let entitlement = &self.facts.entitlement;
         let licence = self.facts.licence.as_ref().map(|licence| {
@@ -458,7 +465,7 @@ impl Clerk {
             "store": self.store_status(sum(|heart| heart.waiting_messages), sum(|heart| heart.waiting_bytes)),
             "durability": {
                 "mode": self.settings.durability.name(),
-                "survives": survives(self.settings.durability),
+                "survives": self.settings.durability.survives(),
             },
             "tier": entitlement.tier.name(),
             "license": licence,
@@ -485,6 +492,7 @@ impl Clerk {
                 "resumed": sum(|heart| heart.counters.resumed),
                 "taken_over": sum(|heart| heart.counters.taken_over),
             },
+            "reads": { "taken": sum(|heart| heart.counters.reads), "ignored": ignored },
             "shards": shards,
             "writer": {
                 "queued": (0..self.mesh.shards()).map(|shard| self.mesh.batches_waiting(ShardId(shard))).sum::<usize>(),
@@ -535,6 +543,13 @@ impl Clerk {
                 "sentence": trouble.sentence,
             }),
         };
+        let refused = writer.trouble.lock().as_ref().map(|trouble| (trouble.kind, trouble.sentence.clone()));
+        let unwritten = writer.unwritten.load(Ordering::Relaxed);
+        let batches = (0..self.mesh.shards()).map(|shard| self.mesh.batches_waiting(ShardId(shard))).sum::<usize>();
+        // What would be lost with the process now: only while the disk refuses, else it is written before the end.
+        let at_stake = refused.filter(|_| unwritten > 0 || batches > 0).map(|(reason, sentence)| {
+            json!({ "messages": unwritten, "batches": batches, "reason": reason, "sentence": sentence })
+        });
         let (file_bytes, used_bytes) = self.facts.store.file_bytes().unwrap_or_default();
         let (first, last) = (self.facts.store.first_segment().ok(), self.facts.store.last_segment().ok());
         let applied = keeper.applied.load(Ordering::Relaxed);
@@ -552,6 +567,7 @@ impl Clerk {
             "unindexed_segments": keeper.unindexed_segments.load(Ordering::Relaxed),
             "checkpoint_lag_segments": last.map(|last| last.saturating_sub(applied)),
             "health": health,
+            "at_stake": at_stake,
             "owed_messages": owed_messages,
             "owed_bytes": owed_bytes,
             "pending_records": writer.pending.load(Ordering::Relaxed),
@@ -612,23 +628,6 @@ fn tell(mesh: &Mesh, bells: &Bells, untold: &mut Vec<u16>, notice: impl Fn() -> 
         }
         full
     });
-}
-
-/// Which failure what has a durable receipt survives, and what has none.
-fn survives(durability: Durability) -> &'static str {
-    match durability {
-        Durability::Relaxed => {
-            "a durable receipt survives a kill and a power loss, and comes up to a second late; what has none yet \
-             (at most the last second) is lost with the process"
-        }
-        Durability::Batch => {
-            "a durable receipt survives a kill and a power loss; what has none yet (at most the last 50 ms) is lost with \
-             the process"
-        }
-        Durability::Strict => {
-            "whatever was delivered, and whatever has a durable receipt, survives a kill and a power loss"
-        }
-    }
 }
 
 fn agents(rows: &[(ShardId, AgentRow)], arguments: &str) -> Value {

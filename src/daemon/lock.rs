@@ -6,8 +6,8 @@ use rustix::fs::{FlockOperation, Mode};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -28,6 +28,17 @@ pub struct Holder {
     pub socket: PathBuf,
     /// Its version.
     pub version: String,
+}
+
+/// What a daemon that has ended leaves in the lock file: for whoever told it to stop, and cannot see how it exits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastWord {
+    /// Its process.
+    pub ended_pid: u32,
+    /// Accepted messages that never got to the disk.
+    pub lost_messages: u64,
+    /// Why not; empty if there are none.
+    pub reason: String,
 }
 
 /// Why the daemon cannot have this place.
@@ -58,7 +69,7 @@ pub enum LockError {
         kind: &'static str,
     },
     /// The kernel refused.
-    #[error("cannot {act} {path}: {error}")]
+    #[error("cannot {act} {path}: {error}{advice}", advice = advice(.error))]
     System {
         /// What was tried.
         act: &'static str,
@@ -67,6 +78,11 @@ pub enum LockError {
         /// What the kernel said.
         error: io::Error,
     },
+}
+
+fn advice(error: &io::Error) -> &'static str {
+    let no_room = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+    if no_room { "; make room there, and run it again" } else { "" }
 }
 
 fn failed(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LockError {
@@ -79,6 +95,7 @@ fn failed(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LockError
 pub struct Lock {
     file: File,
     pid_file: PathBuf,
+    last_word: Option<LastWord>,
 }
 
 impl Lock {
@@ -86,7 +103,7 @@ impl Lock {
     pub fn take(layout: &Layout, now: jiff::Timestamp) -> Result<Lock, LockError> {
         refuse_network_file_system(&layout.folder)?;
         let path = layout.lock_file();
-        let mut file = fs::OpenOptions::new()
+        let file = fs::OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
@@ -102,15 +119,21 @@ impl Lock {
             socket: layout.socket.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let write = |file: &mut File| -> io::Result<()> {
-            file.set_len(0)?;
-            file.rewind()?;
-            file.write_all(&serde_json::to_vec(&holder)?)
+        let write = |file: &File| -> io::Result<()> {
+            // Over what is there: that has a place on the fullest disk.
+            let text = serde_json::to_vec(&holder)?;
+            file.write_all_at(&text, 0)?;
+            file.set_len(text.len() as u64)
         };
-        write(&mut file).map_err(failed("write", &path))?;
+        write(&file).map_err(failed("write", &path))?;
         let pid_file = layout.pid_file();
         replace_file(&pid_file, format!("{}\n", holder.pid).as_bytes()).map_err(failed("write", &pid_file))?;
-        Ok(Lock { file, pid_file })
+        Ok(Lock { file, pid_file, last_word: None })
+    }
+
+    /// What is to be read in the file when this is dropped.
+    pub fn leave(&mut self, last_word: LastWord) {
+        self.last_word = Some(last_word);
     }
 
     /// Binds `path`, mode 0600, and listens. A socket that nobody answers on is a dead daemon's and is replaced:
@@ -180,7 +203,10 @@ impl Drop for Lock {
     fn drop(&mut self) {
         // Emptied before the lock goes, so that nobody reads of a holder that has left. The file itself stays: removing
         // a lock file lets two processes hold two locks of the same name.
-        let _ = self.file.set_len(0);
+        // What is written over its first bytes has a place on the fullest disk.
+        let text = self.last_word.take().and_then(|word| serde_json::to_vec(&word).ok()).unwrap_or_default();
+        let left = self.file.write_all_at(&text, 0).map_or(0, |()| text.len() as u64);
+        let _ = self.file.set_len(left);
         let mine = format!("{}\n", std::process::id());
         if fs::read_to_string(&self.pid_file).is_ok_and(|text| text == mine) {
             let _ = fs::remove_file(&self.pid_file);
@@ -213,11 +239,20 @@ impl Drop for SocketFile {
     }
 }
 
-/// Who holds the lock file at `path`, as far as it says so. The record of a daemon that crashed stays: check before trusting.
-pub fn holder(path: &Path) -> Option<Holder> {
+/// What process `pid` left behind when it ended in order, if nobody has come since.
+pub fn last_word(layout: &Layout, pid: u32) -> Option<LastWord> {
+    record::<LastWord>(&layout.lock_file()).filter(|word| word.ended_pid == pid)
+}
+
+fn record<R: serde::de::DeserializeOwned>(path: &Path) -> Option<R> {
     let mut text = Vec::new();
     File::open(path).ok()?.take(RECORD_BYTES_MAX).read_to_end(&mut text).ok()?;
     serde_json::from_slice(&text).ok()
+}
+
+/// Who holds the lock file at `path`, as far as it says so. The record of a daemon that crashed stays: check before trusting.
+pub fn holder(path: &Path) -> Option<Holder> {
+    record(path)
 }
 
 /// The holder, if the lock is held right now.
@@ -294,6 +329,20 @@ mod tests {
         drop(lock);
         assert_eq!((live_holder(&layout), layout.pid_file().exists()), (None, false));
         take(&layout).unwrap();
+    }
+
+    #[test]
+    fn a_last_word_is_read_by_the_process_it_names_until_the_next_daemon_comes() {
+        let (_directory, layout) = place();
+        let mut lock = take(&layout).unwrap();
+        let word = LastWord { ended_pid: 42, lost_messages: 5, reason: "full".to_owned() };
+        lock.leave(word.clone());
+        assert_eq!(last_word(&layout, 42), None);
+        drop(lock);
+        assert_eq!((last_word(&layout, 42), last_word(&layout, 43)), (Some(word), None));
+        assert_eq!((live_holder(&layout), holder(&layout.lock_file())), (None, None));
+        drop(take(&layout).unwrap());
+        assert_eq!(last_word(&layout, 42), None);
     }
 
     #[test]

@@ -71,6 +71,17 @@ pub enum DaemonError {
     /// The store cannot be used.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// The disk refused to the end.
+    #[error(
+        "stopped, and {messages} accepted messages that never got to the disk are lost ({reason}); none of them had a \
+         durable receipt"
+    )]
+    Unwritten {
+        /// How many.
+        messages: u64,
+        /// Why, in one word.
+        reason: &'static str,
+    },
     /// The kernel refused something else.
     #[error("cannot {act}: {error}")]
     System {
@@ -119,7 +130,7 @@ fn serve_until_stopped(
     ready: impl FnOnce(&Ready),
 ) -> Result<(), DaemonError> {
     settings.layout.create()?;
-    let lock = lock::Lock::take(&settings.layout, jiff::Timestamp::now())?;
+    let mut lock = lock::Lock::take(&settings.layout, jiff::Timestamp::now())?;
     settings.layout.write_project_file(jiff::Timestamp::now()).map_err(cannot("write .project"))?;
     let colour = rustix::termios::isatty(io::stderr());
     let logs = Logs::start(&settings.log_level, settings.log_format, colour);
@@ -183,6 +194,7 @@ fn serve_until_stopped(
     let shard_bells = started.bells.shards.clone();
     let threads =
         StorageThreads::start(&storage, &settings, &mesh, storage_bells, shard_bells, &gauges, &retention_ms)?;
+    let written = gauges.writer.clone();
     let mut notes = settings.warnings.clone();
     notes.extend(settings.retention_note(&entitlement));
     notes.extend(licence.iter().flat_map(Licence::warnings));
@@ -225,8 +237,14 @@ fn serve_until_stopped(
     if dropped > 0 {
         tracing::warn!(dropped, "log lines were dropped because standard error was slow");
     }
+    let messages = written.lost.0.load(Ordering::Acquire);
+    let reason = match messages {
+        0 => "",
+        _ => written.trouble.lock().as_ref().map_or("unknown", |trouble| trouble.kind),
+    };
+    lock.leave(lock::LastWord { ended_pid: std::process::id(), lost_messages: messages, reason: reason.to_owned() });
     drop(lock);
-    Ok(())
+    if messages > 0 { Err(DaemonError::Unwritten { messages, reason }) } else { Ok(()) }
 }
 
 /// The main thread's life. Says whether every shard has drained.

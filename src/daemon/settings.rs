@@ -241,17 +241,19 @@ impl Durability {
         }
     }
 
-    /// Which failure it survives, in one sentence.
+    /// Which failure what survives: the one sentence of the greeting, of `status` and of its JSON.
     pub fn survives(self) -> &'static str {
         match self {
             Durability::Batch => {
-                "what has a durable receipt survives kill and power loss; delivery does not wait for the disk"
+                "what has a durable receipt survives kill and power loss; delivery does not wait for the disk, and what has \
+                 no receipt yet (a moment's messages, more while the disk is slow or refuses) is lost with the process"
             }
             Durability::Strict => {
                 "what was delivered or has a durable receipt survives kill and power loss; delivery waits for the disk"
             }
             Durability::Relaxed => {
-                "what has a durable receipt, which may take a second, survives kill and power loss; a crash loses the rest of that second"
+                "what has a durable receipt, which may take a second, survives kill and power loss; what has none yet \
+                 (about a second's messages, more while the disk is slow or refuses) is lost with the process"
             }
         }
     }

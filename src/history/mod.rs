@@ -4,6 +4,7 @@
 
 mod historian;
 mod json;
+mod reads;
 #[cfg(test)]
 mod tests;
 

@@ -243,6 +243,55 @@ fn a_page_tells_of_a_thousand_recipients_and_how_many_there_are() {
 }
 
 #[test]
+fn what_was_read_is_looked_up_by_message_and_recipient() {
+    use crate::relay::Reading;
+    use crate::relay::readings::ReadingFound;
+    use crate::wire::Wants;
+    let agent = |name: &str| AgentId::of(name.as_bytes());
+    let part = |counter, name: &str| Addressee { agent: agent(name), ..bob(counter) };
+    let parted = |recipients: Vec<Addressee>| match to_many(4, b"*", b"all", Recipients::Many(recipients.into())) {
+        Record::Message { id, raw, checksum, accepted_at_ms, ttl_ms, recipients, .. } => {
+            Record::Message { id, raw, checksum, accepted_at_ms, ttl_ms, parts: 2, recipients }
+        }
+        other => other,
+    };
+    let world = World::new(&[message(1, b"one"), message(2, b"two"), message(3, b"three")]);
+    world.write(&[parted(vec![part(4, "bob"), part(1, "cid")])]);
+    world.write(&[parted(vec![part(1, "dan")])]);
+    world.write(&[
+        Record::Read { id: id(2), recipient: agent("bob") },
+        Record::Read { id: id(4), recipient: agent("cid") },
+        Record::Failed { id: id(3), recipient: agent("bob"), reason: RefuseReason::Expired },
+    ]);
+    let asked = |name: &str, number| Reading { id: id(number), recipient: agent(name) };
+    let news = |counter| ReadingFound::News { sequence: at(counter), wants: Wants::default(), from: "ann".into() };
+    let expected = [
+        (asked("bob", 1), news(1)),
+        (asked("ann", 1), ReadingFound::Nothing),
+        (asked("bob", 2), ReadingFound::Known),
+        (asked("bob", 3), ReadingFound::Failed),
+        (asked("bob", 4), news(4)),
+        (asked("cid", 4), ReadingFound::Known),
+        (asked("dan", 4), news(1)),
+        (asked("eve", 4), ReadingFound::Nothing),
+        (asked("bob", 5), ReadingFound::Nothing),
+    ];
+    let twice = expected.iter().chain(&expected).map(|(reading, _)| *reading).collect();
+    let answers = reads::look_up(&world.store, &world.tail, twice, || true);
+    assert_eq!(answers.len(), expected.len(), "each once");
+    for (reading, found) in expected {
+        let answer = answers.iter().find(|answer| answer.reading == reading).map(|answer| &answer.found);
+        assert_eq!(answer, Some(&found), "{reading:?}");
+    }
+    let mut looks = 0;
+    let some = reads::look_up(&world.store, &world.tail, vec![asked("bob", 1), asked("bob", 2)], || {
+        looks += 1;
+        looks < 2
+    });
+    assert_eq!(some.len(), 1, "it is told to stop");
+}
+
+#[test]
 fn while_nothing_is_committed_what_is_not_found_may_be_waiting() {
     let mut world = World::new(&[message(1, b"one")]);
     assert_eq!(world.page(json!({}))["uncommitted_since"], Value::Null);

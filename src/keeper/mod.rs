@@ -167,7 +167,7 @@ impl Keeper {
                     self.failing_since = Some(Instant::now());
                     let mut trouble = self.gauges.trouble.lock();
                     let since_ms = trouble.as_ref().map_or_else(wall_ms, |trouble| trouble.since_ms);
-                    *trouble = Some(Trouble { kind: error.kind(), sentence: error.to_string(), since_ms });
+                    *trouble = Some(Trouble::of(&error, since_ms));
                 }
             }
             if !self.damaged

@@ -15,7 +15,8 @@ use crate::base::keys::{Grant, Ring};
 use crate::base::limits::{FETCHES_MAX, LANE_MAILS_MAX, QUESTIONS_MAX, WRITER_BATCHES_MAX, WRITER_CAUGHT_UP};
 use crate::base::tier::Entitled;
 use crate::base::{SessionId, ShardId};
-use crate::relay::{CensusPart, CensusTicket, Fetch, Fetched, KeyUse, Mail, Peer, Question, Record, Sighting};
+use crate::relay::readings::LookedUp;
+use crate::relay::{CensusPart, CensusTicket, Fetch, Fetched, KeyUse, Mail, Peer, Question, Reading, Record, Sighting};
 use crate::tls::{Acceptor, ServerLink};
 use crate::wire::{Dialect, Hello};
 use crossbeam::queue::ArrayQueue;
@@ -87,6 +88,14 @@ pub enum Notice {
     Stop,
 }
 
+/// What the writer is told.
+pub enum WriterPost {
+    /// Records of one shard, in order.
+    Records(Vec<Record>),
+    /// What agents say to have read, to be looked up behind the records before it.
+    Readings(ShardId, Vec<Reading>),
+}
+
 /// What the clerk is told.
 pub enum ClerkPost {
     /// A question about the daemon or its agents.
@@ -146,6 +155,8 @@ struct ShardPort {
     /// From each shard, this one included (unused).
     lanes: Vec<Lane>,
     notices: ArrayQueue<Notice>,
+    /// The answer to this shard's question about what was read.
+    looked_up: ArrayQueue<Vec<LookedUp>>,
     committed: CachePadded<AtomicU64>,
     /// Whether somebody at this shard waits for a commit: then the writer rings.
     awaits_commit: AtomicBool,
@@ -156,7 +167,7 @@ struct ShardPort {
     presence: AtomicU64,
     sleeper: Sleeper,
     /// To the writer.
-    batches: ArrayQueue<(Vec<Record>, u64)>,
+    batches: ArrayQueue<(WriterPost, u64)>,
     /// Emptied batches on their way back, to be filled again.
     spare: ArrayQueue<Vec<Record>>,
     /// To the keeper.
@@ -184,6 +195,8 @@ pub struct Mesh {
     keeper_rest: Sleeper,
     absorber_rest: Sleeper,
     historian: ArrayQueue<(ShardId, Question)>,
+    /// One question of each shard at most.
+    readings: ArrayQueue<(ShardId, Vec<Reading>)>,
     historian_sleeper: Sleeper,
 }
 
@@ -198,6 +211,7 @@ impl Mesh {
                 .map(|capacity| Lane { mail: ArrayQueue::new(capacity), outcomes: ArrayQueue::new(capacity) })
                 .collect(),
             notices: ArrayQueue::new(QUESTIONS_MAX),
+            looked_up: ArrayQueue::new(1),
             committed: CachePadded::default(),
             awaits_commit: AtomicBool::new(false),
             hurried: AtomicBool::new(false),
@@ -223,6 +237,7 @@ impl Mesh {
             keeper_rest: Sleeper::default(),
             absorber_rest: Sleeper::default(),
             historian: ArrayQueue::new(QUESTIONS_MAX),
+            readings: ArrayQueue::new(count),
             historian_sleeper: Sleeper::default(),
         }
     }
@@ -312,19 +327,19 @@ impl Mesh {
         self.shards.iter().any(|port| port.hurried.load(Ordering::Acquire))
     }
 
-    /// Hands records to the writer, and what they count as; gives them back when the shard's queue there is full.
-    pub fn push_batch(&self, from: ShardId, batch: Vec<Record>, cost: u64) -> Result<(), Vec<Record>> {
-        self.port(from).batches.push((batch, cost)).map_err(|(batch, _)| batch)?;
+    /// Hands something to the writer, and what it counts as; gives it back when the shard's queue there is full.
+    pub fn push_batch(&self, from: ShardId, post: WriterPost, cost: u64) -> Result<(), WriterPost> {
+        self.port(from).batches.push((post, cost)).map_err(|(post, _)| post)?;
         self.handed.fetch_add(cost, Ordering::Relaxed);
         Ok(())
     }
 
-    /// The next records that a shard has for the writer.
-    pub fn pop_batch(&self, from: ShardId) -> Option<Vec<Record>> {
-        let (batch, cost) = self.port(from).batches.pop()?;
+    /// The next that a shard has for the writer.
+    pub fn pop_batch(&self, from: ShardId) -> Option<WriterPost> {
+        let (post, cost) = self.port(from).batches.pop()?;
         // One thread pops: nothing is lost between these two.
         self.taken.store(self.taken.load(Ordering::Relaxed) + cost, Ordering::Relaxed);
-        Some(batch)
+        Some(post)
     }
 
     /// Hands a question about stored messages to the writer, who passes it on when it has committed what was handed over
@@ -465,9 +480,30 @@ impl Mesh {
         self.historian.pop()
     }
 
+    /// Hands what agents of a shard say to have read to the historian. A shard has one such question on its way at most, so
+    /// there is room for it.
+    pub fn push_readings(&self, asker: ShardId, readings: Vec<Reading>) {
+        let _ = self.readings.push((asker, readings));
+    }
+
+    /// The next such question.
+    pub fn pop_readings(&self) -> Option<(ShardId, Vec<Reading>)> {
+        self.readings.pop()
+    }
+
+    /// Answers it. There is room for the one answer that a shard waits for.
+    pub fn answer_readings(&self, to: ShardId, answers: Vec<LookedUp>) {
+        let _ = self.port(to).looked_up.push(answers);
+    }
+
+    /// The answer for a shard.
+    pub fn pop_looked_up(&self, shard: ShardId) -> Option<Vec<LookedUp>> {
+        self.port(shard).looked_up.pop()
+    }
+
     /// Whether there is a question about stored messages.
     pub fn anything_for_historian(&self) -> bool {
-        !self.historian.is_empty()
+        !self.historian.is_empty() || !self.readings.is_empty()
     }
 
     /// The historian's sleep.
@@ -495,6 +531,7 @@ impl Mesh {
         let port = self.port(shard);
         port.lanes.iter().any(|lane| !lane.outcomes.is_empty() || !lane.mail.is_empty())
             || !port.notices.is_empty()
+            || !port.looked_up.is_empty()
             || self.flush_wanted(shard).is_some()
             || committed.is_some_and(|known| port.committed.load(Ordering::Acquire) != known)
     }
@@ -518,18 +555,15 @@ mod tests {
     fn a_full_lane_gives_the_mail_back_and_keeps_the_order() {
         let mesh = Mesh::new(2);
         let (here, there) = (ShardId(0), ShardId(1));
-        let read = |number| Mail::Read {
-            id: crate::base::MessageId { sender: crate::base::AgentId(1), number },
-            recipient: crate::base::AgentId(2),
-        };
+        let asked = |number| Mail::GiveBack(crate::base::MessageId { sender: crate::base::AgentId(1), number });
         let mut pushed = 0;
-        while mesh.push_mail(here, there, Post::Mail(read(pushed))).is_ok() {
+        while mesh.push_mail(here, there, Post::Mail(asked(pushed))).is_ok() {
             pushed += 1;
         }
         assert_eq!(pushed as usize, LANE_MAILS_MAX);
         for expected in 0..pushed {
             match mesh.pop_mail(here, there) {
-                Some(Post::Mail(Mail::Read { id, .. })) => assert_eq!(id.number, expected),
+                Some(Post::Mail(Mail::GiveBack(id))) => assert_eq!(id.number, expected),
                 _ => panic!("the lane holds what was pushed"),
             }
         }

@@ -2,11 +2,10 @@
 
 use super::Relay;
 use super::counters::Gauges;
-use super::event::Mail;
 use super::home::AgentSlot;
-use super::outbox::{AgentRow, CensusPart, CensusTicket, Outbox, Question, Record};
-use crate::base::{CloseReason, MessageId, Now, SessionId, ShardId};
-use crate::wire::{Dialect, ErrorCode, Frame, Query, QueryKind, Receipt, ReceiptState};
+use super::outbox::{AgentRow, CensusPart, CensusTicket, Outbox, Question};
+use crate::base::{CloseReason, Now, SessionId};
+use crate::wire::{Dialect, ErrorCode, Frame, Query, QueryKind};
 use std::borrow::Cow;
 
 /// Rows of one census part: some tens of microseconds of a shard's time.
@@ -19,7 +18,7 @@ impl Relay {
         Gauges {
             counters: self.counters.clone(),
             connections: self.sessions.len() as u32,
-            half_open: self.half_open.iter().sum::<usize>() as u32,
+            half_open: self.half_open.iter().map(super::crowd::Crowd::len).sum::<usize>() as u32,
             live: self.live as u32,
             known: self.agents.len() as u32,
             waiting_messages: self.waiting.messages,
@@ -79,23 +78,6 @@ impl Relay {
         session.opened_at = now.mono;
         let answer = crate::wire::Answer { number, more: false, failed, json: Cow::Owned(json) };
         outbox.reply(id, Frame::Answer(Box::new(answer)));
-    }
-
-    pub(super) fn on_receipts(&mut self, slot: AgentSlot, receipts: &[Receipt], outbox: &mut Outbox) {
-        let recipient = self.agents[slot].id;
-        for receipt in receipts {
-            if receipt.state != ReceiptState::Read {
-                continue;
-            }
-            let id = MessageId { sender: receipt.id.sender, number: receipt.id.number };
-            self.push_note(Record::Read { id, recipient }, outbox);
-            for shard in 0..self.options.shards {
-                if ShardId(shard) != self.options.shard {
-                    outbox.mails.push((ShardId(shard), Mail::Read { id, recipient }));
-                }
-            }
-            self.tell_read(id, recipient, outbox);
-        }
     }
 
     pub(super) fn on_census(&mut self, now: Now, ticket: CensusTicket, outbox: &mut Outbox) {

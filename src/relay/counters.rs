@@ -17,6 +17,10 @@ pub struct Counters {
     pub accepted: u64,
     /// Deliveries acknowledged.
     pub acknowledged: u64,
+    /// Messages that their recipients said to have read, each once.
+    pub reads: u64,
+    /// The same said in vain, by `ReadIgnored as usize`.
+    pub reads_ignored: [u64; ReadIgnored::ALL.len()],
     /// SENDs that were sent before and were not relayed again.
     pub duplicates: u64,
     /// Sessions welcomed.
@@ -70,6 +74,35 @@ impl AuthFailure {
             AuthFailure::Expired => "expired",
             AuthFailure::Invalid => "invalid",
             AuthFailure::NameNotAllowed => "name_not_allowed",
+        }
+    }
+}
+
+/// Why it is ignored that somebody says to have read a message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ReadIgnored {
+    /// No such message was for that agent, or none that is still kept.
+    Unknown,
+    /// It was for that agent, and has not been delivered, or failed.
+    Undelivered,
+    /// It was said before.
+    Repeated,
+    /// Too many wait to be looked up, or the disk takes nothing.
+    Busy,
+}
+
+impl ReadIgnored {
+    /// Every reason, for `status`.
+    pub const ALL: [ReadIgnored; 4] =
+        [ReadIgnored::Unknown, ReadIgnored::Undelivered, ReadIgnored::Repeated, ReadIgnored::Busy];
+
+    /// Its name in `status`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ReadIgnored::Unknown => "unknown_message",
+            ReadIgnored::Undelivered => "not_delivered",
+            ReadIgnored::Repeated => "repeated",
+            ReadIgnored::Busy => "busy",
         }
     }
 }

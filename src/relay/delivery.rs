@@ -24,6 +24,9 @@ const LOOK_AHEAD: usize = 8;
 /// How far back an acknowledgement by id is looked for: four windows.
 const LOOK_BACK: usize = 4 * IN_FLIGHT_MAX as usize;
 
+/// How far back a message that was read is looked for before the store is asked: those who read do so at once.
+const READ_LOOK_BACK: usize = 128;
+
 /// What waits for one recipient, in its order, until it is acknowledged.
 ///
 /// Law: sequences ascend; entries of this epoch are contiguous unless they came back from the store. The first `sent`
@@ -72,6 +75,7 @@ struct Entry {
     /// Whether `raw` is memory of its own, not a part of a shared chunk.
     detached: bool,
     state: State,
+    seen: Seen,
     /// Boxed: few senders ask for more than acceptance and durability.
     ask: Option<Box<Ask>>,
 }
@@ -84,6 +88,26 @@ enum State {
     Resting,
     /// Acknowledged or failed; leaves when it is at the front.
     Settled,
+}
+
+/// Whether its recipient has said that it has read an entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Seen {
+    No,
+    Yes,
+    /// It came back from the store, and may have been read before.
+    Perhaps,
+}
+
+/// What a queue knows of a message that its recipient says to have read.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Sight {
+    /// It was handed out, and this is the first time that it is said. Who wants to hear what of it, if anybody does.
+    Unread(Option<Ask>),
+    /// That was said before.
+    Read,
+    /// It is not among those that can be told at once.
+    Unknown,
 }
 
 /// Whom to tell about a delivery's later states.
@@ -331,6 +355,7 @@ impl Queue {
             mortal: parcel.ttl_ms != 0,
             detached: false,
             state: State::Open,
+            seen: Seen::No,
             ask,
         });
         sequence
@@ -422,6 +447,37 @@ impl Queue {
         let open = |index: &usize| self.entries[*index].id == id && self.entries[*index].state != State::Settled;
         let index = (0..first).chain(newest).find(open)?;
         Some(self.entries[index].sequence)
+    }
+
+    /// The recipient says that it has read this message.
+    pub fn read(&mut self, id: MessageId) -> Sight {
+        let first = self.sent.min(LOOK_AHEAD);
+        let newest = (first.max(self.sent.saturating_sub(READ_LOOK_BACK))..self.sent).rev();
+        let open = |index: &usize| self.entries[*index].id == id && self.entries[*index].state != State::Settled;
+        let Some(index) = (0..first).chain(newest).find(open) else { return Sight::Unknown };
+        let entry = &mut self.entries[index];
+        match entry.seen {
+            Seen::Perhaps => Sight::Unknown,
+            Seen::Yes => Sight::Read,
+            Seen::No => {
+                entry.seen = Seen::Yes;
+                Sight::Unread(entry.ask.as_deref().cloned())
+            }
+        }
+    }
+
+    /// The same of the message in this place of the order, which the store knows. Whether it was ever handed out.
+    pub fn read_at(&mut self, sequence: Sequence) -> bool {
+        let Some(index) = self.index_of(sequence) else {
+            return sequence <= self.through || self.cold.as_ref().is_some_and(|cold| cold.is_in_skip(sequence));
+        };
+        let entry = &mut self.entries[index];
+        // Of those that an earlier process may have sent, nobody knows whether it did.
+        let sent = index < self.sent || (entry.attempts > 0 && sequence.epoch == self.epoch);
+        if sent {
+            entry.seen = Seen::Yes;
+        }
+        sent || entry.state == State::Settled
     }
 
     /// Everything up to `through` has been written to the session's socket. Channel messages are settled by that.

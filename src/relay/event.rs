@@ -1,6 +1,8 @@
 //! Everything that can happen to a shard's heart. A closed enum: what is not here cannot happen.
 
+use super::ledger::Sitter;
 use super::outbox::{CensusTicket, Fetched};
+use super::readings::LookedUp;
 use crate::base::keys::{Certificate, Grant, KeyId, Ring, Source};
 use crate::base::tier::Entitled;
 use crate::base::{AgentId, Bytes, CloseReason, MessageId, Name, RefuseReason, Sequence, SessionId, ShardId};
@@ -89,6 +91,8 @@ pub enum Event<'a> {
     /// So much waits for the writer that whoever sends is left unread (or so little again that nobody is). Its disk works,
     /// and is slower than the senders.
     WriterBehind(bool),
+    /// What the store says of messages that agents here say to have read: the answer to all of `Outbox::readings`.
+    LookedUp(Vec<LookedUp>),
     /// An answer to a question that was asked for a session.
     Answered {
         /// The session that asked.
@@ -133,6 +137,15 @@ pub enum Mail {
         /// Who wants to know what becomes of it.
         origin: Origin,
     },
+    /// A SUBMIT on its way to the home of the name that it was sent under: there is known what was sent under it before.
+    Submit {
+        /// The message.
+        parcel: Parcel,
+        /// Who wants to know what becomes of it.
+        origin: Origin,
+    },
+    /// It was submitted under a name whose home is here, and refused: the same may be submitted again.
+    GiveBack(MessageId),
     /// A message for everyone, or a topic's subscribers, at the receiving shard.
     Fanout {
         /// The message.
@@ -157,23 +170,33 @@ pub enum Mail {
     SeatAsked {
         /// Who has said HELLO.
         agent: AgentId,
+        /// As what.
+        sitter: Sitter,
     },
-    /// An agent took a seat where there is no limit.
-    SeatTaken,
+    /// A seat is taken where there is no limit.
+    SeatTaken {
+        /// By whom.
+        sitter: Sitter,
+    },
     /// What became of the question for a seat.
     SeatAnswer {
         /// For whom it was.
         agent: AgentId,
+        /// As what it is to sit.
+        sitter: Sitter,
         /// All seats are taken: how many there are.
         refused: Option<u32>,
     },
-    /// An agent has left its seat.
-    SeatFreed,
-    /// Tokens of a rate, please; shard 0 answers, at once or twice.
+    /// A seat is free again.
+    SeatFreed {
+        /// Who has left it.
+        sitter: Sitter,
+    },
+    /// Tokens of a rate, please; shard 0 answers: with tokens, or with the word that all come later, and then with those.
     TokensAsked {
         /// Which rate.
         account: Account,
-        /// Messages that are owed for.
+        /// Messages that are owed for, and for which nothing is to come yet.
         wanted: u32,
         /// Tokens spent since this was last told.
         spent: u32,
@@ -184,8 +207,10 @@ pub enum Mail {
         account: Account,
         /// How many; 0: later.
         tokens: u32,
-        /// When the first one comes, in nanoseconds from now.
+        /// When the first one comes, in nanoseconds from now; the others that were asked for follow it at the rate.
         wait: u64,
+        /// Whether this answers the question, and is not what an earlier one was answered with.
+        answers: bool,
     },
     /// Nobody at this shard can spend tokens of this rate any more.
     TokensLeft {
@@ -195,13 +220,6 @@ pub enum Mail {
         spent: u32,
         /// Tokens given back.
         unused: u32,
-    },
-    /// A recipient says that it has read a message; only the sender's home knows what to do with it.
-    Read {
-        /// The message.
-        id: MessageId,
-        /// Who read it.
-        recipient: AgentId,
     },
 }
 
@@ -239,6 +257,8 @@ pub struct Origin {
     pub session: SessionId,
     /// Which SEND of that session it was, from 1.
     pub ordinal: u64,
+    /// Whether it came by SUBMIT, on a connection that is nobody's.
+    pub submitted: bool,
 }
 
 /// No connection at all: whoever it is about is found by name.

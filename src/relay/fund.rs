@@ -37,6 +37,11 @@ impl Rate {
         self.burst < SHARE * u64::from(shards)
     }
 
+    /// What a shard may have spent without saying so while others may wait for it.
+    pub(super) fn share(&self, shards: u16) -> u64 {
+        self.burst / (SHARE * u64::from(shards))
+    }
+
     /// Nanoseconds in which so many tokens come.
     pub(super) fn time_for(&self, tokens: u64) -> u64 {
         let time = (u128::from(tokens) * u128::from(self.span)).div_ceil(u128::from(self.count));
@@ -49,7 +54,9 @@ impl Rate {
 pub(super) enum Dole {
     /// Here they are.
     Tokens(u32),
-    /// There are none; the first one for this shard comes in so many nanoseconds, without being asked for again.
+    /// There are none: as many as were asked for (one at least) come one behind the other, the first of them in so many
+    /// nanoseconds, without being asked for again. What others are owed before is counted in; what they ask for later comes
+    /// later.
     Later(u64),
 }
 
@@ -65,14 +72,17 @@ pub(super) struct Fund {
     at: Mono,
     /// Handed to shards, and not reported as spent.
     outstanding: u64,
-    /// Shards that wait; each at most once for what it has asked.
+    /// What shards wait for, in the order in which they have asked: nobody who asks later is served before, so that what
+    /// was said about the wait stays true.
     queue: VecDeque<(ShardId, u32)>,
+    /// Sum over the queue.
+    queued: u64,
 }
 
 impl Fund {
     /// All that can be saved is there.
     pub(super) fn full(now: Mono, rate: Rate) -> Fund {
-        Fund { rate, used: 0, at: now, outstanding: 0, queue: VecDeque::new() }
+        Fund { rate, used: 0, at: now, outstanding: 0, queue: VecDeque::new(), queued: 0 }
     }
 
     /// The rate is another one from now on.
@@ -93,24 +103,42 @@ impl Fund {
         self.used = self.used.saturating_sub(u128::from(unused) * u128::from(self.rate.span));
     }
 
-    /// A shard asks; `wanted` connections wait there.
+    /// A shard asks for `wanted` messages that are owed for there, and for which it has not asked before.
     pub(super) fn ask(&mut self, now: Mono, shard: ShardId, wanted: u32, shards: u16) -> Dole {
         self.settle(now);
-        if self.queue.is_empty() && self.level() > 0 {
-            return Dole::Tokens(self.hand_out(wanted, shards));
+        let level = self.level();
+        if self.queue.is_empty() && level > 0 {
+            let needed = u64::from(wanted).min(level / u64::from(shards));
+            return Dole::Tokens(self.hand_out(self.usual(shards).max(needed).clamp(1, level)));
         }
-        self.queue.push_back((shard, wanted));
-        Dole::Later(self.time_until(self.queue.len() as u64).max(SERVED_EVERY))
+        let wait = self.time_until(self.queued + 1).max(SERVED_EVERY);
+        let wanted = wanted.max(1);
+        self.queued += u64::from(wanted);
+        match self.queue.back_mut() {
+            Some((last, more)) if *last == shard => *more = more.saturating_add(wanted),
+            _ => self.queue.push_back((shard, wanted)),
+        }
+        Dole::Later(wait)
     }
 
     /// The next shard that waits and can be served now, and its tokens.
     pub(super) fn serve(&mut self, now: Mono, shards: u16) -> Option<(ShardId, u32)> {
         self.settle(now);
-        if self.level() == 0 {
+        let level = self.level();
+        if level == 0 {
             return None;
         }
-        let (shard, wanted) = self.queue.pop_front()?;
-        Some((shard, self.hand_out(wanted, shards)))
+        let is_last = self.queue.len() == 1;
+        let (shard, wanted) = self.queue.front_mut()?;
+        let (shard, needed) = (*shard, u64::from(*wanted).min(level));
+        *wanted -= needed as u32;
+        self.queued -= needed;
+        if *wanted == 0 {
+            self.queue.pop_front();
+        }
+        // Ahead of need nothing is handed out while others wait.
+        let tokens = if is_last { needed.max(self.usual(shards).min(level)) } else { needed };
+        Some((shard, self.hand_out(tokens)))
     }
 
     /// In how many nanoseconds somebody who waits can be served; none when nobody waits.
@@ -124,10 +152,14 @@ impl Fund {
         self.used == 0 && self.queue.is_empty()
     }
 
-    fn hand_out(&mut self, wanted: u32, shards: u16) -> u32 {
-        let (level, shards) = (self.level(), u64::from(shards));
-        let usual = (level / (SHARE * shards)).max(USUAL.min(level / SHARE));
-        let tokens = usual.max(u64::from(wanted).min(level / shards)).clamp(1, level.min(u64::from(u32::MAX)));
+    /// What is handed out ahead of need.
+    fn usual(&self, shards: u16) -> u64 {
+        let level = self.level();
+        (level / (SHARE * u64::from(shards))).max(USUAL.min(level / SHARE))
+    }
+
+    fn hand_out(&mut self, tokens: u64) -> u32 {
+        let tokens = tokens.min(u64::from(u32::MAX));
         self.outstanding += tokens;
         self.used += u128::from(tokens) * u128::from(self.rate.span);
         tokens as u32
@@ -168,11 +200,16 @@ mod tests {
     /// Takes all there is, each time telling at once that it is spent.
     fn drain(fund: &mut Fund, now: Mono) -> u32 {
         let mut all = 0;
-        while let Dole::Tokens(tokens) = fund.ask(now, ONE, 1_000, 2) {
+        while let Dole::Tokens(tokens) = fund.ask(now, ONE, 1, 2) {
             fund.report(now, tokens, 0);
             all += tokens;
         }
         all
+    }
+
+    fn forget(fund: &mut Fund) {
+        fund.queue.clear();
+        fund.queued = 0;
     }
 
     #[test]
@@ -196,7 +233,7 @@ mod tests {
         assert!(held < 100, "a small part: {held}");
         assert_eq!(drain(&mut fund, at(60_000)) + held, 1_000, "time does not bring them back");
         fund.report(at(60_000), 0, held);
-        fund.queue.clear();
+        forget(&mut fund);
         assert_eq!(drain(&mut fund, at(60_000)), held, "unless they are given back");
     }
 
@@ -204,23 +241,41 @@ mod tests {
     fn a_minute_of_a_key_is_its_limit_and_the_wait_is_true() {
         let mut fund = Fund::full(at(0), Rate::per_minute(7));
         assert_eq!(drain(&mut fund, at(0)), 7);
-        fund.queue.clear();
+        forget(&mut fund);
         let Dole::Later(wait) = fund.ask(at(0), ONE, 1, 2) else { panic!("it is empty") };
         assert_eq!(fund.serve(at(0) + (wait - 1), 2), None);
         assert_eq!(fund.serve(at(0) + wait, 2), Some((ONE, 1)));
     }
 
     #[test]
+    fn who_asks_later_is_served_later_and_each_one_when_it_was_told() {
+        let mut fund = Fund::full(at(0), Rate::per_minute(60));
+        drain(&mut fund, at(0));
+        forget(&mut fund);
+        let mut told = Vec::new();
+        for (ms, shard, wanted) in [(0, 1, 2), (300, 0, 3), (400, 1, 1), (500, 2, 1), (500, 2, 1)] {
+            let Dole::Later(wait) = fund.ask(at(ms), ShardId(shard), wanted, 3) else { panic!("it is empty") };
+            told.extend((0..u64::from(wanted)).map(|place| (at(ms + 1_000 * place) + wait, ShardId(shard))));
+        }
+        for (told_at, shard) in told {
+            assert_eq!(fund.serve(Mono(told_at.0 - 1), 3), None);
+            assert_eq!(fund.serve(told_at, 3), Some((shard, 1)));
+            fund.report(told_at, 1, 0);
+        }
+        assert_eq!(fund.next(), None);
+    }
+
+    #[test]
     fn another_rate_takes_effect_at_once_and_forgets_nothing_that_was_used() {
         let mut fund = Fund::full(at(0), Rate::per_second(100));
         drain(&mut fund, at(0));
-        fund.queue.clear();
+        forget(&mut fund);
         fund.rerate(at(0), Rate::per_second(1_000));
         assert_eq!(drain(&mut fund, at(0)), 9_000);
-        fund.queue.clear();
+        forget(&mut fund);
         fund.rerate(at(0), Rate::per_second(10));
         assert_eq!(drain(&mut fund, at(0)), 0);
-        fund.queue.clear();
+        forget(&mut fund);
         assert_eq!(drain(&mut fund, at(1_000)), 10);
     }
 }

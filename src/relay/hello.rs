@@ -1,7 +1,8 @@
 //! HELLO: is the name good, is this its home, is it free or may it be taken over, does a session go on?
 
 use super::delivery::Queue;
-use super::home::{Agent, AgentSlot, Numbers, Presence};
+use super::home::{Agent, AgentSlot, Presence};
+use super::ledger::Sitter;
 use super::memory::{Owed, ProgressRecord, SessionRecord};
 use super::outbox::{Outbox, Output, Profile, Record};
 use super::session::{Session, State};
@@ -62,7 +63,7 @@ impl Relay {
         hello: Hello<'_>,
         outbox: &mut Outbox,
     ) {
-        self.half_open[usize::from(session.peer.owner)] += 1;
+        self.half_open[usize::from(session.peer.owner)].join(id, session.peer.source);
         self.sessions.insert(id, session);
         self.timers.set(timers::coalesced(now.mono + PING_AFTER), Timer::Session(id));
         if self.stopping {
@@ -96,19 +97,17 @@ impl Relay {
     }
 
     /// Nothing stands in the way any more.
-    pub(super) fn enter(&mut self, now: Now, id: SessionId, seated: bool, hello: &Hello<'_>, outbox: &mut Outbox) {
+    pub(super) fn enter(&mut self, now: Now, id: SessionId, sitter: Sitter, hello: &Hello<'_>, outbox: &mut Outbox) {
         let Ok(claimed) = name::check_agent(&hello.claimed_name) else { return };
         let slot = match self.find_agent(claimed) {
             Some(slot) => slot,
             None if !self.make_room(now, outbox) => {
-                if seated {
-                    self.give_seat_back(now, outbox);
-                }
+                self.give_seat_back(now, sitter, outbox);
                 return self.refuse_unknown(id, outbox);
             }
             None => self.meet(now, claimed.into(), outbox),
         };
-        self.agents[slot].seated = seated;
+        self.agents[slot].seated = Some(sitter);
         self.welcome(now, id, slot, hello, outbox);
     }
 
@@ -171,8 +170,8 @@ impl Relay {
         };
         self.push_record(Record::Progress(nothing), outbox);
         let mut agent = Agent::new(name, hash, agent, queue, now);
-        if let Some(sent) = self.strangers.remove(&agent.id) {
-            agent.numbers = Numbers::restored(sent);
+        if let Some(numbers) = self.strangers.meet(agent.id) {
+            agent.numbers = numbers;
         }
         // Answers may be on their way to one of this name that was forgotten.
         agent.numbers.told_apart_from = self.given_back;
@@ -203,10 +202,10 @@ impl Relay {
         if !entitled || damped {
             return false;
         }
-        let seated = slot.is_some_and(|slot| {
+        let seated = slot.and_then(|slot| {
             let agent = &mut self.agents[slot];
             agent.taken_over_at = [agent.taken_over_at[1], Some(now.mono)];
-            std::mem::take(&mut agent.seated)
+            agent.seated.take()
         });
         self.counters.taken_over += 1;
         outbox
@@ -236,7 +235,9 @@ impl Relay {
         let (peer, grant, scopes, key) = (session.peer.clone(), session.grant.take(), session.scopes, session.key);
         *session = Session { dialect, state: State::Live(slot), grant, scopes, key, ..Session::fresh(now.mono, peer) };
         let receives = session.scopes.contains(Scopes::RECEIVE);
-        self.half_open[usize::from(session.peer.owner)] -= usize::from(was == State::Fresh);
+        if was == State::Fresh {
+            self.half_open[usize::from(session.peer.owner)].leave(id, session.peer.source);
+        }
         self.prefetch(now, key, outbox);
         let resumed = hello.resume.is_some_and(|token| self.token_is_good(now, &self.agents[slot], token));
         let (fresh_session, resume) = (self.tokens.issue(), self.tokens.issue());

@@ -3,6 +3,7 @@
 
 use super::away::Away;
 use super::delivery::Queue;
+use super::ledger::Sitter;
 use super::memory::{Remembered, SentMarks};
 use super::outbox::Profile;
 use super::route::TopicSlot;
@@ -31,8 +32,8 @@ pub(super) struct Agent {
     pub(super) profile: Option<Shared<Profile>>,
     pub(super) queue: Queue,
     pub(super) in_flight_max: u32,
-    /// Whether it holds one of the seats of the licence.
-    pub(super) seated: bool,
+    /// As what it holds one of the seats of the licence.
+    pub(super) seated: Option<Sitter>,
     /// Whether its session may receive.
     pub(super) receives: bool,
     pub(super) session_token: Token,
@@ -80,7 +81,7 @@ impl Agent {
             profile: None,
             queue,
             in_flight_max: 0,
-            seated: false,
+            seated: None,
             receives: true,
             session_token: Token::default(),
             resume: Token::default(),

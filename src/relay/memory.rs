@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 pub const PARTIAL_MAX: usize = NUMBERS_REMEMBERED as usize;
 
 /// Senders whose name nobody has met that are kept in mind.
-const NAMELESS_MAX: usize = 1024;
+pub(super) const NAMELESS_MAX: usize = 1024;
 
 /// One agent, as far as the store knows.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -67,6 +67,13 @@ impl Pocket {
     /// The same: why one that sends while the writer is behind is.
     pub(super) const PRESS: u8 = 8;
 
+    fn place(self) -> usize {
+        match self {
+            Pocket::Daemon => 0,
+            Pocket::Key(_) => 1,
+        }
+    }
+
     fn bit(self) -> u8 {
         match self {
             Pocket::Daemon => 1,
@@ -266,11 +273,11 @@ impl Relay {
         let Some(purse) = self.meters.purse(Pocket::Daemon) else { return Ok(()) };
         let owed = purse.owed();
         if owed >= SUBMITTED_ON_CREDIT {
-            let first = purse.expected.map_or(0, |expected| expected.since(now.mono));
-            return Err(milliseconds(first.saturating_add(rate.time_for(u64::from(owed)))));
+            let known = purse.last_due(rate).map(|due| due.since(now.mono));
+            return Err(milliseconds(known.unwrap_or_else(|| rate.time_for(u64::from(owed)))));
         }
         if !purse.spend() {
-            purse.owe_alone(1);
+            purse.owe_alone();
         }
         self.refill(now, Pocket::Daemon, outbox);
         Ok(())
@@ -284,6 +291,11 @@ impl Relay {
     }
 
     fn pause(&mut self, id: SessionId, pocket: Pocket, outbox: &mut Outbox) {
+        if let Some(session) = self.sessions.find_mut(id)
+            && session.paused & pocket.bit() == 0
+        {
+            session.due[pocket.place()] = Mono(0);
+        }
         self.pause_for(id, pocket.bit(), outbox);
     }
 
@@ -320,27 +332,37 @@ impl Relay {
     /// Asks for more when little is left, and hands on what comes at once.
     fn refill(&mut self, now: Now, pocket: Pocket, outbox: &mut Outbox) {
         // Idle purses would hold all there is of a low rate: nothing is asked for ahead of need.
-        let low = self.rate(pocket).is_low(self.options.shards);
+        let (rate, shards) = (self.rate(pocket), self.options.shards);
+        let low = rate.is_low(shards);
         while let Some(purse) = self.meters.purse(pocket) {
-            if low && purse.owed() == 0 {
+            let nothing_needed = low && purse.owed() == 0;
+            let Some(request) = (if nothing_needed { None } else { purse.request() }) else {
+                // What comes without being asked for is spent without being asked: others may wait until that is known.
+                if let Some(spent) = purse.unreported(rate.share(shards)) {
+                    let account = self.meters.account(pocket);
+                    self.report(account, spent, 0, outbox);
+                }
                 return;
-            }
-            let Some(request) = purse.request() else { return };
+            };
             let account = self.meters.account(pocket);
             if !self.keeps_ledger() {
                 let mail = Mail::TokensAsked { account, wanted: request.wanted, spent: request.spent };
                 return outbox.mails.push((LEDGER, mail));
             }
             match self.dole(now, LEDGER, account, request) {
-                Dole::Tokens(tokens) => self.put(now, pocket, tokens, outbox),
-                Dole::Later(wait) => return self.expect(now, pocket, wait, outbox),
+                Dole::Tokens(tokens) => self.put(now, pocket, tokens, true, outbox),
+                Dole::Later(wait) => self.expect(now, pocket, wait, outbox),
             }
         }
     }
 
-    fn put(&mut self, now: Now, pocket: Pocket, tokens: u32, outbox: &mut Outbox) {
+    fn put(&mut self, now: Now, pocket: Pocket, tokens: u32, answers: bool, outbox: &mut Outbox) {
+        let rate = self.rate(pocket);
         let Some(purse) = self.meters.purse(pocket) else { return };
-        purse.receive(tokens);
+        match answers {
+            true => purse.receive(tokens),
+            false => purse.arrive(tokens, rate),
+        }
         self.pay(now, pocket, outbox);
     }
 
@@ -352,7 +374,7 @@ impl Relay {
 
     fn expect(&mut self, now: Now, pocket: Pocket, wait: u64, outbox: &mut Outbox) {
         if let Some(purse) = self.meters.purse(pocket) {
-            purse.expected = Some(now.mono + wait);
+            purse.expect(now.mono + wait);
             self.tell_paused(now, pocket, outbox);
         }
     }
@@ -364,13 +386,21 @@ impl Relay {
         }
         let rate = self.rate(pocket);
         let Some(purse) = self.meters.purse(pocket) else { return };
-        let Some(expected) = purse.expected else { return };
-        let mut told = Vec::new();
-        for (place, id) in purse.waiting().enumerate() {
-            told.push((id, expected.since(now.mono).saturating_add(rate.time_for(place as u64))));
+        let dues = purse.dues(rate);
+        if dues.is_empty() {
+            return;
         }
-        for (id, wait) in told {
-            self.tell_slow(now, id, wait, outbox);
+        for (id, due) in dues {
+            let Some(session) = self.sessions.find_mut(id) else { continue };
+            session.due[pocket.place()] = due;
+            let pockets = [(Pocket::Daemon.bit(), session.due[0]), (Pocket::Key(0).bit(), session.due[1])];
+            let waits = || pockets.into_iter().filter(|(bit, _)| session.paused & bit != 0).map(|(_, due)| due);
+            // Before it knows of both nobody can say how long.
+            if waits().all(|due| due > Mono(0))
+                && let Some(last) = waits().max()
+            {
+                self.tell_slow(now, id, last.since(now.mono), outbox);
+            }
         }
         if !self.meters.telling {
             self.meters.telling = true;
@@ -409,15 +439,22 @@ impl Relay {
         }
     }
 
-    /// Tokens have come from the ledger, or the word that they come later.
-    pub(super) fn on_tokens(&mut self, now: Now, account: Account, tokens: u32, wait: u64, outbox: &mut Outbox) {
+    /// Tokens have come from the ledger, or the word that they come later; as the answer to the last question or as what
+    /// earlier ones were answered with.
+    pub(super) fn on_tokens(
+        &mut self,
+        now: Now,
+        account: Account,
+        (tokens, wait, answers): (u32, u64, bool),
+        outbox: &mut Outbox,
+    ) {
         let pocket = match account {
             Account::Daemon => self.meters.daemon.as_ref().map(|_| Pocket::Daemon),
             Account::Key { key, .. } => self.meters.by_key.get(&key).copied().map(Pocket::Key),
         };
         match pocket {
-            Some(pocket) if tokens > 0 => self.put(now, pocket, tokens, outbox),
-            Some(pocket) => return self.expect(now, pocket, wait, outbox),
+            Some(pocket) if tokens > 0 => self.put(now, pocket, tokens, answers, outbox),
+            Some(pocket) => self.expect(now, pocket, wait, outbox),
             None => return self.report(account, 0, tokens, outbox),
         }
         match pocket {
@@ -464,7 +501,7 @@ impl Relay {
             Dole::Tokens(tokens) => (tokens, 0),
             Dole::Later(wait) => (0, wait),
         };
-        outbox.mails.push((from, Mail::Tokens { account, tokens, wait }));
+        outbox.mails.push((from, Mail::Tokens { account, tokens, wait, answers: true }));
     }
 
     fn dole(&mut self, now: Now, shard: ShardId, account: Account, request: Request) -> Dole {
@@ -506,9 +543,9 @@ impl Relay {
         self.serve_after(now, next);
         for (shard, account, tokens) in doles {
             if shard == LEDGER {
-                self.on_tokens(now, account, tokens, 0, outbox);
+                self.on_tokens(now, account, (tokens, 0, false), outbox);
             } else {
-                outbox.mails.push((shard, Mail::Tokens { account, tokens, wait: 0 }));
+                outbox.mails.push((shard, Mail::Tokens { account, tokens, wait: 0, answers: false }));
             }
         }
     }

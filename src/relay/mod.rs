@@ -8,6 +8,7 @@ mod auth;
 mod away;
 mod control;
 pub mod counters;
+mod crowd;
 pub mod delivery;
 mod event;
 mod fund;
@@ -23,45 +24,53 @@ mod outbox;
 mod presence;
 mod press;
 mod purse;
+pub mod readings;
 mod route;
 mod seats;
 mod send;
 mod session;
 mod sightings;
 mod sources;
+mod strangers;
 mod subscribe;
 mod tell;
 #[cfg(test)]
 mod tests;
 mod timers;
 
-pub use counters::{AuthFailure, Counters, Gauges, KeyUse};
+pub use counters::{AuthFailure, Counters, Gauges, KeyUse, ReadIgnored};
 pub use event::{Account, Again, Event, Mail, Origin, Outcome, Peer, What};
+pub use ledger::Sitter;
 pub use memory::{Memory, Owed, ProgressRecord, Remembered, SentMarks, SessionRecord};
 pub use options::{Bounds, Options};
 pub use outbox::{
     Addressee, AgentRow, CensusPart, CensusTicket, Delivery, Fetch, Fetched, FetchedMessage, Outbox, Output, Place,
-    Profile, Question, Recipients, Record, Wanted,
+    Profile, Question, Reading, Recipients, Record, Wanted,
 };
 pub use sightings::{Sighted, Sighting};
 
 use crate::base::ids::TokenSource;
 use crate::base::limits;
 use crate::base::tier::Entitlement;
-use crate::base::{AgentId, Bytes, Chunks, MessageId, Mono, NameHasher, Now, Sequence, SessionId, ShardId};
+use crate::base::{
+    AgentId, Bytes, Chunks, MessageId, Mono, NameHasher, Now, RefuseReason, Sequence, SessionId, ShardId,
+};
 use crate::wire::{Ack, Dialect, ErrorCode, ErrorFrame, Frame};
+use crowd::Crowd;
 use delivery::{Load, News, Queue, Return, Window};
 use grace::Grace;
 use home::{AgentSlot, Agents};
 use ledger::Seats;
 use meter::{Funds, Meters};
 use purse::Request;
+use readings::Readings;
 use route::Topics;
 use session::{Session, Sessions, State};
 use sightings::Sightings;
 use sources::Sources;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
+use strangers::Strangers;
 use timers::{Timer, Timers};
 
 /// One shard's heart.
@@ -74,7 +83,7 @@ pub struct Relay {
     chunks: Chunks,
     sessions: Sessions,
     /// Of strangers, and of the daemon's own user: strangers must not lock that one out.
-    half_open: [usize; 2],
+    half_open: [Crowd; 2],
     live: usize,
     presence_generation: u64,
     agents: Agents,
@@ -102,7 +111,9 @@ pub struct Relay {
     /// Agents whose progress the writer has not been told.
     progress: Vec<AgentSlot>,
     /// What was sent by whom a crash has made nameless: their messages were on the disk before their names.
-    strangers: BTreeMap<AgentId, SentMarks>,
+    strangers: Strangers,
+    /// Submitted messages that were refused here, of which the home of their sender's name may not have heard; bounded.
+    refused_lately: VecDeque<(MessageId, RefuseReason)>,
     /// Fan-outs that a crash parted, in order, and who has them already.
     parted: Vec<(MessageId, Vec<AgentId>)>,
     /// Where wrong credentials come from.
@@ -128,6 +139,8 @@ pub struct Relay {
     now: Now,
     /// The licence as WELCOME tells it.
     license: String,
+    /// What agents here say to have read.
+    readings: Readings,
     writer_full: bool,
     writer_behind: bool,
     /// Connections that are left unread for that, in the order in which they sent.
@@ -152,7 +165,7 @@ impl Relay {
             tokens: TokenSource::new(options.token_seed),
             chunks: Chunks::default(),
             sessions: Sessions::default(),
-            half_open: [0; 2],
+            half_open: Default::default(),
             live: 0,
             presence_generation: 0,
             agents: Agents::default(),
@@ -169,7 +182,8 @@ impl Relay {
             held: VecDeque::new(),
             hungry: Vec::new(),
             progress: Vec::new(),
-            strangers: BTreeMap::new(),
+            strangers: Strangers::default(),
+            refused_lately: VecDeque::new(),
             parted: Vec::new(),
             doubted: None,
             sources: Sources::default(),
@@ -182,6 +196,7 @@ impl Relay {
             funds: Funds::new(options.entitlement.messages_per_second),
             now: Now::default(),
             license: hello::license_of(&options.entitlement),
+            readings: Readings::default(),
             writer_full: false,
             writer_behind: false,
             pressed: Vec::new(),
@@ -219,6 +234,7 @@ impl Relay {
             Event::Mail { from, mail } => self.on_mail(now, from, mail, outbox),
             Event::Committed { through } => self.on_committed(now, through, outbox),
             Event::Fetched(fetched) => self.on_fetched(now, *fetched, outbox),
+            Event::LookedUp(answers) => self.on_looked_up(now, answers, outbox),
             Event::WriterFull(full) => self.writer_full = full,
             Event::WriterBehind(behind) => self.on_writer_behind(now, behind, outbox),
             Event::Answered { session, number, failed, json } => {
@@ -332,19 +348,24 @@ impl Relay {
     fn on_mail(&mut self, now: Now, from: ShardId, mail: Mail, outbox: &mut Outbox) {
         match mail {
             Mail::Send { parcel, origin } => self.accept_one(now, parcel, origin, outbox),
+            Mail::Submit { parcel, origin } => self.on_submitted(now, parcel, origin, outbox),
+            Mail::GiveBack(id) => self.on_given_back(id),
             Mail::Fanout { parcel, origin } => self.accept_many(now, &parcel, origin, outbox),
             Mail::Again(again) => self.answer_again(&again.parcel, again.origin, again.asked, outbox),
             Mail::Outcome(outcome) => self.tell(*outcome, outbox),
-            Mail::Read { id, recipient } => self.tell_read(id, recipient, outbox),
             Mail::Enrol { member, topic, join } => self.enrol(&member, &topic, join, outbox),
-            Mail::SeatAsked { agent } => self.on_seat_asked(now, from, agent, outbox),
-            Mail::SeatTaken => self.on_seat_taken(now),
-            Mail::SeatAnswer { agent, refused } => self.on_seat_answer(now, agent, refused, outbox),
-            Mail::SeatFreed => self.seats.give_back(now.wall_ms),
+            Mail::SeatAsked { agent, sitter } => self.on_seat_asked(now, from, agent, sitter, outbox),
+            Mail::SeatTaken { sitter } => self.on_seat_taken(now, sitter),
+            Mail::SeatAnswer { agent, sitter, refused } => {
+                self.on_seat_answer(now, agent, sitter, refused, outbox);
+            }
+            Mail::SeatFreed { sitter } => self.seats.give_back(now.wall_ms, sitter),
             Mail::TokensAsked { account, wanted, spent } => {
                 self.on_tokens_asked(now, from, account, Request { wanted, spent }, outbox);
             }
-            Mail::Tokens { account, tokens, wait } => self.on_tokens(now, account, tokens, wait, outbox),
+            Mail::Tokens { account, tokens, wait, answers } => {
+                self.on_tokens(now, account, (tokens, wait, answers), outbox);
+            }
             Mail::TokensLeft { account, spent, unused } => self.on_tokens_left(now, account, spent, unused, outbox),
         }
     }
@@ -480,7 +501,7 @@ impl Relay {
         self.agents.reserve(at_most.unwrap_or(at_least).min(self.options.bounds.known_agents_max));
         for (index, mut row) in rows.enumerate() {
             let Some(name) = row.name.take() else {
-                self.strangers.insert(row.agent, row.sent);
+                self.strangers.restore(row.agent, row.sent);
                 continue;
             };
             let hash = self.hasher.hash(name.as_bytes());

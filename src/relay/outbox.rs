@@ -21,6 +21,9 @@ pub struct Outbox {
     pub records_urgent: bool,
     /// For the keeper: owed messages that are wanted back from the store.
     pub fetches: Vec<Fetch>,
+    /// To be looked up in the store, behind every record so far; answered by one `Event::LookedUp`. Nothing more is asked
+    /// until then.
+    pub readings: Vec<Reading>,
     /// For the clerk or the writer to answer.
     pub questions: Vec<Question>,
     /// For the clerk.
@@ -34,6 +37,7 @@ impl Outbox {
             && self.mails.is_empty()
             && self.records.is_empty()
             && self.fetches.is_empty()
+            && self.readings.is_empty()
             && self.questions.is_empty()
             && self.census.is_empty()
     }
@@ -347,6 +351,15 @@ pub struct FetchedMessage {
     pub accepted_at_ms: u64,
     /// Whether its time was over at `now_ms`.
     pub expired: bool,
+}
+
+/// A message that its recipient says to have read.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Reading {
+    /// The message.
+    pub id: MessageId,
+    /// Who says so.
+    pub recipient: AgentId,
 }
 
 /// A question of the command line that the heart does not answer itself.

@@ -12,12 +12,16 @@ use std::borrow::Cow;
 
 impl Relay {
     pub(super) fn on_opened(&mut self, now: Now, id: SessionId, peer: Peer, outbox: &mut Outbox) {
-        let kind = usize::from(peer.owner);
+        let (kind, source) = (usize::from(peer.owner), peer.source);
         self.sessions.insert(id, Session::fresh(now.mono, peer));
-        self.half_open[kind] += 1;
-        if self.half_open[kind] > self.options.bounds.half_open_max {
-            self.close(id, CloseReason::HalfOpenFull, outbox);
-        } else if self.stopping {
+        self.half_open[kind].join(id, source);
+        if self.half_open[kind].len() > self.options.bounds.half_open_max {
+            match self.half_open[kind].too_many(source) {
+                Some(other) => self.close(other, CloseReason::HalfOpenCrowd, outbox),
+                None => return self.close(id, CloseReason::HalfOpenFull, outbox),
+            }
+        }
+        if self.stopping {
             self.close(id, CloseReason::Shutdown, outbox);
         } else {
             self.timers.set(now.mono + limits::HELLO_DEADLINE, Timer::Session(id));
@@ -87,9 +91,9 @@ impl Relay {
         }
         match session.state {
             State::Live(_) => {}
-            State::Fresh => self.half_open[usize::from(session.peer.owner)] -= 1,
+            State::Fresh => self.half_open[usize::from(session.peer.owner)].leave(id, session.peer.source),
             State::Penalized(_) => {
-                self.half_open[usize::from(session.peer.owner)] -= 1;
+                self.half_open[usize::from(session.peer.owner)].leave(id, session.peer.source);
                 self.sources.answered(session.peer.source);
             }
             State::Seating(agent) => {

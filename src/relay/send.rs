@@ -8,9 +8,12 @@ use super::outbox::{Addressee, Outbox, Recipients, Record};
 use super::session::{State, Tracker};
 use super::timers::Timer;
 use super::{Bounds, Relay, no_label, text_of};
+use crate::base::ids::number_of_label;
 use crate::base::keys::Scopes;
-use crate::base::limits::{FRAME_BYTES_MAX, LOST_REACHABLE};
-use crate::base::{AgentId, Bytes, CloseReason, Mono, NameHash, Now, RefuseReason, SessionId, ShardId, name};
+use crate::base::limits::{FRAME_BYTES_MAX, LANE_MAILS_MAX, LOST_REACHABLE};
+use crate::base::{
+    AgentId, Bytes, CloseReason, MessageId, Mono, NameHash, Now, RefuseReason, SessionId, ShardId, name,
+};
 use crate::wire::{Dialect, ErrorCode, HEADER_BYTES, Message, Parcel, Wants, json};
 
 /// Fan-outs of one session that may be unfinished at once when their sender wants to hear of them.
@@ -19,6 +22,10 @@ const TRACKERS_MAX: usize = 1024;
 /// Above this size a message's JSON form is measured before it is accepted for a JSON client: escaping makes it at most
 /// six times as long.
 const SURELY_FITS_JSON: usize = FRAME_BYTES_MAX / 8;
+
+/// Submitted messages that were refused here: as many as can be asked about before the home of their sender's name hears
+/// of the refusal, which a lane between two shards holds.
+const REFUSED_LATELY_MAX: usize = LANE_MAILS_MAX;
 
 impl Relay {
     pub(super) fn on_send(
@@ -32,7 +39,7 @@ impl Relay {
         let Some(session) = self.sessions.find_mut(id) else { return };
         session.sends += 1;
         let (ordinal, dialect) = (session.sends, session.dialect);
-        let origin = Origin { shard: self.options.shard, session: id, ordinal };
+        let origin = Origin { shard: self.options.shard, session: id, ordinal, submitted: false };
         let Bounds { messages_per_second, burst, .. } = self.options.bounds;
         let agent = &mut self.agents[slot];
         agent.messages_sent += 1;
@@ -86,10 +93,12 @@ impl Relay {
         session.sends += 1;
         // Whoever waits for an outcome may wait longer than a connection without HELLO usually lives.
         session.opened_at = now.mono;
-        let origin = Origin { shard: self.options.shard, session: id, ordinal: session.sends };
+        let origin = Origin { shard: self.options.shard, session: id, ordinal: session.sends, submitted: true };
         self.counters.messages_in += 1;
         let from = message.from();
-        if name::check_agent(from).is_err() || message.id().sender != AgentId::of(from) {
+        let id = message.id();
+        let is_known_by_its_label = id.number == number_of_label(message.label());
+        if name::check_agent(from).is_err() || id.sender != AgentId::of(from) || !is_known_by_its_label {
             return self.refuse(now, &message, origin, RefuseReason::Malformed, 0, outbox);
         }
         if self.meters.any
@@ -97,29 +106,89 @@ impl Relay {
         {
             return self.refuse(now, &message, origin, RefuseReason::RateLimited, wait_ms, outbox);
         }
-        self.route(now, message, origin, Dialect::Native, outbox);
+        let Some(parcel) = self.check(now, &message, origin, Dialect::Native, outbox) else { return };
+        let home = self.hasher.hash(parcel.from()).home(self.options.shards);
+        if home == self.options.shard {
+            self.on_submitted(now, parcel, origin, outbox);
+        } else {
+            outbox.mails.push((home, Mail::Submit { parcel, origin }));
+        }
+    }
+
+    /// A SUBMIT has come to the home of the name that it was sent under. The same label is the same message.
+    pub(super) fn on_submitted(&mut self, now: Now, parcel: Parcel, origin: Origin, outbox: &mut Outbox) {
+        let numbers = match self.agents.find_id(parcel.id.sender) {
+            Some(slot) => &mut self.agents[slot].numbers,
+            None => self.strangers.numbers(parcel.id.sender),
+        };
+        if numbers.take_label(parcel.id.number) {
+            self.dispatch(now, parcel, origin, outbox);
+        } else {
+            self.counters.duplicates += 1;
+            self.ask_homes(&parcel, origin, outbox);
+        }
+    }
+
+    /// What was submitted here was refused: the same may come again.
+    pub(super) fn on_given_back(&mut self, id: MessageId) {
+        self.given_back += 1;
+        let numbers = match self.agents.find_id(id.sender) {
+            Some(slot) => &mut self.agents[slot].numbers,
+            None => self.strangers.numbers(id.sender),
+        };
+        numbers.give_back(id.number, self.given_back);
+    }
+
+    /// Why this was refused here a moment ago, if it was and has not been accepted since.
+    pub(super) fn refused_lately(&self, id: MessageId) -> Option<RefuseReason> {
+        self.refused_lately.iter().rev().find(|(refused, _)| *refused == id).map(|(_, reason)| *reason)
+    }
+
+    /// Where it goes, if it may go anywhere.
+    fn route(&mut self, now: Now, message: Message<'_>, origin: Origin, dialect: Dialect, outbox: &mut Outbox) {
+        if let Some(parcel) = self.check(now, &message, origin, dialect, outbox) {
+            self.dispatch(now, parcel, origin, outbox);
+        }
+    }
+
+    /// A message in the form that outlives the turn, unless it is refused at once. Answers to a fan-out find a place here.
+    fn check(
+        &mut self,
+        now: Now,
+        message: &Message<'_>,
+        origin: Origin,
+        dialect: Dialect,
+        outbox: &mut Outbox,
+    ) -> Option<Parcel> {
+        let fanout = is_fanout(message.to());
+        let too_long = message.raw.len() + HEADER_BYTES > FRAME_BYTES_MAX
+            || (dialect == Dialect::Json && !json::deliver_fits(message));
+        let refused = if too_long {
+            Some((RefuseReason::TooLong, 0))
+        } else if self.stopping {
+            Some((RefuseReason::Stopping, 1000))
+        } else if fanout && !is_topic_good(message) {
+            Some((RefuseReason::Malformed, 0))
+        } else {
+            None
+        };
+        if let Some((reason, retry_after_ms)) = refused {
+            self.refuse(now, message, origin, reason, retry_after_ms, outbox);
+            return None;
+        }
+        let parcel = message.parcel(self.chunks.copy(message.raw));
+        if fanout && !self.track(&parcel, origin) {
+            self.refuse(now, message, origin, RefuseReason::LaneFull, 1000, outbox);
+            return None;
+        }
+        Some(parcel)
     }
 
     /// Whom is it for, and where do they live?
-    fn route(&mut self, now: Now, message: Message<'_>, origin: Origin, dialect: Dialect, outbox: &mut Outbox) {
-        let (to, topic) = (message.to(), message.topic());
-        let too_long = message.raw.len() + HEADER_BYTES > FRAME_BYTES_MAX
-            || (dialect == Dialect::Json && !json::deliver_fits(&message));
-        if too_long {
-            return self.refuse(now, &message, origin, RefuseReason::TooLong, 0, outbox);
-        }
-        if self.stopping {
-            return self.refuse(now, &message, origin, RefuseReason::Stopping, 1000, outbox);
-        }
-        let fanout = is_fanout(to);
-        if fanout && !topic.is_empty() && name::check_topic(topic).is_err() {
-            return self.refuse(now, &message, origin, RefuseReason::Malformed, 0, outbox);
-        }
-        let hash = self.hasher.hash(to);
-        let home = hash.home(self.options.shards);
-        let raw = self.chunks.copy(message.raw);
-        let parcel = message.parcel(raw);
-        if !fanout {
+    fn dispatch(&mut self, now: Now, parcel: Parcel, origin: Origin, outbox: &mut Outbox) {
+        if !is_fanout(parcel.to()) {
+            let hash = self.hasher.hash(parcel.to());
+            let home = hash.home(self.options.shards);
             if home == self.options.shard {
                 self.accept_hashed(now, parcel, hash, origin, outbox);
             } else {
@@ -128,9 +197,6 @@ impl Relay {
             return;
         }
         let parcel = parcel.with_topic_from_to();
-        if !self.track(&parcel, origin) {
-            return self.refuse(now, &message, origin, RefuseReason::LaneFull, 1000, outbox);
-        }
         for shard in 0..self.options.shards {
             if ShardId(shard) != self.options.shard {
                 outbox.mails.push((ShardId(shard), Mail::Fanout { parcel: parcel.clone(), origin }));
@@ -182,6 +248,9 @@ impl Relay {
         };
         match self.offer(now, slot, &parcel, origin, false) {
             Ok((sequence, channel)) => {
+                if origin.submitted {
+                    self.refused_lately.retain(|(refused, _)| *refused != parcel.id);
+                }
                 let agent = &self.agents[slot];
                 let (recipient, session) = (agent.id, agent.session());
                 let (id, checksum, ttl_ms) = (parcel.id, parcel.checksum, parcel.ttl_ms);
@@ -387,11 +456,29 @@ impl Relay {
         outbox: &mut Outbox,
     ) {
         self.count_refusal(reason);
+        if origin.submitted {
+            self.tell_sender_home(parcel, reason, outbox);
+        }
         let recipient = text_of(parcel.to()).into();
         self.push_note(Record::Refused { id: parcel.id, reason, at_ms: now.wall_ms }, outbox);
         let Crowd { retry_after_ms, depth } = crowd;
         let what = What::Refused { reason, retry_after_ms, queue_depth: depth, recipient };
         self.send_outcome(outcome(parcel, origin, AgentId(0), what), outbox);
+    }
+
+    /// Nothing was kept of what was submitted: the home of its sender's name is to let it come again. Until it knows, it is
+    /// remembered here.
+    fn tell_sender_home(&mut self, parcel: &Parcel, reason: RefuseReason, outbox: &mut Outbox) {
+        if self.refused_lately.len() == REFUSED_LATELY_MAX {
+            self.refused_lately.pop_front();
+        }
+        self.refused_lately.push_back((parcel.id, reason));
+        let home = self.hasher.hash(parcel.from()).home(self.options.shards);
+        if home == self.options.shard {
+            self.on_given_back(parcel.id);
+        } else {
+            outbox.mails.push((home, Mail::GiveBack(parcel.id)));
+        }
     }
 
     pub(super) fn count_refusal(&mut self, reason: RefuseReason) {
@@ -409,6 +496,14 @@ impl Relay {
 struct Crowd {
     retry_after_ms: u32,
     depth: u32,
+}
+
+/// Whether a fan-out names a topic as it should, or none.
+fn is_topic_good(message: &Message<'_>) -> bool {
+    match message.to().strip_prefix(b"#") {
+        Some(topic) => name::check_topic(topic).is_ok(),
+        None => message.topic().is_empty() || name::check_topic(message.topic()).is_ok(),
+    }
 }
 
 /// Whether `to` is everyone or a topic.

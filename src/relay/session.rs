@@ -45,6 +45,8 @@ pub(super) struct Session {
     pub(super) paused: u8,
     /// Which pockets its next message is paid for by already, or waits to be: bits of `Pocket`.
     pub(super) prepaid: u8,
+    /// When the tier's rate and its key's let it be read again, as far as the ledger has said so; 0: it has not.
+    pub(super) due: [Mono; 2],
     /// When it was last told that it is left unread.
     pub(super) told_at: Option<Mono>,
     /// When it was last left unread until.
@@ -103,6 +105,7 @@ impl Session {
             key: None,
             paused: 0,
             prepaid: 0,
+            due: [Mono(0); 2],
             told_at: None,
             resumed_at: Mono(0),
         }

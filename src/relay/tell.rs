@@ -7,7 +7,7 @@ use super::outbox::{Outbox, Output, Record};
 use super::send::{is_fanout, outcome};
 use super::session::{Session, State};
 use super::{Relay, text_of};
-use crate::base::{AgentId, Bytes, MessageId, Now, RefuseReason, SessionId, ShardId};
+use crate::base::{AgentId, Bytes, Now, RefuseReason, SessionId, ShardId};
 use crate::wire::{Busy, Dialect, ErrorCode, ErrorFrame, Frame, Message, Parcel, Receipt, ReceiptState, Wants};
 
 impl Relay {
@@ -49,11 +49,16 @@ impl Relay {
             return;
         }
         let parcel = message.parcel(self.chunks.copy(message.raw));
+        if is_fanout(parcel.to()) && !self.track(&parcel, origin) {
+            // As many questions as may be open are open.
+            return;
+        }
+        self.ask_homes(&parcel, origin, outbox);
+    }
+
+    /// What has become of it? To wherever it went the first time.
+    pub(super) fn ask_homes(&mut self, parcel: &Parcel, origin: Origin, outbox: &mut Outbox) {
         let homes = if is_fanout(parcel.to()) {
-            if !self.track(&parcel, origin) {
-                // As many questions as may be open are open.
-                return;
-            }
             0..self.options.shards
         } else {
             let home = self.hasher.hash(parcel.to()).home(self.options.shards);
@@ -62,7 +67,7 @@ impl Relay {
         let asked = self.given_back;
         for home in homes {
             if ShardId(home) == self.options.shard {
-                self.answer_again(&parcel, origin, asked, outbox);
+                self.answer_again(parcel, origin, asked, outbox);
             } else {
                 let again = Again { parcel: parcel.clone(), origin, asked };
                 outbox.mails.push((ShardId(home), Mail::Again(Box::new(again))));
@@ -82,6 +87,14 @@ impl Relay {
             if self.grace.ask(parcel.id, origin) {
                 // Its outcome is still to come.
                 return;
+            }
+            if origin.submitted
+                && let Some(reason) = self.refused_lately(parcel.id)
+            {
+                // The home of its sender's name has not heard of that yet.
+                let recipient = text_of(parcel.to()).into();
+                let what = What::Refused { reason, retry_after_ms: 0, queue_depth: 0, recipient };
+                return self.send_outcome(said(what), outbox);
             }
             if parcel.wants.contains(Wants::ACCEPTED) {
                 self.send_outcome(said(What::AcceptedBefore { asked }), outbox);
@@ -126,22 +139,21 @@ impl Relay {
         let Some(message) = Message::check(&raw, 0) else { return };
         // Nobody kept the sender's session: its name finds its home, and its home finds it.
         let shard = self.hasher.hash(message.from()).home(self.options.shards);
-        let origin = Origin { shard, session: NOBODY, ordinal: 0 };
+        let origin = Origin { shard, session: NOBODY, ordinal: 0, submitted: false };
         let label = Bytes::copy_from_slice(message.label());
         let said = Outcome { origin, id: news.id, label, wants: message.wants(), recipient, what: news.what };
         self.send_outcome(said, outbox);
     }
 
-    /// A recipient has read a message of one of the agents here.
-    pub(super) fn tell_read(&mut self, id: MessageId, recipient: AgentId, outbox: &mut Outbox) {
-        let Some(session) = self.agents.find_id(id.sender).and_then(|slot| self.agents[slot].session()) else { return };
-        let receipt = Receipt { id, count: 1, state: ReceiptState::Read, recipient };
-        self.push_receipt(session, receipt, outbox);
-    }
-
     /// Says it on the sender's connection, if that is still there; else on the connection that its agent has now.
     pub(super) fn tell(&mut self, mut outcome: Outcome, outbox: &mut Outbox) {
         let id = if self.is_submitter(outcome.origin.session) {
+            // What was refused is told apart where its recipient lives.
+            outcome.what = match outcome.what {
+                What::AcceptedBefore { .. } => What::Accepted,
+                What::DurableBefore { .. } => What::Durable,
+                what => what,
+            };
             outcome.origin.session
         } else {
             let Some(slot) = self.sender_of(&outcome) else { return };

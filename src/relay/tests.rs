@@ -5,7 +5,9 @@ mod control;
 mod known;
 mod press;
 mod rates;
+mod readings;
 mod seats;
+mod takeover;
 
 use super::*;
 use crate::base::keys::KeyRing;
@@ -24,6 +26,8 @@ struct Pair {
     said: Vec<(SessionId, String)>,
     outputs: Vec<Output>,
     records: Vec<Record>,
+    /// What the store was asked and nobody has answered.
+    readings: Vec<Reading>,
 }
 
 impl Pair {
@@ -62,6 +66,7 @@ impl Pair {
             said: Vec::new(),
             outputs: Vec::new(),
             records: Vec::new(),
+            readings: Vec::new(),
         }
     }
 
@@ -81,6 +86,7 @@ impl Pair {
         self.hearts[usize::from(shard)].end_turn();
         self.mails.extend(self.outbox.mails.drain(..).map(|(to, mail)| (ShardId(shard), to, mail)));
         self.records.append(&mut self.outbox.records);
+        self.readings.append(&mut self.outbox.readings);
         for output in self.outbox.outputs.drain(..) {
             match &output {
                 Output::Reply { session, frame: Frame::Busy(busy) } => {

@@ -7,7 +7,7 @@ use crate::base::limits::{
     WRITER_RECORD_COST, WRITER_STUCK,
 };
 use crate::base::{CloseReason, Mono, Sequence, SessionId, ShardId};
-use crate::mesh::{ClerkPost, Moved, Post};
+use crate::mesh::{ClerkPost, Moved, Post, WriterPost};
 use crate::relay::{Delivery, Event, Mail, Output, Question, Record};
 use crate::uring::{Driver, ReceiveMode, SendBuffer};
 use crate::wire::{self, Dialect, FLAG_REDELIVERED, Frame, Message, QueryKind};
@@ -88,6 +88,7 @@ impl Inner {
         self.outbox.mails = mails;
         self.keep_records();
         self.fetch_hold.extend(self.outbox.fetches.drain(..));
+        self.readings.append(&mut self.outbox.readings);
         for question in std::mem::take(&mut self.outbox.questions) {
             self.ask(question);
         }
@@ -251,6 +252,10 @@ impl Inner {
         if connection.closing.is_some() {
             return;
         }
+        if connection.dialect.is_none() && matches!(frame, Frame::Bye) {
+            // It has said nothing yet: a client of the JSON dialect would read our own magic as a length.
+            return;
+        }
         let out = self.spares.lend(&mut connection.pending);
         match connection.dialect {
             Some(Dialect::Json) => {
@@ -338,7 +343,7 @@ impl Inner {
         let batch = std::mem::replace(&mut self.batch, next);
         self.batch_bytes = next_bytes;
         self.writer_hold_cost += cost;
-        self.writer_hold.push_back((batch, cost));
+        self.writer_hold.push_back((WriterPost::Records(batch), cost));
     }
 
     /// What the batch that is being filled counts as.
@@ -384,6 +389,11 @@ impl Inner {
                     self.hand_batch(spare, 0);
                 }
             }
+        }
+        if self.batch.is_empty() && !self.readings.is_empty() {
+            // Nobody waits for them: they hurry no record, and ride behind.
+            let readings = std::mem::take(&mut self.readings);
+            self.writer_hold.push_back((WriterPost::Readings(self.shard, readings), 0));
         }
         self.push_writer_hold();
         self.press();

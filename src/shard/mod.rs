@@ -10,8 +10,8 @@ mod secure;
 use crate::base::keys::Source;
 use crate::base::limits::{WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX, WRITER_STUCK};
 use crate::base::{AgentId, MessageId, Mono, Name, Now, SessionId, ShardId};
-use crate::mesh::{ClerkPost, Mesh, Moved, Notice, Post, ShardGauges};
-use crate::relay::{self, Event, Fetch, Mail, Outbox, Peer, Record, Relay, Remembered};
+use crate::mesh::{ClerkPost, Mesh, Moved, Notice, Post, ShardGauges, WriterPost};
+use crate::relay::{self, Event, Fetch, Mail, Outbox, Peer, Reading, Record, Relay, Remembered};
 use crate::tls::{Acceptor, Workspace};
 use crate::uring::{Driver, ListenerId, ReceiveMode, SendBuffer, Waker};
 use crate::wire::json::Scratch;
@@ -133,6 +133,8 @@ struct Inner {
     keeper_pushed: bool,
     /// Requests that the keeper's queue did not take: at most one per agent.
     fetch_hold: VecDeque<Fetch>,
+    /// What agents say to have read: it goes to the writer behind the records so far.
+    readings: Vec<Reading>,
     /// Whether records wait here because the writer has enough to do: its next commit ends the wait.
     behind: bool,
     /// Whether a record of the batch is to be committed without delay.
@@ -143,7 +145,7 @@ struct Inner {
     records_since: Option<Mono>,
     rang_writer_at: Mono,
     /// What the writer's queue has not taken, each with what it counts as, and the sum of that.
-    writer_hold: VecDeque<(Vec<Record>, u64)>,
+    writer_hold: VecDeque<(WriterPost, u64)>,
     writer_hold_cost: u64,
     writer_was_full: bool,
     pressing: Pressing,
@@ -227,6 +229,7 @@ impl Shard {
             clerk_pushed: false,
             keeper_pushed: false,
             fetch_hold: VecDeque::new(),
+            readings: Vec::new(),
             urgent: false,
             behind: false,
             batch: Vec::new(),
@@ -431,6 +434,9 @@ impl Inner {
                     None => break,
                 }
             }
+        }
+        if let Some(answers) = self.mesh.pop_looked_up(self.shard) {
+            self.relay.handle(self.now, Event::LookedUp(answers), &mut self.outbox);
         }
         while let Some(notice) = self.mesh.pop_notice(self.shard) {
             let event = match notice {

@@ -131,7 +131,8 @@ impl Store {
             open::make_folder(parent)?;
         }
         let _claim = claim(&partial, to)?;
-        let destination = Destination::new(&partial, self.copy_map_bytes()?, &Vec::new(), None);
+        let map_bytes = self.copy_map_bytes().map_err(CopyError::from);
+        let destination = map_bytes.and_then(|bytes| Destination::new(&partial, bytes, &Vec::new(), None));
         let made = destination.and_then(|to| self.copy_into(&to, on_damage, &mut progress));
         let copied = made.and_then(|copied| {
             sync_folder(&partial)?;
@@ -196,20 +197,20 @@ impl Destination<'_> {
         seal: Option<Seal>,
     ) -> Result<Destination<'a>, CopyError> {
         let env = open::map(folder, map_bytes, Access::Write)?;
-        let databases = open::create(&env, meta).map_err(|error| error::of_heed(error, folder))?;
+        let databases = open::create(&env, meta).map_err(|error| error::of_heed(error, folder).at(folder))?;
         Ok(Destination { folder, open: Open::new(env, databases, folder), seal })
     }
 
     /// One transaction.
-    fn write(&self, work: impl FnOnce(&mut RwTxn<'_>, &Databases) -> Result<(), Failed>) -> Result<(), StoreError> {
+    fn write(&self, work: impl FnOnce(&mut RwTxn<'_>, &Databases) -> Result<(), Failed>) -> Result<(), CopyError> {
         let attempt = || -> Result<(), Failed> {
             let mut transaction = self.open.env.write_txn()?;
             work(&mut transaction, &self.open.databases)?;
             Ok(transaction.commit()?)
         };
         attempt().map_err(|failed| match failed {
-            Failed::Store(error) => error,
-            Failed::Library(error) => error::of_heed(error, self.folder),
+            Failed::Store(error) => CopyError::Store(error),
+            Failed::Library(error) => error::of_heed(error, self.folder).at(self.folder).into(),
         })
     }
 }
@@ -452,7 +453,7 @@ impl Copying<'_> {
         Ok(())
     }
 
-    fn clear(&self, parts: &[Part]) -> Result<(), StoreError> {
+    fn clear(&self, parts: &[Part]) -> Result<(), CopyError> {
         self.to.write(|transaction, databases| {
             for part in parts {
                 databases.of(*part).ok_or(Failed::Store(StoreError::Gone))?.clear(transaction)?;

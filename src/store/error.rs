@@ -66,11 +66,18 @@ pub struct Trouble {
     pub since_ms: u64,
 }
 
+impl Trouble {
+    /// What a running relay says of it.
+    pub fn of(error: &StoreError, since_ms: u64) -> Trouble {
+        Trouble { kind: error.kind(), sentence: error.while_running(), since_ms }
+    }
+}
+
 /// Why the store did not do what was asked. Nothing of it was kept.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum StoreError {
     /// The file system is full.
-    #[error("the disk is full: free some space, then everything goes on by itself")]
+    #[error("the disk is full: free some space")]
     Full,
     /// The user's quota, or a limit on the size of files, is reached.
     #[error("the disk quota or file size limit of this user is reached: raise it or free some space")]
@@ -82,7 +89,7 @@ pub enum StoreError {
     #[error("the store cannot be written: the file system is read-only, or the store was opened for reading only")]
     ReadOnly,
     /// The file is not there any more.
-    #[error("the store's file is gone or was replaced: restart the daemon; restore a backup with `relay restore DIR`")]
+    #[error("the store's file is gone or was replaced: put it back, or restore a backup with `relay restore DIR`")]
     Gone,
     /// A value is not what was written.
     #[error(
@@ -112,6 +119,18 @@ impl StoreError {
         !matches!(self, StoreError::Corrupt(_) | StoreError::TooLong(_) | StoreError::NoEpoch)
     }
 
+    /// The sentence for whoever looks at a running relay, which tries again by itself.
+    pub fn while_running(&self) -> String {
+        match self {
+            StoreError::Full => format!("{self}, then everything goes on by itself; do not stop the relay before"),
+            StoreError::Gone => "the store's folder or a file in it is gone or was replaced: put the very one back that \
+                was there (moved, not copied), then everything goes on by itself; nothing is lost while the relay runs, \
+                so do not restart it. If it is deleted: `relay down --now`, then `relay restore DIR`"
+                .to_owned(),
+            other => other.to_string(),
+        }
+    }
+
     /// In one word, for logs and programs.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -126,6 +145,14 @@ impl StoreError {
             StoreError::TooLong(_) => "too_long",
             StoreError::NoEpoch => "no_epoch",
             StoreError::Library(_) => "library",
+        }
+    }
+
+    /// What it means for whoever opens or makes a store in `folder`.
+    pub(super) fn at(self, folder: &Path) -> OpenError {
+        match self {
+            why @ (StoreError::Full | StoreError::Quota) => OpenError::NoRoom { folder: folder.to_path_buf(), why },
+            other => OpenError::Store(other),
         }
     }
 
@@ -170,6 +197,13 @@ pub enum OpenError {
         /// What is wrong.
         what: String,
     },
+    /// Its first file is missing or empty, and its journal is not.
+    #[error(
+        "the store in {0} is damaged (its file data.mdb is missing or empty, and the journal beside it holds entries): \
+         nothing was changed; put that file back, or restore a backup with `relay restore DIR --replace`; without one \
+         move the folder away, and the relay makes a new store"
+    )]
+    Bereft(PathBuf),
     /// Encrypted, and no key was given.
     #[error("the store in {0} is encrypted: give its key with --db-key FILE")]
     KeyMissing(PathBuf),
@@ -192,6 +226,14 @@ pub enum OpenError {
         folder: PathBuf,
         /// Which.
         kind: &'static str,
+    },
+    /// The file system is full, or a quota is reached.
+    #[error("cannot write to {folder}: {why}, and run it again")]
+    NoRoom {
+        /// Where.
+        folder: PathBuf,
+        /// [`StoreError::Full`] or [`StoreError::Quota`].
+        why: StoreError,
     },
     /// A re-keying was interrupted between two renames.
     #[error("`relay rekey` was interrupted: run it again, or rename {parked} back to {folder}")]

@@ -5,6 +5,7 @@
 //! written within moments of each other: those whose acceptance lies within `PARTS_APART_MS` are shown as one message, in
 //! the place of its oldest part that fits what is asked for. (That place never changes, whatever is written later.)
 
+mod addressed;
 mod message;
 mod owed;
 mod pages;
@@ -12,6 +13,7 @@ mod pages;
 mod tests;
 mod walk;
 
+pub use addressed::{Addressed, addressed};
 pub use message::{Found, message, message_by_prefix};
 pub use owed::fetch;
 pub use pages::history;

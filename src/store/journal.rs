@@ -390,6 +390,21 @@ fn flush(file: &File) -> io::Result<()> {
     if cfg!(relay_unsafe_sync = "no_sync") { Ok(()) } else { file.sync_data() }
 }
 
+/// Whether the file in `folder` was ever written to: each half begins with an entry from its first use on.
+pub(super) fn is_written(folder: &Path) -> io::Result<bool> {
+    let file = match File::open(folder.join(JOURNAL_FILE)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        file => file?,
+    };
+    for half in 0..2 {
+        let mut beginning = [0; MAGIC.len()];
+        if read_at_most(&file, &mut beginning, half * HALF_BYTES)? == MAGIC.len() && beginning == MAGIC {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// An entry that a file held, in which half, and where it ends there.
 struct Found {
     entry: Arc<Entry>,

@@ -259,6 +259,7 @@ impl Store {
             if fresh.exists() {
                 return Err(OpenError::Unrestored { fresh });
             }
+            refuse_if_bereft(&folder)?;
             if access == Access::Read {
                 return Err(OpenError::Absent(folder));
             }
@@ -266,11 +267,12 @@ impl Store {
         }
         let env = open::map(&folder, map_bytes, access)?;
         if open::is_blank(&env) {
+            refuse_if_bereft(&folder)?;
             if access == Access::Read {
                 return Err(OpenError::Absent(folder));
             }
             let first = first_meta(key.as_ref(), random()?, random()?)?;
-            let databases = open::create(&env, &first).map_err(|error| error::of_heed(error, &folder))?;
+            let databases = open::create(&env, &first).map_err(|error| error::of_heed(error, &folder).at(&folder))?;
             let open = Open::new(env, databases, &folder);
             return Store::assemble(folder, key, map_bytes, access, open);
         }
@@ -303,10 +305,13 @@ impl Store {
             ahead: OnceLock::new(),
             looking: Mutex::new((0, 0)),
         }));
-        if meta.schema < SCHEMA && access == Access::Write {
-            store.upgrade()?;
-        }
-        store.open_journal()?;
+        let opened = || {
+            if meta.schema < SCHEMA && access == Access::Write {
+                store.upgrade()?;
+            }
+            store.open_journal()
+        };
+        opened().map_err(|error| error.at(&store.0.folder))?;
         Ok(store)
     }
 
@@ -507,7 +512,7 @@ impl Store {
             open::Found::Store => open::map(folder, map_bytes, self.0.access),
         })();
         let env = opened.map_err(|error| match error {
-            OpenError::Store(error) => error,
+            OpenError::Store(error) | OpenError::NoRoom { why: error, .. } => error,
             OpenError::Corrupt { .. } => meta_corrupt("its first pages are not what they should be"),
             _ => StoreError::Gone,
         })?;
@@ -522,6 +527,16 @@ impl Store {
         }
         *guard = Some(open);
         Ok(())
+    }
+}
+
+/// A journal that was ever written to had a store beside it: where that is missing or empty, making a new one would write
+/// over the last that is left of the old one.
+fn refuse_if_bereft(folder: &Path) -> Result<(), OpenError> {
+    match journal::is_written(folder) {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(OpenError::Bereft(folder.to_path_buf())),
+        Err(error) => Err(OpenError::Store(error::of_io(&error, folder))),
     }
 }
 

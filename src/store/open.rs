@@ -6,16 +6,22 @@ use super::error::{OpenError, Part, StoreError, of_heed, of_io};
 use super::{Access, ControlDatabases, Databases, Open, Raw};
 use heed::types::Bytes;
 use heed::{CommitOrAbort, Env, EnvFlags, EnvOpenOptions, WithoutTls};
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 
 /// The file with the data.
 pub(super) const DATA_FILE: &str = "data.mdb";
+/// The one by which programs that have it open know of each other.
+const LOCK_FILE: &str = "lock.mdb";
 /// Programs that may read at once, each with a few threads.
 const READERS_MAX: u32 = 126;
+/// Length of a lock file for so many.
+const LOCK_BYTES: u64 = 8192;
 /// Databases: ours, and room for those of later versions.
 const DATABASES_MAX: u32 = 16;
 
@@ -126,12 +132,40 @@ pub(super) fn identity_of(file: BorrowedFd<'_>) -> Option<(u64, u64)> {
 pub(super) fn make_folder(folder: &Path) -> Result<(), OpenError> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| match error.kind() {
         ErrorKind::NotADirectory | ErrorKind::AlreadyExists => OpenError::NotAFolder(folder.to_path_buf()),
-        _ => OpenError::Store(of_io(&error, folder)),
+        _ => of_io(&error, folder).at(folder),
     })
+}
+
+/// Gives the lock file all of its blocks. LMDB makes it with a hole and writes to it through a map: on a full disk that
+/// ends the process with SIGBUS. What stands in it, and how long it is, others rely on.
+fn back_lock_file(folder: &Path) -> Result<(), OpenError> {
+    let path = folder.join(LOCK_FILE);
+    let mut options = fs::OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let backed = || -> std::io::Result<()> {
+        let file = options.open(&path)?;
+        let length = file.metadata()?.len();
+        match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, length.max(LOCK_BYTES)) {
+            // A file system that cannot: zeros do it for what is not there yet.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) if length < LOCK_BYTES => {
+                file.write_all_at(&[0; LOCK_BYTES as usize][length as usize..], length)
+            }
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            result => Ok(result?),
+        }
+    };
+    match backed().map_err(|error| of_io(&error, folder)) {
+        Err(why @ (StoreError::Full | StoreError::Quota)) => {
+            Err(OpenError::NoRoom { folder: folder.to_path_buf(), why })
+        }
+        // Where it may not be written, LMDB knows whether that matters.
+        _ => Ok(()),
+    }
 }
 
 /// Maps the file. LMDB writes the first two pages of a new one.
 pub(super) fn map(folder: &Path, map_bytes: usize, access: Access) -> Result<Env<WithoutTls>, OpenError> {
+    back_lock_file(folder)?;
     let mut options = EnvOpenOptions::new().read_txn_without_tls();
     let map_bytes = map_bytes.next_multiple_of(rustix::param::page_size());
     options.map_size(map_bytes).max_readers(READERS_MAX).max_dbs(DATABASES_MAX);
@@ -159,7 +193,7 @@ pub(super) fn map(folder: &Path, map_bytes: usize, access: Access) -> Result<Env
             StoreError::Corrupt(damage) => {
                 OpenError::Corrupt { folder: folder.to_path_buf(), what: damage.what.to_owned() }
             }
-            other => OpenError::Store(other),
+            other => other.at(folder),
         },
     })
 }

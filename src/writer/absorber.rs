@@ -68,10 +68,10 @@ impl Absorber {
                 // What was appended is on the disk and stays there; the writer takes no more until this is over.
                 let mut trouble = self.gauges.log_trouble.lock();
                 if trouble.is_none() {
-                    tracing::error!(reason = error.kind(), "the log takes nothing: {error}");
+                    tracing::error!(reason = error.kind(), "the log takes nothing: {}", error.while_running());
                 }
                 let since_ms = trouble.as_ref().map_or_else(wall_ms, |trouble| trouble.since_ms);
-                *trouble = Some(Trouble { kind: error.kind(), sentence: error.to_string(), since_ms });
+                *trouble = Some(Trouble::of(&error, since_ms));
                 false
             }
         }

@@ -14,8 +14,8 @@ pub use absorber::Absorber;
 
 use crate::base::ShardId;
 use crate::base::limits::{QUESTIONS_MAX, WRITER_BATCH_BYTES_MAX, WRITER_BATCH_RECORDS_MAX, WRITER_BATCHES_MAX};
-use crate::mesh::Mesh;
-use crate::relay::{Question, Record};
+use crate::mesh::{Mesh, WriterPost};
+use crate::relay::{Question, Reading, Record};
 use crate::store::{ABSORBED_AT_ONCE, Segment, Store, StoreError, Trouble};
 use crate::uring::Waker;
 use parking_lot::Mutex;
@@ -61,6 +61,10 @@ pub struct Gauges {
     pub commits: AtomicU64,
     /// Records taken from the shards and not committed yet.
     pub pending: AtomicU64,
+    /// Messages taken from the shards and not committed yet.
+    pub unwritten: AtomicU64,
+    /// Messages, and all records, that were not committed when the writer gave up: they are lost with the process.
+    pub lost: (AtomicU64, AtomicU64),
     /// What is wrong with the disk, if anything is.
     pub trouble: Mutex<Option<Trouble>>,
     /// Why what was appended is not put into the log; written by the absorber.
@@ -96,6 +100,8 @@ pub struct Writer {
     /// Questions that wait for the commit of what every shard had when they came: each with the number of that wish. They
     /// do not queue behind records: whoever follows the wish has handed over what it had, the asker's own included.
     questions: Vec<(u64, ShardId, Question)>,
+    /// What agents say to have read, to be looked up when the segment is committed.
+    readings: Vec<(ShardId, Vec<Reading>)>,
     /// The last wish that all shards had followed when their queues were last found empty.
     flushed: u64,
     /// When the oldest record of the segment was taken.
@@ -131,6 +137,7 @@ impl Writer {
             taken: none.clone(),
             committed: none,
             questions: Vec::new(),
+            readings: Vec::new(),
             flushed: 0,
             since: None,
             urgent: false,
@@ -162,9 +169,7 @@ impl Writer {
                 }
                 // Only a disk that refuses leads here.
                 if self.stop_seen.get_or_insert_with(Instant::now).elapsed() > STOP_PATIENCE {
-                    let (messages, records) = (self.segment.messages(), self.segment.records());
-                    tracing::error!(messages, records, "the disk refuses to the end: these are lost with this process");
-                    return;
+                    return self.give_up();
                 }
             }
             self.mesh.writer_sleeper().doze();
@@ -176,6 +181,28 @@ impl Writer {
             }
             self.mesh.writer_sleeper().awake();
         }
+    }
+
+    /// The disk has refused to the end. What is still in the queues is lost, too: it is taken, to be counted.
+    fn give_up(&mut self) {
+        for index in 0..self.taken.len() {
+            for _ in 0..WRITER_BATCHES_MAX {
+                match self.mesh.pop_batch(ShardId(index as u16)) {
+                    Some(WriterPost::Records(batch)) => {
+                        for record in &batch {
+                            self.segment.push(record);
+                        }
+                    }
+                    Some(WriterPost::Readings(..)) => {}
+                    None => break,
+                }
+            }
+        }
+        let (messages, records) = (u64::from(self.segment.messages()), u64::from(self.segment.records()));
+        self.gauges.lost.0.store(messages, Ordering::Release);
+        self.gauges.lost.1.store(records, Ordering::Release);
+        let reason = self.gauges.trouble.lock().as_ref().map_or("unknown", |trouble| trouble.kind);
+        tracing::error!(messages, records, reason, "the disk refuses to the end: these are lost with this process");
     }
 
     /// Whether a shard has followed a wish since the queues were looked at: one that had nothing to hand over leaves no
@@ -211,6 +238,7 @@ impl Writer {
     fn take(&mut self) -> bool {
         let took_batches = self.take_batches();
         if took_batches {
+            self.gauges.unwritten.store(u64::from(self.segment.messages()), Ordering::Relaxed);
             self.wake_those_left_unread();
         }
         self.take_questions() || took_batches
@@ -247,15 +275,23 @@ impl Writer {
                 if !self.has_room() {
                     return took_any || took;
                 }
-                let Some(batch) = self.mesh.pop_batch(shard) else { continue };
-                self.taken[index] += batch.len() as u64;
-                for record in &batch {
-                    self.urgent |= matches!(record, Record::Session(_) | Record::Nobody { .. });
-                    self.segment.push(record);
+                match self.mesh.pop_batch(shard) {
+                    Some(WriterPost::Records(batch)) => {
+                        self.taken[index] += batch.len() as u64;
+                        for record in &batch {
+                            self.urgent |= matches!(record, Record::Session(_) | Record::Nobody { .. });
+                            self.segment.push(record);
+                        }
+                        self.mesh.give_back(shard, batch);
+                        self.since.get_or_insert_with(Instant::now);
+                        took = true;
+                    }
+                    Some(WriterPost::Readings(asker, readings)) => {
+                        self.readings.push((asker, readings));
+                        took = true;
+                    }
+                    None => {}
                 }
-                self.mesh.give_back(shard, batch);
-                self.since.get_or_insert_with(Instant::now);
-                took = true;
             }
             took_any |= took;
             if !took {
@@ -301,6 +337,7 @@ impl Writer {
     fn is_due(&mut self, stopping: bool) -> bool {
         if self.segment.is_empty() {
             self.pass_questions();
+            self.pass_readings();
             return false;
         }
         if let Some((at, _)) = self.retry {
@@ -333,6 +370,7 @@ impl Writer {
                 self.gauges.messages.fetch_add(u64::from(self.segment.messages()), Ordering::Relaxed);
                 self.gauges.committed.fetch_add(records, Ordering::Relaxed);
                 self.gauges.pending.store(0, Ordering::Relaxed);
+                self.gauges.unwritten.store(0, Ordering::Relaxed);
                 self.segment.clear();
                 self.since = None;
                 self.urgent = false;
@@ -343,6 +381,7 @@ impl Writer {
                 }
                 self.tell_shards();
                 self.pass_questions();
+                self.pass_readings();
                 if self.mesh.keeper_rest().rouse() {
                     self.bells.keeper.wake();
                 }
@@ -392,7 +431,7 @@ impl Writer {
     fn put_off(&mut self, error: &StoreError) {
         let wait = self.retry.map_or(RETRY_FIRST, |(_, wait)| (wait * 2).min(RETRY_MAX));
         if self.retry.is_none() {
-            tracing::error!(reason = error.kind(), "the store takes nothing: {error}");
+            tracing::error!(reason = error.kind(), "the store takes nothing: {}", error.while_running());
         }
         self.retry = Some((Instant::now() + wait, wait));
         // Whoever is left unread is to hear why nothing more is accepted.
@@ -400,7 +439,21 @@ impl Writer {
         self.wake_those_left_unread();
         let mut trouble = self.gauges.trouble.lock();
         let since_ms = trouble.as_ref().map_or_else(wall_ms, |trouble| trouble.since_ms);
-        *trouble = Some(Trouble { kind: error.kind(), sentence: error.to_string(), since_ms });
+        *trouble = Some(Trouble::of(error, since_ms));
+    }
+
+    /// Every record that came before them is committed. They are not passed on while the disk refuses: what they ask is
+    /// whether such a record is there.
+    fn pass_readings(&mut self) {
+        if self.readings.is_empty() {
+            return;
+        }
+        for (asker, readings) in self.readings.drain(..) {
+            self.mesh.push_readings(asker, readings);
+        }
+        if self.mesh.historian_sleeper().rouse() {
+            self.bells.historian.wake();
+        }
     }
 
     fn pass_questions(&mut self) {

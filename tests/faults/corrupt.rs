@@ -25,12 +25,14 @@ enum Damage {
     Page,
     /// The end is missing.
     Truncated,
+    /// Nothing is left of it.
+    Emptied,
     /// Nothing but other bytes.
     Foreign,
 }
 
-const DAMAGES: [Damage; 6] =
-    [Damage::Meta, Damage::Header, Damage::Bit, Damage::Page, Damage::Truncated, Damage::Foreign];
+const DAMAGES: [Damage; 7] =
+    [Damage::Meta, Damage::Header, Damage::Bit, Damage::Page, Damage::Truncated, Damage::Emptied, Damage::Foreign];
 
 fn harm(bytes: &mut Vec<u8>, damage: Damage, dice: &mut Dice) {
     let length = bytes.len() as u64;
@@ -46,7 +48,8 @@ fn harm(bytes: &mut Vec<u8>, damage: Damage, dice: &mut Dice) {
             let page = PAGE * (2 + dice.below(length / PAGE as u64 - 2)) as usize;
             bytes[page..page + PAGE].fill(0);
         }
-        Damage::Truncated => bytes.truncate(dice.below(length) as usize),
+        Damage::Truncated => bytes.truncate(1 + dice.below(length - 1) as usize),
+        Damage::Emptied => bytes.clear(),
         Damage::Foreign => bytes.iter_mut().for_each(|byte| *byte = dice.word() as u8),
     }
 }
@@ -101,7 +104,7 @@ fn a_damaged_store_is_reported_and_left_alone_and_delivers_nothing_that_was_not_
     let journal = file.with_file_name("journal");
     let intact = fs::read(&file).unwrap();
     let intact_journal = fs::read(&journal).unwrap();
-    let rounds = crate::tally::cycles(36);
+    let rounds = crate::tally::cycles(42);
     let (mut refused, mut told, mut passed, mut short, mut older, mut whole) = (0, 0, 0, 0, 0, 0);
     let mut ended = Vec::new();
     for round in 0..rounds {
@@ -128,10 +131,11 @@ fn a_damaged_store_is_reported_and_left_alone_and_delivers_nothing_that_was_not_
                     passed += u64::from(!ill);
                     assert!(said.contains("relay doctor") || said.contains("relay restore"), "{story}: {said}");
                     assert!(fs::read(&file).unwrap() == bytes, "{story}: the damaged store was changed");
+                    assert!(fs::read(&journal).unwrap() == intact_journal, "{story}: the journal was changed");
                 }
             }
             Ok(mut daemon) => {
-                assert!(damage != Damage::Foreign, "{story} was not noticed");
+                assert!(!matches!(damage, Damage::Emptied | Damage::Foreign), "{story} was not noticed");
                 let count = read_all(&place, &story);
                 let said = daemon.said();
                 assert!(!said.contains("panicked"), "{story}: {said}");

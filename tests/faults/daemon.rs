@@ -181,6 +181,19 @@ impl Daemon {
         self.child.try_wait().unwrap().is_none()
     }
 
+    /// SIGTERM.
+    pub(crate) fn terminate(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    }
+
+    /// Waits until it has ended; with which code, and what it said.
+    pub(crate) fn ended(mut self) -> (Option<i32>, String) {
+        let status = self.child.wait().unwrap();
+        drop(self.reader.take().map(JoinHandle::join));
+        (status.code(), self.said())
+    }
+
     /// kill -9.
     pub(crate) fn kill(mut self) -> String {
         let ended = self.child.try_wait().unwrap();

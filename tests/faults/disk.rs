@@ -120,6 +120,171 @@ fn a_full_disk_is_told_and_outlived() {
     });
 }
 
+/// Sends until the disk refuses, and then five more; gives how many accepted messages the relay says are at stake.
+fn five_unwritten(place: &Place) -> u64 {
+    let socket = place.socket();
+    let send = || {
+        let socket = socket.to_str().unwrap();
+        let out = place.run(&["send", "--global", "--socket", socket, "--from", "ann", "--to", "bob", "hello"]);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    };
+    let begun = Instant::now();
+    while is_green(&place.health()) {
+        send();
+        assert!(begun.elapsed() < crate::swarm::PATIENCE, "the disk is not full");
+    }
+    (0..5).for_each(|_| send());
+    loop {
+        let at_stake = place.status()["store"]["at_stake"]["messages"].as_u64().unwrap_or(0);
+        if at_stake >= 5 {
+            return at_stake;
+        }
+        assert!(begun.elapsed() < crate::swarm::PATIENCE, "{at_stake} of five");
+    }
+}
+
+/// The number that stands before these words.
+fn count_before(said: &str, words: &str) -> u64 {
+    let (before, _) = said.split_once(words).unwrap_or_default();
+    before.rsplit(|letter: char| !letter.is_ascii_digit()).next().and_then(|digits| digits.parse().ok()).unwrap_or(0)
+}
+
+#[test]
+fn a_stop_on_a_full_disk_says_what_is_lost_and_is_refused_without_now() {
+    with_own_mounts("stop on a full disk", || {
+        let disk = Memory::new("64m");
+        let (place, _outside) = place_in(disk.path());
+        let ballast = disk.path().join("ballast");
+        let socket = place.socket();
+        let down = |more: &[&str]| {
+            let line = [&["down", "--global", "--socket", socket.to_str().unwrap()], more].concat();
+            let out = place.run(&line);
+            let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+            (out.status.code(), said)
+        };
+        let mut daemon = place.start();
+        let bob = agent_relay::client::Options::named("bob");
+        drop(agent_relay::client::Client::connect(&agent_relay::client::Address::Unix(socket.clone()), &bob).unwrap());
+        // Refused, and nothing is lost.
+        fill(&ballast);
+        let at_stake = five_unwritten(&place);
+        let (code, said) = down(&[]);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(count_before(&said, " accepted messages are not on the disk") >= at_stake, "{said}");
+        assert!(said.contains("disk is full") && said.contains("relay down --now"), "{said}");
+        let (code, said) = ended(&place, &["down", "--global"]);
+        assert!(code == Some(1) && said.contains("are not on the disk"), "without its socket: {said}");
+        assert!(daemon.is_alive());
+        let health_by_doctor = || {
+            let out = place.run(&["doctor", "--global", "--json"]);
+            let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+            let checks = report["checks"].as_array().unwrap();
+            checks.iter().find(|check| check["check"] == "store health").unwrap().clone()
+        };
+        let check = health_by_doctor();
+        assert!(check["verdict"] == "fail" && check["found"].as_str().unwrap().contains("disk is full"), "{check}");
+        fs::remove_file(&ballast).unwrap();
+        place.until_health("green again", is_green);
+        assert_eq!(health_by_doctor()["verdict"], "ok");
+        assert!(place.status()["store"]["at_stake"].is_null());
+        let (code, said) = down(&[]);
+        assert_eq!(code, Some(0), "{said}");
+        assert_eq!(daemon.ended().0, Some(0));
+        // All the same.
+        for more in [&["--now"][..], &["--now", "--json"]] {
+            let daemon = place.start();
+            fill(&ballast);
+            let at_stake = five_unwritten(&place);
+            let (code, said) = down(more);
+            assert_eq!(code, Some(1), "{said}");
+            let lost = count_before(&said, " accepted messages never got to the disk");
+            assert!(lost >= at_stake, "{said}");
+            let (code, said) = daemon.ended();
+            assert_eq!(code, Some(3), "{said}");
+            assert!(said.contains(&format!("{lost} accepted messages")) && said.contains("full"), "{said}");
+            fs::remove_file(&ballast).unwrap();
+        }
+        // A signal stops it as ever.
+        let daemon = place.start();
+        fill(&ballast);
+        five_unwritten(&place);
+        daemon.terminate();
+        let (code, said) = daemon.ended();
+        assert_eq!(code, Some(3), "{said}");
+    });
+}
+
+/// How a command ended, and what it said.
+fn ended(place: &Place, line: &[&str]) -> (Option<i32>, String) {
+    let out = place.run(line);
+    let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    (out.status.code(), format!("{line:?}: {}, {said}", out.status))
+}
+
+#[test]
+fn commands_on_a_full_disk_end_with_a_sentence_that_names_the_folder_and_leave_nothing() {
+    with_own_mounts("commands on a full disk", || {
+        let disk = Memory::new("64m");
+        let (place, outside) = place_in(disk.path());
+        let ballast = disk.path().join("ballast");
+        let mut swarm = Swarm::new(4, 1, place.socket(), dice::seed("commands on a full disk"));
+        let daemon = place.start();
+        swarm.gather();
+        swarm.saturate(8, 200);
+        swarm.calm();
+        daemon.kill();
+        swarm.bury();
+        let folder = place.store().parent().unwrap().to_owned();
+        let key = outside.path().join("key");
+        let key = key.to_str().unwrap();
+        assert_eq!(ended(&place, &["keygen", "--output", key]).0, Some(0));
+        let (here, there) = (disk.path().join("copy"), outside.path().join("copy"));
+        let (here, there) = (here.to_str().unwrap(), there.to_str().unwrap());
+        let refused = |line: &[&str], named: &str| {
+            let (code, said) = ended(&place, line);
+            assert_eq!(code, Some(1), "{said}");
+            assert!(said.contains(named) && said.contains("run it again"), "{said}");
+            assert!(!said.contains("by itself"), "{said}");
+            let left = [&folder, disk.path(), outside.path()].map(|folder| fs::read_dir(folder).unwrap().count());
+            (left, said)
+        };
+        let length = |name: &str| fs::metadata(folder.join(name)).unwrap().len();
+        assert_eq!(length("lock.mdb"), 8192, "as long as LMDB wants it");
+        let source = folder.to_str().unwrap();
+        // A lock file with holes, one that is too short, none: all that may have been left.
+        for left in [Some(8192), Some(0), None] {
+            let lock = folder.join("lock.mdb");
+            fs::remove_file(&lock).unwrap();
+            left.into_iter().for_each(|length| fs::File::create(&lock).unwrap().set_len(length).unwrap());
+            fill(&ballast);
+            refused(&["backup", "--global", there], source);
+            refused(&["history", "--global", "--json"], source);
+            let (code, said) = ended(&place, &["doctor", "--global"]);
+            assert!(code == Some(1) && !said.contains("signal"), "{said}");
+            fs::remove_file(&ballast).unwrap();
+        }
+        // The source is well, the place for the copy is not: no room at all, and a little.
+        assert_eq!(ended(&place, &["history", "--global"]).0, Some(0));
+        for room in [0, 48 << 10] {
+            fill(&ballast);
+            let file = fs::File::options().write(true).open(&ballast).unwrap();
+            file.set_len(file.metadata().unwrap().len() - room).unwrap();
+            let before = fs::read_dir(disk.path()).unwrap().count();
+            let (left, said) = refused(&["backup", "--global", here], ".copy.partial");
+            assert_eq!(left[1], before, "{said}");
+            let (_, said) = refused(&["rekey", "--global", "--new-db-key", key], place.data.to_str().unwrap());
+            let beside = fs::read_dir(folder.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name());
+            let left: Vec<_> = beside.filter(|name| name.to_string_lossy().contains("rekey")).collect();
+            assert!(left.is_empty(), "{left:?} {said}");
+            fs::remove_file(&ballast).unwrap();
+        }
+        for line in [&["backup", "--global", here][..], &["rekey", "--global", "--new-db-key", key]] {
+            let (code, said) = ended(&place, line);
+            assert_eq!(code, Some(0), "{said}");
+        }
+    });
+}
+
 /// How a call fails, by lot.
 fn any_failure(swarm: &mut Swarm) -> Failure {
     match swarm.dice.below(4) {
@@ -307,6 +472,7 @@ fn a_store_that_vanishes_is_told_and_not_made_anew_in_silence() {
         health = place.health();
     }
     assert!(health.contains("gone"), "{health}");
+    assert!(health.contains("put the very one back") && health.contains("do not restart"), "{health}");
     assert!(!folder.exists(), "it is not made anew while the daemon runs");
     // What is promised from now on would be lost with the process.
     swarm.listen_out();

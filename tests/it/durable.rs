@@ -1,8 +1,9 @@
 //! What survives the process: owed mail, sessions, marks, subscriptions; after a kill and after a stop.
 
-use crate::harness::{Daemon, EPOLL_TWO, Setup, URING_TWO, Way, every_way};
+use crate::harness::{Daemon, EPOLL_TWO, PATIENCE, Setup, URING_TWO, Way, every_way};
 use crate::peers::{JsonPeer, NativePeer, Owned};
 use agent_relay::base::Sequence;
+use agent_relay::client;
 use agent_relay::wire::{FLAG_REDELIVERED, QueryKind, ReceiptState, Wants};
 use rustix::process::Signal;
 use serde_json::json;
@@ -247,8 +248,63 @@ fn strict_delivers_only_what_is_durable_and_relaxed_gives_receipts_all_the_same(
             assert_eq!(text, number.to_string());
             bob.acknowledge(heard.header.sequence);
         }
-        assert_eq!(daemon.status()["durability"]["mode"], mode);
+        let status = daemon.status();
+        assert_eq!(status["durability"]["mode"], mode);
+        // One text, wherever it is read, and no number of milliseconds that a slow disk would make untrue.
+        let survives = status["durability"]["survives"].as_str().unwrap();
+        let shown = daemon.run(&["status", "--global"]);
+        assert!(String::from_utf8_lossy(&shown.stdout).contains(survives), "{survives}");
+        assert!(!survives.contains("ms") && (mode == "strict" || survives.contains("slow or refuses")), "{survives}");
         let daemon = again(daemon, 2);
         assert!(daemon.agent("bob").is_some());
     }
+}
+
+/// Submits `text` under this label; says how far it was reported, or why not.
+fn submit(daemon: &Daemon, to: &str, label: &str) -> client::Fate {
+    let message = client::Outgoing { to, text: Some(label), label, ..Default::default() };
+    let address = client::Address::Unix(daemon.socket());
+    client::submit(&address, &message, "deploy-script", Wants::DURABLE, PATIENCE).unwrap().fate
+}
+
+#[test]
+fn what_is_submitted_again_in_doubt_is_one_message_also_over_a_kill() {
+    every_way(|way| {
+        let daemon = Daemon::start(way);
+        let mut bob = daemon.native("bob");
+        let durable = client::Fate::Reached(ReceiptState::Durable);
+        // Where names live depends on the daemon: some of these recipients are neighbours, others are not.
+        let names: Vec<String> = (0..4).map(|number| format!("agent-{number}")).collect();
+        let mut others: Vec<NativePeer> = names.iter().map(|name| daemon.native(name)).collect();
+        // Nobody has that name: refused, and so tried anew each time.
+        for _ in 0..2 {
+            assert!(matches!(submit(&daemon, "nobody", "into the void"), client::Fate::NotFound(_)));
+        }
+        for _ in 0..3 {
+            assert_eq!(submit(&daemon, "bob", "the first"), durable);
+            assert_eq!(submit(&daemon, "*", "to all"), durable);
+            for name in &names {
+                assert_eq!(submit(&daemon, name, &format!("for {name}")), durable);
+            }
+        }
+        assert_eq!(submit(&daemon, "bob", "the second"), durable);
+        for (name, other) in names.iter().zip(&mut others) {
+            let heard = [other.delivery().1, other.delivery().1];
+            assert_eq!(heard, ["to all".to_owned(), format!("for {name}")]);
+        }
+        let (before, mut handled) = (bob.welcome, Sequence::default());
+        for expected in ["the first", "to all", "the second"] {
+            let (heard, text) = bob.delivery();
+            assert_eq!(text, expected);
+            handled = heard.header.sequence;
+        }
+        let daemon = again(daemon, 3 - way.cores.min(2));
+        assert_eq!(submit(&daemon, "bob", "the first"), durable);
+        assert_eq!(submit(&daemon, "bob", "the third"), durable);
+        let (mut bob, _) = NativePeer::resume(daemon.stream(), "bob", before.resume, handled);
+        assert_eq!(bob.delivery().1, "the third", "what was submitted before the kill does not come again");
+        let mut late = daemon.native("nobody");
+        assert_eq!(submit(&daemon, "nobody", "into the void"), durable);
+        assert_eq!(late.delivery().1, "into the void");
+    });
 }

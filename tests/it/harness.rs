@@ -6,6 +6,7 @@ use crate::peers::{JsonPeer, NativePeer};
 use agent_relay::base::tier::Tier;
 use agent_relay::client::{self, Address, Client, Options};
 use agent_relay::wire::QueryKind;
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 use std::io::Read;
@@ -30,7 +31,29 @@ pub(crate) struct Way {
 
 pub(crate) const URING_ONE: Way = Way { backend: "uring", cores: 1 };
 pub(crate) const URING_TWO: Way = Way { backend: "uring", cores: 2 };
+/// Where io_uring is forbidden, as in Docker's default profile: the daemon finds that out by itself.
 pub(crate) const EPOLL_TWO: Way = Way { backend: "epoll", cores: 2 };
+
+/// Runs `work` in a thread for which, and for whose children, io_uring_setup fails with `errno`.
+pub(crate) fn without_io_uring<T: Send>(errno: Errno, work: impl FnOnce() -> T + Send) -> T {
+    let alone = move || {
+        use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+        const IO_URING_SETUP: i64 = 425;
+        let filter = SeccompFilter::new(
+            [(IO_URING_SETUP, Vec::new())].into(),
+            SeccompAction::Allow,
+            SeccompAction::Errno(errno.raw_os_error() as u32),
+            std::env::consts::ARCH.try_into().unwrap(),
+        );
+        let program: BpfProgram = filter.unwrap().try_into().unwrap();
+        seccompiler::apply_filter(&program).unwrap();
+        work()
+    };
+    std::thread::scope(|scope| match scope.spawn(alone).join() {
+        Ok(value) => value,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
+}
 
 /// Runs `test` in every way that this kernel has; at least epoll it has.
 pub(crate) fn every_way(test: impl Fn(Way) + Sync) {
@@ -138,14 +161,17 @@ impl Setup {
         if let Some(tier) = self.tier {
             command.env(evaluation::VARIABLE, evaluation::licence(tier));
         }
+        let forbidden = self.way == EPOLL_TWO;
+        let backend = if forbidden { "auto" } else { self.way.backend };
         command
-            .args(["up", "--global", "--backend", self.way.backend, "--cores", &self.way.cores.to_string()])
+            .args(["up", "--global", "--backend", backend, "--cores", &self.way.cores.to_string()])
             .args(&self.arguments)
             .env("NOTIFY_SOCKET", &notices_path)
             .stdin(self.stdin.map_or(Stdio::null(), Stdio::from))
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
+        let spawned = if forbidden { without_io_uring(Errno::PERM, || command.spawn()) } else { command.spawn() };
+        let mut child = spawned.unwrap();
         let said = Arc::new(Mutex::new(String::new()));
         let reader = read_all(child.stderr.take().unwrap(), said.clone());
         let mut daemon = Daemon { child, way: self.way, directory, said, reader: Some(reader), notices };

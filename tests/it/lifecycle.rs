@@ -49,7 +49,7 @@ fn sigterm_says_bye_to_everyone_and_leaves_nothing_behind() {
         assert_eq!(jay.body(), "the last word");
         assert!(matches!(ann.rest()[..], [Owned::Bye]));
         assert_eq!(jay.rest().iter().map(|frame| frame["type"].clone()).collect::<Vec<_>>(), ["BYE"]);
-        ends(&mut shy);
+        assert!(ends(&mut shy).is_empty(), "who has said nothing is told nothing: its dialect is not known");
         daemon.notice("STOPPING=1");
         assert!(daemon.end().success());
         assert!(!daemon.socket().exists() && !daemon.directory.path().join("relay.sock.pid").exists());

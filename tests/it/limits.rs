@@ -5,8 +5,10 @@ use crate::peers::{JsonPeer, NativePeer, Owned, ends, json_frame};
 use agent_relay::base::Sequence;
 use agent_relay::wire::{Kind, MessageFields, Wants};
 use rustix::event::{PollFd, PollFlags};
+use rustix::net::{AddressFamily, SocketType};
 use serde_json::json;
 use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -65,6 +67,45 @@ fn connections_without_hello_are_bounded_and_the_bound_frees_itself() {
         };
         ann.barrier();
         assert!(daemon.status()["closes"]["half_open_full"].as_u64().unwrap() >= 30);
+    });
+}
+
+/// A connection over TCP that comes from this address of the loopback network.
+fn from_address(address: [u8; 4], to: &str) -> TcpStream {
+    let (family, kind) = (AddressFamily::INET, SocketType::STREAM);
+    let socket = rustix::net::socket(family, kind, None).unwrap();
+    rustix::net::bind(&socket, &SocketAddr::from((address, 0))).unwrap();
+    rustix::net::connect(&socket, &to.parse::<SocketAddr>().unwrap()).unwrap();
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+#[test]
+fn many_silent_connections_from_one_address_do_not_keep_a_newcomer_from_another_one_out() {
+    every_way(|way| {
+        let settings = "[limits]\nhalf_open = 4\n";
+        let daemon = Setup::new(way).settings(settings).argument("--listen").argument("127.0.0.1:0").start();
+        let address = daemon.status()["listen"][0].as_str().unwrap().to_owned();
+        let crowd: Vec<TcpStream> = (0..80).map(|_| from_address([127, 0, 0, 1], &address)).collect();
+        let most = 4 * u64::from(way.cores);
+        let count = |daemon: &Daemon, reason: &str| daemon.status()["closes"][reason].as_u64().unwrap_or(0);
+        daemon.until("all places are taken", |daemon| count(daemon, "half_open_full") >= 80 - most);
+        let mut greeting =
+            json_frame(&json!({ "type": "HELLO", "id": "h", "payload": { "agent": "Ann" } }).to_string());
+        for number in 0..10 {
+            let mut newcomer = from_address([127, 0, 0, 2], &address);
+            newcomer.write_all(&greeting).unwrap();
+            let mut length = [0; 4];
+            newcomer.read_exact(&mut length).unwrap();
+            let mut welcome = vec![0; u32::from_be_bytes(length) as usize];
+            newcomer.read_exact(&mut welcome).unwrap();
+            assert!(String::from_utf8_lossy(&welcome).contains("WELCOME"), "newcomer {number}");
+            let name = format!("Ann{number}");
+            greeting = json_frame(&json!({ "type": "HELLO", "id": "h", "payload": { "agent": name } }).to_string());
+        }
+        assert!((1..=most).contains(&count(&daemon, "half_open_crowd")));
+        drop(crowd);
     });
 }
 

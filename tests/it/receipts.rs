@@ -2,9 +2,9 @@
 
 use crate::harness::{Daemon, EPOLL_TWO, Setup, every_way};
 use crate::peers::{NativePeer, Owned};
-use agent_relay::base::MessageId;
+use agent_relay::base::{AgentId, MessageId};
 use agent_relay::client::Incoming;
-use agent_relay::wire::{Kind, MessageFields, QueryKind, ReceiptState, Wants};
+use agent_relay::wire::{Frame, Kind, MessageFields, QueryKind, Receipt, ReceiptState, Wants};
 use serde_json::json;
 use std::io::Write;
 
@@ -225,4 +225,122 @@ fn a_refusal_carries_the_senders_number_and_is_queryable() {
     ann.send_again(last, &outgoing).unwrap();
     let again = crate::peers::message(&mut bob);
     assert_eq!(again.id(), MessageId { number: last, ..again.id() });
+}
+
+/// `reader` says that it has read these messages of ann's.
+fn says_read(reader: &mut NativePeer, numbers: impl IntoIterator<Item = u64>) {
+    let recipient = AgentId::of(reader.name.as_bytes());
+    let id = |number| MessageId { sender: AgentId::of(b"ann"), number };
+    let receipts =
+        numbers.into_iter().map(|number| Receipt { id: id(number), count: 1, state: ReceiptState::Read, recipient });
+    reader.say(&Frame::Receipt(receipts.collect()));
+}
+
+/// How far a message of ann's has got.
+fn state_of(daemon: &Daemon, number: u64) -> String {
+    let found = daemon.ask(QueryKind::Message, &json!({ "from": "ann", "number": number }));
+    found["state"].as_str().unwrap().to_owned()
+}
+
+fn ignored(daemon: &Daemon, why: &str) -> u64 {
+    daemon.status()["reads"]["ignored"][why].as_u64().unwrap_or(0)
+}
+
+#[test]
+fn nobody_is_believed_to_have_read_what_was_not_for_it_and_nothing_is_kept_of_that() {
+    every_way(|way| {
+        let daemon = Daemon::start(way);
+        let (mut ann, mut bob, mut eve) = (daemon.native("ann"), daemon.native("bob"), daemon.native("eve"));
+        let number = ann.send("bob", "for bob", Wants::READ | Wants::DURABLE);
+        states(&mut ann, number, ReceiptState::Durable);
+        let (heard, _) = bob.delivery();
+        bob.acknowledge(heard.header.sequence);
+        daemon.until("it is acknowledged", |daemon| state_of(daemon, number) == "acknowledged");
+        let before = daemon.status()["writer"]["committed"].as_u64().unwrap();
+        // Of these only the first was ever sent.
+        says_read(&mut eve, number..number + 500);
+        says_read(&mut eve, number..number + 500);
+        daemon.until("all were looked for", |daemon| {
+            ignored(daemon, "unknown_message") + ignored(daemon, "repeated") == 1000
+        });
+        assert_eq!(daemon.status()["reads"]["taken"], 0);
+        assert!(ann.barrier().is_empty(), "the sender hears nothing of it");
+        assert_eq!(state_of(&daemon, number), "acknowledged");
+        let after = daemon.status()["writer"]["committed"].as_u64().unwrap();
+        assert!(after - before < 50, "{} records came of it", after - before);
+        // The recipient itself is believed, once, though it has long acknowledged.
+        says_read(&mut bob, [number, number, number + 1]);
+        assert_eq!(states(&mut ann, number, ReceiptState::Read), [ReceiptState::Read]);
+        for _ in 0..3 {
+            says_read(&mut bob, [number]);
+        }
+        daemon.until("the rest is ignored", |daemon| {
+            ignored(daemon, "unknown_message") + ignored(daemon, "repeated") == 1005
+        });
+        assert!(ann.barrier().is_empty(), "it is told once");
+        assert_eq!((state_of(&daemon, number).as_str(), &daemon.status()["reads"]["taken"]), ("read", &json!(1)));
+    });
+}
+
+#[test]
+fn that_a_message_was_read_is_kept_unasked_and_told_only_if_asked_for() {
+    every_way(|way| {
+        let daemon = Daemon::start(way);
+        let (mut ann, mut bob) = (daemon.native("ann"), daemon.native("bob"));
+        let without_read = Wants(ALL.0 & !Wants::READ.0);
+        let (first, second) = (ann.send("bob", "1", without_read), ann.send("bob", "2", without_read));
+        let sequences = [(); 2].map(|()| bob.delivery().0.header.sequence);
+        says_read(&mut bob, [first]);
+        bob.acknowledge(sequences[1]);
+        says_read(&mut bob, [second]);
+        for number in [first, second] {
+            daemon.until("it counts as read", |daemon| state_of(daemon, number) == "read");
+        }
+        for heard in ann.barrier() {
+            let Owned::Receipts(receipts) = heard.frame else { panic!("a RECEIPT") };
+            assert!(receipts.iter().all(|receipt| receipt.state != ReceiptState::Read), "{receipts:?}");
+        }
+    });
+}
+
+#[test]
+fn a_message_that_is_read_after_a_restart_is_read_once_and_its_sender_hears_it() {
+    every_way(|way| {
+        let daemon = Daemon::start(way);
+        let (mut ann, mut bob) = (daemon.native("ann"), daemon.native("bob"));
+        let numbers: Vec<u64> = (0..3).map(|_| ann.send("bob", "later", Wants::READ)).collect();
+        let sequences = [(); 3].map(|()| bob.delivery().0.header.sequence);
+        says_read(&mut bob, [numbers[0]]);
+        // The third is not acknowledged, and comes again.
+        bob.acknowledge(sequences[1]);
+        daemon.until("all is on the disk", |daemon| {
+            state_of(daemon, numbers[0]) == "read" && state_of(daemon, numbers[1]) == "acknowledged"
+        });
+        assert_eq!(states(&mut ann, numbers[0], ReceiptState::Read), [ReceiptState::Read]);
+        let directory = daemon.crash();
+        let daemon = Setup { directory: Some(directory), ..Setup::new(way) }.start();
+        let mut ann = daemon.native("ann");
+        // What it is not given again yet, nobody believes it to have.
+        let mut bob = daemon.native("bob");
+        assert_eq!(bob.delivery().1, "later");
+        for _ in 0..2 {
+            says_read(&mut bob, numbers.iter().copied());
+        }
+        let mut heard = Vec::new();
+        while heard.len() < 2 {
+            let Owned::Receipts(receipts) = ann.hear().expect("a RECEIPT").frame else { panic!("a RECEIPT") };
+            for receipt in receipts {
+                assert_eq!((receipt.state, receipt.recipient), (ReceiptState::Read, AgentId::of(b"bob")));
+                heard.extend((receipt.id.number..).take(receipt.count as usize));
+            }
+        }
+        heard.sort_unstable();
+        assert_eq!(heard, numbers[1..]);
+        daemon.until("the rest was said before", |daemon| ignored(daemon, "repeated") == 4);
+        assert!(ann.barrier().is_empty());
+        assert_eq!(daemon.status()["reads"]["taken"], 2);
+        for number in numbers {
+            daemon.until("it counts as read", |daemon| state_of(daemon, number) == "read");
+        }
+    });
 }

@@ -1,29 +1,8 @@
 //! Where io_uring is forbidden, as in Docker's default profile, epoll takes over by itself.
 
-use crate::harness::{Daemon, Way};
+use crate::harness::{Daemon, Way, without_io_uring};
 use agent_relay::client::Outgoing;
 use std::process::Output;
-
-/// Runs `work` in a thread for which, and for whose children, io_uring_setup fails with `errno`.
-fn without_io_uring<T: Send + 'static>(errno: rustix::io::Errno, work: impl FnOnce() -> T + Send + 'static) -> T {
-    let thread = std::thread::spawn(move || {
-        use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
-        const IO_URING_SETUP: i64 = 425;
-        let filter = SeccompFilter::new(
-            [(IO_URING_SETUP, Vec::new())].into(),
-            SeccompAction::Allow,
-            SeccompAction::Errno(errno.raw_os_error() as u32),
-            std::env::consts::ARCH.try_into().unwrap(),
-        );
-        let program: BpfProgram = filter.unwrap().try_into().unwrap();
-        seccompiler::apply_filter(&program).unwrap();
-        work()
-    });
-    match thread.join() {
-        Ok(value) => value,
-        Err(panic) => std::panic::resume_unwind(panic),
-    }
-}
 
 #[test]
 fn epoll_takes_over_says_why_and_does_everything() {

@@ -40,7 +40,10 @@ fn the_eleventh_agent_of_the_free_tier_is_refused_and_a_seat_that_is_left_can_be
         late.hear_kind("BYE");
         assert!(late.hear().is_none());
         // Internal names and the command line hold no seat, and a session that goes on has its own.
-        daemon.native("__internal");
+        let helpers: Vec<NativePeer> = (0..8).map(|number| daemon.native(&format!("__internal-{number}"))).collect();
+        let (_, heard) = NativePeer::hello(daemon.stream(), "__internal-9", None, Sequence::default());
+        assert!(is_full(Some(&heard.frame)), "a name that begins so is no way around the limit");
+        drop(helpers);
         assert!(daemon.run(&["send", "--global", "--from", "shell", "--to", "agent-0", "hello"]).status.success());
         assert_eq!(agents[0].delivery().1, "hello");
         let before = agents[1].welcome;
@@ -49,7 +52,7 @@ fn the_eleventh_agent_of_the_free_tier_is_refused_and_a_seat_that_is_left_can_be
         drop(jay);
         daemon.until_away("Jay");
         daemon.native("late");
-        assert_eq!(daemon.status()["closes"]["agent_limit"], 2);
+        assert_eq!(daemon.status()["closes"]["agent_limit"], 3);
     });
 }
 

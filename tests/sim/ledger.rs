@@ -281,13 +281,10 @@ impl Ledger {
                     }
                     let before = sent.accepted.iter().filter(|accepted| accepted.recipient == recipient).count();
                     let forgotten = ledger.forgotten.contains(&sent.id.sender);
-                    let allowed = if sent.submitted || !sent.ruly || forgotten { sent.said.len() } else { 1 };
+                    let allowed = if !sent.ruly || forgotten { sent.said.len() } else { 1 };
                     assert!(before < allowed, "message {index} was accepted {} times for one recipient", before + 1);
                     assert!(
-                        !sent.ruly
-                            || sent.submitted
-                            || !matches!(sent.to, To::Name(_))
-                            || sent.refused < sent.said.len() as u64,
+                        !sent.ruly || !matches!(sent.to, To::Name(_)) || sent.refused < sent.said.len() as u64,
                         "message {index} was refused and then accepted without being sent again"
                     );
                     sent.accepted.push(Accepted { recipient, epoch, shard, record: number, durable: false });
@@ -602,7 +599,7 @@ impl Ledger {
         place.seen = true;
         let (strict, lost) = (self.strict, place.lost);
         let forgotten = self.forgotten.contains(&sent.id.sender);
-        if sent.ruly && !sent.submitted && once && !forgotten {
+        if sent.ruly && once && !forgotten {
             let twice = order.places().find(|(at, place)| *at != sequence && place.message == index && place.seen);
             // What a crash has undone was handed out before it was committed, and is sent again.
             assert!(
@@ -637,7 +634,7 @@ impl Ledger {
         let Some(index) = self.by_id.get(&id) else { panic!("{id:?} was never sent, and is called durable") };
         let sent = &self.sent[*index];
         let forgotten = self.forgotten.contains(&sent.id.sender);
-        let once = sent.ruly && !sent.submitted && !forgotten;
+        let once = sent.ruly && !forgotten;
         if once || sent.said.len() == 1 {
             self.says_accepted(id);
             let sent = &self.sent[self.by_id[&id]];
@@ -657,7 +654,7 @@ impl Ledger {
     pub fn says_refused(&mut self, id: MessageId) {
         let Some(index) = self.by_id.get(&id) else { return };
         let sent = &self.sent[*index];
-        if sent.ruly && !sent.submitted && matches!(sent.to, To::Name(_)) {
+        if sent.ruly && matches!(sent.to, To::Name(_)) {
             // A refusal that was true may be told in the turn in which the same is sent again.
             let refused = sent.refused > 0 && sent.said.len() > 1;
             assert!(sent.accepted.is_empty() || refused, "message {index} was accepted, and is called refused");

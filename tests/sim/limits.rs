@@ -2,7 +2,7 @@
 
 use super::dice::Dice;
 use super::ledger::Place;
-use super::link::End;
+use super::link::{End, Link};
 use super::shard::Shard;
 use super::swarm::{Mutation, Swarm};
 use super::world::World;
@@ -227,13 +227,12 @@ impl World {
         }
     }
 
-    /// Agents that are connected and hold a seat.
+    /// Agents that are connected and hold a seat; eight helpers of the owner's hold none.
     pub fn seated(&self) -> u32 {
-        let seated = self.links.iter().filter(|link| {
-            let internal = link.owner && self.agents[link.agent].name.starts_with("__");
-            link.settled && matches!(link.end, End::At(..)) && !internal
-        });
-        seated.count() as u32
+        let settled = self.links.iter().filter(|link| link.settled && matches!(link.end, End::At(..)));
+        let is_helper = |link: &&Link| link.owner && self.agents[link.agent].name.starts_with("__");
+        let (helpers, agents): (Vec<&Link>, Vec<&Link>) = settled.partition(is_helper);
+        (agents.len() + helpers.len().saturating_sub(8)) as u32
     }
 
     pub fn check_seats(&self) {
@@ -286,7 +285,7 @@ impl World {
     /// Planted bugs: the mail as it arrives, if it does.
     pub fn spoil(&mut self, mail: Mail) -> Option<Mail> {
         let lost = match &mail {
-            Mail::SeatFreed => self.strikes(Mutation::LoseSeatFreed),
+            Mail::SeatFreed { .. } => self.strikes(Mutation::LoseSeatFreed),
             Mail::SeatAnswer { .. } => self.strikes(Mutation::LoseSeatAnswer),
             _ => false,
         };
@@ -294,8 +293,8 @@ impl World {
             return None;
         }
         match mail {
-            Mail::SeatAnswer { agent, refused: Some(_) } if self.strikes(Mutation::GrantAnySeat) => {
-                Some(Mail::SeatAnswer { agent, refused: None })
+            Mail::SeatAnswer { agent, sitter, refused: Some(_) } if self.strikes(Mutation::GrantAnySeat) => {
+                Some(Mail::SeatAnswer { agent, sitter, refused: None })
             }
             mail => Some(mail),
         }
@@ -310,11 +309,11 @@ impl World {
             Mail::Fanout { parcel, origin } if self.strikes(Mutation::RepeatMail) => {
                 Some(Mail::Fanout { parcel: parcel.clone(), origin: *origin })
             }
-            Mail::SeatAsked { agent } if self.strikes(Mutation::RepeatSeatAsked) => {
-                Some(Mail::SeatAsked { agent: *agent })
+            Mail::SeatAsked { agent, sitter } if self.strikes(Mutation::RepeatSeatAsked) => {
+                Some(Mail::SeatAsked { agent: *agent, sitter: *sitter })
             }
-            Mail::Tokens { account, tokens, wait } if self.strikes(Mutation::RepeatTokens) => {
-                Some(Mail::Tokens { account: *account, tokens: *tokens, wait: *wait })
+            Mail::Tokens { account, tokens, wait, answers } if self.strikes(Mutation::RepeatTokens) => {
+                Some(Mail::Tokens { account: *account, tokens: *tokens, wait: *wait, answers: *answers })
             }
             _ => None,
         }

@@ -69,6 +69,7 @@ pub const REQUIRED: &[&str] = &[
     "spilled",
     "stopped",
     "submitted",
+    "submitted again",
     "swept cold mail",
     "taken over",
     "told to slow down",

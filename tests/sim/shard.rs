@@ -438,6 +438,7 @@ impl World {
             self.post(me, usize::from(to.0), Post::Mail(mail));
         }
         outbox.questions.clear();
+        assert!(outbox.readings.is_empty(), "nobody here says to have read anything");
         for output in outbox.outputs.drain(..) {
             self.output(me, output);
         }
@@ -664,6 +665,7 @@ impl World {
                 }
             }
             CloseReason::HalfOpenFull => self.marks.hit("close: half_open_full"),
+            CloseReason::HalfOpenCrowd => self.marks.hit("close: half_open_crowd"),
             CloseReason::HelloTimeout => self.marks.hit("close: hello_timeout"),
             CloseReason::KnownAgentsFull => self.marks.hit("close: known_agents_full"),
             CloseReason::Protocol => self.marks.hit("close: protocol"),

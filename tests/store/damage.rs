@@ -177,3 +177,52 @@ fn meta_values_that_are_missing_or_wrong_are_refused() {
         assert!(Store::open(options(folder.path(), None)).is_err(), "{name} {value:?}");
     }
 }
+
+#[test]
+fn a_journal_with_entries_and_no_store_beside_it_is_refused_and_left_as_it_is() {
+    for (key, left) in [(None, None), (key(), Some(Vec::new())), (None, Some(blank()))] {
+        let directory = tempfile::tempdir().unwrap();
+        let folder = directory.path().join("store");
+        let store = open(&folder, key.clone());
+        store.append(&mut segment(&[message(1, 2, 100)])).unwrap();
+        drop(store);
+        let (data, journal) = (folder.join("data.mdb"), folder.join("journal"));
+        let (intact, entries) = (fs::read(&data).unwrap(), fs::read(&journal).unwrap());
+        match &left {
+            None => fs::remove_file(&data).unwrap(),
+            Some(bytes) => fs::write(&data, bytes).unwrap(),
+        }
+        let options = options(&folder, key.clone());
+        for options in [options.clone(), options.clone().reading()] {
+            match Store::open(options).map(drop) {
+                Err(OpenError::Bereft(named)) => assert_eq!(named, folder),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!((fs::read(&data).ok(), fs::read(&journal).unwrap()), (left, entries));
+        fs::write(&data, intact).unwrap();
+        assert_eq!(Store::open(options).unwrap().last_segment(), Ok(1));
+    }
+}
+
+/// The file of an environment that never got its first commit.
+fn blank() -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    drop(agent_relay::store::open_environment(folder.path(), 1 << 20).unwrap());
+    fs::read(folder.path().join("data.mdb")).unwrap()
+}
+
+#[test]
+fn a_store_whose_making_was_cut_off_before_its_first_commit_is_made() {
+    for data in [None, Some(Vec::new()), Some(blank())] {
+        // A journal without entries: none, an empty one, room that was given to it.
+        for journal in [None, Some(0), Some(1 << 18)] {
+            let folder = tempfile::tempdir().unwrap();
+            let put = |name: &str, bytes: &[u8]| fs::write(folder.path().join(name), bytes).unwrap();
+            data.iter().for_each(|bytes| put("data.mdb", bytes));
+            journal.iter().for_each(|length| put("journal", &vec![0; *length]));
+            let store = open(folder.path(), None);
+            assert_eq!(store.append(&mut segment(&[message(1, 2, 100)])), Ok(1));
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! The part of one recipient's mail that waits in the store alone: counted here, fetched back in order when there is room.
 
-use super::{Ask, Entry, News, Queue, State};
+use super::{Ask, Entry, News, Queue, Seen, State};
 use crate::base::limits::{FETCH_BYTES_MAX, FETCH_MESSAGES_MAX, NAME_BYTES_MAX, SETTLED_RUNS_MAX};
 use crate::base::{AgentId, Bytes, MessageId, Mono, Now, RefuseReason, Sequence, ShardId};
 use crate::relay::event::{Origin, What};
@@ -308,6 +308,7 @@ impl Queue {
             mortal: ttl_ms != 0,
             detached: true,
             state: State::Open,
+            seen: Seen::Perhaps,
             ask,
         });
         let index = self.entries.len() - 1;
@@ -334,6 +335,7 @@ impl Queue {
             mortal: false,
             detached: true,
             state: State::Settled,
+            seen: Seen::Perhaps,
             ask: None,
         });
         self.settled_inside += 1;
@@ -408,7 +410,7 @@ impl Cold {
         fetch
     }
 
-    fn is_in_skip(&self, sequence: Sequence) -> bool {
+    pub(super) fn is_in_skip(&self, sequence: Sequence) -> bool {
         self.skip.iter().any(|(first, last)| *first <= sequence && sequence <= *last)
     }
 }
@@ -420,7 +422,7 @@ fn ask_again(message: &Message<'_>, how: &Return<'_>) -> Option<Box<Ask>> {
     if wants == Wants::default() {
         return None;
     }
-    let origin = Origin { shard: (how.home_of)(message.from()), session: event::NOBODY, ordinal: 0 };
+    let origin = Origin { shard: (how.home_of)(message.from()), session: event::NOBODY, ordinal: 0, submitted: false };
     debug_assert!(message.from().len() <= NAME_BYTES_MAX);
     Some(Box::new(Ask { origin, wants, label: Bytes::copy_from_slice(message.label()) }))
 }

@@ -147,7 +147,7 @@ fn the_retry_time_follows_the_measured_drain() {
 #[test]
 fn what_is_acknowledged_before_it_is_known_to_be_written_was_delivered_all_the_same() {
     let (mut queue, mut outbox, mut news) = (Queue::new(9, 1), Outbox::default(), Vec::new());
-    let origin = Origin { shard: crate::base::ShardId(0), session: SESSION, ordinal: 1 };
+    let origin = Origin { shard: crate::base::ShardId(0), session: SESSION, ordinal: 1, submitted: false };
     let ask = Ask { origin, wants: Wants::DELIVERED, label: Bytes::new() };
     queue.offer(&parcel(1), Offer { ask: Some(Box::new(ask)), ..plain() });
     queue.pump(Mono(0), SESSION, WINDOW, u64::MAX, &mut outbox);
@@ -160,7 +160,7 @@ fn what_is_acknowledged_before_it_is_known_to_be_written_was_delivered_all_the_s
 #[test]
 fn only_who_asked_hears_of_acknowledgements() {
     let (mut queue, mut outbox, mut news) = (Queue::new(9, 1), Outbox::default(), Vec::new());
-    let origin = Origin { shard: crate::base::ShardId(0), session: SESSION, ordinal: 1 };
+    let origin = Origin { shard: crate::base::ShardId(0), session: SESSION, ordinal: 1, submitted: false };
     let wants = Wants::DELIVERED | Wants::ACKNOWLEDGED;
     let ask = Ask { origin, wants, label: Bytes::new() };
     queue.offer(&parcel(1), Offer { ask: Some(Box::new(ask)), ..plain() });

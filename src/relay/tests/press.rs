@@ -2,6 +2,7 @@
 
 use super::auth::{key, ring, with_key};
 use super::*;
+use crate::base::ids::number_of_label;
 use crate::base::keys::ApiKey;
 
 impl Pair {
@@ -157,9 +158,10 @@ fn the_command_line_is_not_left_unread() {
     let (session, peer) = (SessionId { slot: 9, generation: 1 }, Peer { owner: true, ..Peer::default() });
     pair.tell(0, Event::Opened { session, peer });
     pair.behind(true);
-    let id = MessageId { sender: AgentId::of(b"cli"), number: 1 };
+    let number = number_of_label(b"once");
     let fields = MessageFields {
-        id,
+        id: MessageId { sender: AgentId::of(b"cli"), number },
+        label: b"once",
         from: b"cli",
         to: agents[0].1.as_bytes(),
         wants: Wants::ACCEPTED,
@@ -169,5 +171,5 @@ fn the_command_line_is_not_left_unread() {
     let checksum = crate::wire::encode::message_body(&mut raw, &fields);
     let message = crate::wire::Message::check(&raw, checksum).expect("valid");
     pair.frame(0, session, Frame::Submit(message));
-    assert_eq!((pair.heard(session), pair.unread()), (vec!["Accepted 1".to_owned()], (0, 0)));
+    assert_eq!((pair.heard(session), pair.unread()), (vec![format!("Accepted {number}")], (0, 0)));
 }

@@ -152,6 +152,82 @@ fn a_key_is_one_rate_wherever_its_connections_live() {
     assert!(taken >= 60 + 28, "{taken}");
 }
 
+/// Three connections at each shard that send as fast as they are read, under keys of so many a minute, for some minutes:
+/// whether what BUSY tells each of them is when it is read again, to the 10 ms at which the ledger serves.
+fn told_is_true(mut pair: Pair, keyed: bool, minutes: u64) {
+    let mut senders: Vec<Sender> = Vec::new();
+    for number in 0..6u32 {
+        let shard = (number % 2) as u16;
+        let name = Pair::name(shard, number as usize);
+        let hello = if keyed { with_key(&name, 'k') } else { named(&name) };
+        let session = pair.hello_as(shard, number, Peer::default(), hello);
+        pair.carry();
+        senders.push(Sender { shard, session, name, number: 0 });
+    }
+    let mut told: BTreeMap<u32, Vec<(u64, u64)>> = BTreeMap::new();
+    let (mut checked, mut longest) = (0, 0);
+    for _ in 0..minutes * 6_000 {
+        // Of two that are owed at once one has asked first: whoever comes last today is the first one tomorrow.
+        senders.rotate_left(1);
+        for sender in &mut senders {
+            sender.flood(&mut pair, 20);
+        }
+        let now_ms = pair.now.mono.0 / Mono::ms(1);
+        for output in pair.outputs.drain(..) {
+            match output {
+                Output::Reply { session, frame: Frame::Busy(busy) } => {
+                    assert_eq!(busy.number, 0);
+                    told.entry(session.slot).or_default().push((now_ms, u64::from(busy.retry_after_ms)));
+                }
+                Output::Resume { session } => {
+                    for (at, wait) in told.remove(&session.slot).unwrap_or_default() {
+                        let real = now_ms - at;
+                        assert!(real.abs_diff(wait) <= 10, "{session:?} told {wait} ms, real {real} ms");
+                        (checked, longest) = (checked + 1, longest.max(wait));
+                    }
+                }
+                _ => {}
+            }
+        }
+        pair.pass(10);
+    }
+    assert!(checked >= 20 * minutes && longest > 0, "{checked} were told, {longest} ms at most");
+    if keyed {
+        assert!(longest >= 5_000, "six wait for one token a second: {longest} ms");
+    }
+}
+
+#[test]
+fn the_wait_that_busy_tells_is_when_the_connection_is_read_again_whatever_others_wait_on_other_shards() {
+    let keys = ring([ApiKey { per_minute: 60, ..key('k') }]);
+    let with = |entitlement: Entitled| {
+        let keys = keys.clone();
+        Pair::shaped(move |options| {
+            (options.keys, options.entitlement) = (keys.clone(), entitlement.clone());
+        })
+    };
+    told_is_true(with(limited(None)), true, 3);
+    told_is_true(with(limited(Some(2))), false, 3);
+    told_is_true(with(limited(Some(1))), true, 3);
+    told_is_true(with(limited(Some(10))), false, 3);
+}
+
+#[test]
+fn a_rate_lower_than_there_are_shards_is_spent_wherever_its_connections_live() {
+    let keys = ring([ApiKey { per_minute: 1, ..key('k') }]);
+    let mut pair = Pair::shaped(|options| options.keys = keys.clone());
+    let mut senders = [0, 1].map(|shard: u16| {
+        let name = Pair::name(shard, 0);
+        let session = pair.hello_as(shard, u32::from(shard), Peer::default(), with_key(&name, 'k'));
+        pair.carry();
+        Sender { shard, session, name, number: 0 }
+    });
+    assert_eq!((senders[1].flood(&mut pair, 1), senders[0].flood(&mut pair, 1)), (1, 1));
+    assert!(pair.hearts[0].is_paused(senders[0].session), "shard 1 has spent what there is of this minute");
+    pair.pass(60_000);
+    assert!(!pair.hearts[0].is_paused(senders[0].session), "and has said so, though it asks for nothing more");
+}
+
 #[test]
 fn whoever_breaks_off_does_not_shake_off_what_it_owes() {
     let mut pair = pair_of(10);

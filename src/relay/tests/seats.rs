@@ -125,3 +125,22 @@ fn strangers_that_say_nothing_do_not_lock_the_owner_out() {
     assert_eq!(open(2, false), (vec!["close half_open_full".to_owned()], 2));
     assert_eq!(open(3, true), (vec![], 3));
 }
+
+#[test]
+fn a_newcomer_from_elsewhere_gets_the_place_of_the_oldest_of_the_largest_crowd() {
+    let mut pair = Pair::with(Bounds { half_open_max: 4, ..Bounds::default() });
+    let id = |slot| SessionId { slot, generation: 1 };
+    let mut open = |slot, user| {
+        let peer = Peer { source: crate::base::keys::Source::of_user(user), ..Peer::default() };
+        pair.tell(0, Event::Opened { session: id(slot), peer });
+        (pair.heard(id(slot)), pair.heard(id(0)), pair.hearts[0].gauges().half_open)
+    };
+    let (none, full, crowd): (Vec<String>, _, _) =
+        (vec![], vec!["close half_open_full".to_owned()], vec!["close half_open_crowd".to_owned()]);
+    (0..4).for_each(|slot| assert_eq!(open(slot, 1), (none.clone(), none.clone(), slot + 1)));
+    assert_eq!(open(4, 1), (full, none.clone(), 4), "who came first from there gets through first");
+    assert_eq!(open(5, 2), (none.clone(), crowd, 4));
+    let name = Pair::name(0, 0);
+    pair.frame(0, id(5), Frame::Hello(Box::new(named(&name))));
+    assert_eq!((pair.heard(id(5)), pair.hearts[0].gauges().half_open), (vec!["welcome".to_owned()], 3));
+}

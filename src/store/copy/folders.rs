@@ -1,6 +1,7 @@
 //! The folders that copies are made in, and how one takes another's name.
 
 use super::CopyError;
+use crate::store::error::{self, StoreError};
 use crate::store::open;
 use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags};
 use rustix::io::Errno;
@@ -108,5 +109,8 @@ pub(super) fn sync_folder(folder: &Path) -> Result<(), CopyError> {
 }
 
 pub(super) fn file_error(path: &Path, error: &io::Error) -> CopyError {
-    CopyError::File(path.to_path_buf(), error.to_string())
+    match error::of_io(error, parent_of(path)) {
+        why @ (StoreError::Full | StoreError::Quota) => why.at(path).into(),
+        _ => CopyError::File(path.to_path_buf(), error.to_string()),
+    }
 }
