@@ -27,13 +27,8 @@ pub(super) fn look_up(
         let id = same[0].id;
         // Ascending, since they are sorted by message and then by recipient.
         let agents: Vec<AgentId> = same.iter().map(|reading| reading.recipient).collect();
-        let mut found = match find::addressed(store, tail, id, &agents) {
-            Ok(found) => found,
-            Err(error) => {
-                tracing::debug!(reason = error.kind(), "a message that was read is not found: {error}");
-                None
-            }
-        };
+        // What cannot be read cannot be believed either; what is wrong with the store, the keeper says.
+        let mut found = find::addressed(store, tail, id, &agents).unwrap_or_default();
         let recipients = found.as_mut().map(|found| std::mem::take(&mut found.recipients)).unwrap_or_default();
         let recipients: HashMap<AgentId, _> = recipients.into_iter().map(|one| (one.to.agent, one)).collect();
         for reading in same {

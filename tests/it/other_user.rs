@@ -35,7 +35,10 @@ impl Stranger {
         let folder = tempfile::Builder::new().prefix("relay-stranger").tempdir().unwrap();
         fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
         let program = folder.path().join("relay");
-        fs::copy(env!("CARGO_BIN_EXE_relay"), &program).unwrap();
+        // By a process of its own: a file that is open for writing, here or in a child that another test is forking, cannot be
+        // run.
+        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_relay")).arg(&program).status().unwrap();
+        assert!(copied.success());
         let home = folder.path().join("home");
         fs::create_dir(&home).unwrap();
         std::os::unix::fs::chown(&home, Some(NOBODY), Some(NOBODY)).unwrap();
