@@ -78,7 +78,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("tracing_subscriber", &["daemon"]),
     ("ureq", &["http"]),
     ("x509_parser", &["tls"]),
-    ("zeroize", &["base", "cli", "client", "daemon", "licence", "store", "tls", "vendor"]),
+    ("zeroize", &["base", "cli", "client", "daemon", "licence", "shard", "store", "tls", "uring", "vendor", "wire"]),
 ];
 
 /// The one room where `unsafe` may stand; every other forbids it in its first lines.

@@ -323,7 +323,7 @@ fn greet(part: &Part, out: &mut Vec<u8>) {
         capabilities: CAPABILITIES,
         cli: Cow::Borrowed("other"),
         auth_type: Cow::Borrowed(if part.key.is_some() { "api_key" } else { "" }),
-        credential: Secret(Cow::Borrowed(part.key.unwrap_or_default())),
+        credential: Secret::new(part.key.unwrap_or_default()),
         ..Hello::default()
     };
     encode::frame(out, &Frame::Hello(Box::new(hello)), none);
