@@ -1,7 +1,7 @@
 //! Micro benchmarks: the codec, the heart, the lanes, the chunks. `cargo bench -p relay-bench`; a filter may follow `--`.
 
 use agent_relay::base::ids::Token;
-use agent_relay::base::{AgentId, Bytes, Chunks, Sequence, ShardId};
+use agent_relay::base::{AgentId, Bytes, Chunks, MessageId, Sequence, ShardId};
 use agent_relay::mesh::{Mesh, Post};
 use agent_relay::relay::Mail;
 use agent_relay::wire::{Dialect, Frame, Message, decode, encode, json};
@@ -99,7 +99,7 @@ const THERE: ShardId = ShardId(1);
 const END: u64 = u64::MAX;
 
 fn mail(number: u64) -> Post {
-    Post::Mail(Mail::SeatAsked { agent: AgentId(number) })
+    Post::Mail(Mail::GiveBack(MessageId { sender: AgentId(1), number }))
 }
 
 fn hand_over(bencher: Bencher<'_, '_>, burst: u64, sleeps: bool) {
@@ -109,8 +109,8 @@ fn hand_over(bencher: Bencher<'_, '_>, burst: u64, sleeps: bool) {
         std::thread::spawn(move || {
             let mut taken = 0;
             loop {
-                while let Some(Post::Mail(Mail::SeatAsked { agent })) = mesh.pop_mail(HERE, THERE) {
-                    if agent.0 == END {
+                while let Some(Post::Mail(Mail::GiveBack(id))) = mesh.pop_mail(HERE, THERE) {
+                    if id.number == END {
                         return;
                     }
                     taken += 1;
