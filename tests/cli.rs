@@ -64,7 +64,12 @@ fn start(directory: &Path, line: &[&str]) -> Daemon {
     command.arg("up").arg("--global").args(line).env("NOTIFY_SOCKET", &notices).stderr(Stdio::null());
     let daemon = Daemon(command.stdout(Stdio::null()).spawn().unwrap());
     let mut notice = [0; 512];
-    let length = socket.recv(&mut notice).unwrap();
+    let length = loop {
+        match socket.recv(&mut notice) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            received => break received.unwrap(),
+        }
+    };
     assert!(String::from_utf8_lossy(&notice[..length]).contains("READY=1"));
     std::fs::remove_file(notices).unwrap();
     daemon

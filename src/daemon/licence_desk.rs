@@ -208,7 +208,7 @@ impl Desk {
         if !wanted || now.boot_ms < self.report_at_ms {
             return None;
         }
-        let days: Vec<(&str, _)> = self.usage.unreported(self.holder.time_ms(now)).collect();
+        let days: Vec<(&str, _)> = self.usage.unreported(now.wall_ms).collect();
         let last_day = days.last()?.0.to_owned();
         let rows: Vec<Value> = days
             .iter()
@@ -264,9 +264,7 @@ impl Desk {
 
     /// So many agents are connected, and so many messages were accepted since the daemon started.
     pub fn note_usage(&mut self, now: Reading, agents: u64, messages_total: u64) {
-        // By the time that licences go by: a wall clock that is wrong for a while makes no rows of days that never were.
-        let time_ms = self.holder.time_ms(now);
-        self.usage_changed |= self.usage.note(time_ms, agents, messages_total);
+        self.usage_changed |= self.usage.note(now.wall_ms, agents, messages_total);
     }
 
     /// Writes what is to be known after a restart.
@@ -434,7 +432,7 @@ impl Desk {
                 "shrinks_at": holder.lapse().until_ms().and_then(time_of),
             },
             "usage": usage,
-            "today": self.usage.day(holder.time_ms(now)),
+            "today": self.usage.day(now.wall_ms),
         })
     }
 }

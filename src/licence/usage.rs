@@ -10,6 +10,8 @@ pub const DAYS_KEPT: usize = 400;
 /// Largest file that is looked at.
 pub const USAGE_BYTES_MAX: usize = 256 * 1024;
 
+const DAY_MS: u64 = 86_400_000;
+
 /// One day.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Day {
@@ -49,9 +51,14 @@ impl Usage {
     }
 
     /// So many agents are connected, and so many messages were accepted since the daemon started. Whether that changed a row.
-    pub fn note(&mut self, time_ms: u64, agents: u64, messages_total: u64) -> bool {
-        let before = self.day(time_ms);
-        let day = self.days.entry(date(time_ms)).or_default();
+    pub fn note(&mut self, wall_ms: u64, agents: u64, messages_total: u64) -> bool {
+        let today = date(wall_ms);
+        if self.reported > today {
+            // The clock was ahead when that was reported: what comes from now on is to be reported all the same.
+            self.reported = date(wall_ms.saturating_sub(DAY_MS));
+        }
+        let before = self.day(wall_ms);
+        let day = self.days.entry(today).or_default();
         day.agents_peak = day.agents_peak.max(agents);
         day.messages_sent = day.messages_sent.saturating_add(messages_total.saturating_sub(self.messages_seen));
         self.messages_seen = messages_total.max(self.messages_seen);
@@ -61,8 +68,8 @@ impl Usage {
     }
 
     /// The day of this time.
-    pub fn day(&self, time_ms: u64) -> Day {
-        self.days.get(&date(time_ms)).copied().unwrap_or_default()
+    pub fn day(&self, wall_ms: u64) -> Day {
+        self.days.get(&date(wall_ms)).copied().unwrap_or_default()
     }
 
     /// All rows, the newest first.
@@ -71,8 +78,8 @@ impl Usage {
     }
 
     /// Days that are over and were not reported, the oldest first.
-    pub fn unreported(&self, time_ms: u64) -> impl Iterator<Item = (&str, Day)> {
-        let today = date(time_ms);
+    pub fn unreported(&self, wall_ms: u64) -> impl Iterator<Item = (&str, Day)> {
+        let today = date(wall_ms);
         let days = self.days.iter().filter(move |(date, _)| **date > self.reported && **date < today);
         days.map(|(date, day)| (date.as_str(), *day))
     }
@@ -95,7 +102,7 @@ impl Usage {
 mod tests {
     use super::*;
 
-    const DAY: u64 = 86_400_000;
+    const DAY: u64 = DAY_MS;
 
     #[test]
     fn a_day_has_its_peak_and_what_was_sent_in_it() {
@@ -120,6 +127,19 @@ mod tests {
         assert_eq!(unreported(&usage), ["1970-01-01", "1970-01-02"]);
         usage.reported("1970-01-02");
         assert!(unreported(&Usage::parse(&usage.to_text())).is_empty());
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_for_a_while_keeps_no_later_day_from_being_reported() {
+        let mut usage = Usage::default();
+        usage.note(500 * DAY, 1, 1);
+        let ahead = usage.unreported(501 * DAY).last().map(|(date, _)| date.to_owned()).unwrap();
+        usage.reported(&ahead);
+        for day in 100..103 {
+            usage.note(day * DAY, 1, day);
+        }
+        let unreported: Vec<_> = usage.unreported(102 * DAY).map(|(day, _)| day.to_owned()).collect();
+        assert_eq!(unreported, [date(100 * DAY), date(101 * DAY)]);
     }
 
     #[test]
