@@ -108,8 +108,5 @@ fn mail_beyond_the_memory_of_a_recipient_comes_from_the_store_in_order() {
     swarm.saturate(1000, 4000);
     daemon.kill();
     swarm.bury();
-    let daemon = place.start();
-    swarm.gather();
-    swarm.calm();
-    daemon.kill();
+    swarm.comes_back(&place);
 }

@@ -68,13 +68,7 @@ fn a_full_disk_is_told_and_outlived() {
         swarm.calm();
         assert!(is_green(&place.health()), "{}", place.health());
         fill(&ballast);
-        swarm.kibibytes = 8;
-        let mut window = 16;
-        swarm.until("BUSY", |swarm| {
-            swarm.fill(window);
-            window += 8;
-            swarm.busy() >= 20
-        });
+        let window = swarm.overfill();
         assert_eq!(swarm.busy_reasons().into_iter().collect::<Vec<_>>(), ["writer_full"]);
         let health = place.until_health("red", |health| !is_green(health));
         assert!(health.contains("disk is full"), "{health}");
@@ -113,10 +107,7 @@ fn a_full_disk_is_told_and_outlived() {
             }
         }
         fs::remove_file(&ballast).unwrap();
-        let daemon = place.start();
-        swarm.gather();
-        swarm.calm();
-        daemon.kill();
+        swarm.comes_back(&place);
     });
 }
 
@@ -445,10 +436,7 @@ fn a_read_only_folder_is_refused_at_the_start_and_left_as_it_is() {
         assert!(said.to_lowercase().contains("read-only") && !said.contains("panicked"), "{said}");
         assert!(fs::read(place.store()).unwrap() == before);
         disk.remount("rw");
-        let daemon = place.start();
-        swarm.gather();
-        swarm.calm();
-        daemon.kill();
+        swarm.comes_back(&place);
     });
 }
 
@@ -510,8 +498,5 @@ fn a_store_that_was_moved_away_and_back_goes_on_and_has_lost_nothing() {
     swarm.calm();
     daemon.kill();
     swarm.bury();
-    let daemon = place.start();
-    swarm.gather();
-    swarm.calm();
-    daemon.kill();
+    swarm.comes_back(&place);
 }

@@ -33,14 +33,7 @@ fn with_megabytes_waiting_for_a_broken_disk_stored_messages_can_be_read() {
     let known = known["id"].as_str().unwrap().to_owned();
     disk.fail(Calls::All, 0, u64::MAX, Failure::Error(Errno::IO));
     swarm.disk_fails();
-    swarm.kibibytes = 8;
-    let mut window = 16;
-    // Refused because the writer is full: much more waits than one commit holds.
-    swarm.until("BUSY", |swarm| {
-        swarm.fill(window);
-        window += 8;
-        swarm.busy() >= 20
-    });
+    swarm.overfill();
     let (good, page, said) = ask(&["history", "--limit", "5"]);
     assert!(good && page.lines().count() == 6, "{page}{said}");
     let (good, message, said) = ask(&["read", &known]);

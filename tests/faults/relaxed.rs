@@ -83,10 +83,7 @@ fn a_killed_relaxed_daemon_loses_at_most_the_last_second_and_nothing_that_has_a_
         swarm.bury();
         tally.cycle("relaxed, kill -9", CYCLES);
     }
-    let daemon = place.start();
-    swarm.gather();
-    swarm.calm();
-    daemon.kill();
+    swarm.comes_back(&place);
     tally.add(&swarm);
     tally.tell(&format!("relaxed, kill -9 ({lost} without a receipt lost)"));
 }
@@ -123,10 +120,7 @@ fn a_relaxed_daemon_loses_at_most_the_last_second_when_the_power_is_cut() {
             disk.restore();
             swarm.disk_works();
         }
-        let daemon = place.start();
-        swarm.gather();
-        swarm.calm();
-        daemon.kill();
+        swarm.comes_back(&place);
         eprintln!(
             "RESULT relaxed, power cut: {} durable, 0 of them lost; {lost} without a receipt lost",
             swarm.ledger.durable

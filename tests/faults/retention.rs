@@ -128,10 +128,7 @@ fn a_sweep_on_a_failing_disk_is_told_and_goes_on_when_the_disk_does() {
         let out = place.run(&["export", "--global", "--from", "long-ago"]);
         let kept = String::from_utf8_lossy(&out.stdout).lines().count() as u64;
         assert_eq!(kept, YOUNG_SEGMENTS * MESSAGES, "{story}");
-        let daemon = place.start();
-        swarm.gather();
-        swarm.calm();
-        daemon.kill();
+        swarm.comes_back(&place);
     }
     assert!(met > 0, "no sweep has met a failure");
     eprintln!(

@@ -1,6 +1,7 @@
 //! All agents, driven by one thread: it reads, answers and says more until the test has seen enough.
 
 use crate::agent::{Agent, Dialect, Return};
+use crate::daemon::Place;
 use crate::dice::Dice;
 use crate::ledger::{Ledger, Micros, To};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -175,6 +176,27 @@ impl Swarm {
             swarm.fill(window);
             false
         });
+    }
+
+    /// Says ever more, of 8 KiB each, until the writer's queue is full and some have heard so: much more waits then than one
+    /// commit holds. The window that it took.
+    pub(crate) fn overfill(&mut self) -> usize {
+        self.kibibytes = 8;
+        let mut window = 16;
+        self.until("BUSY", |swarm| {
+            swarm.fill(window);
+            window += 8;
+            swarm.busy() >= 20
+        });
+        window
+    }
+
+    /// Everybody comes back to a daemon that was started again, and everything owed with them; then that one is killed, too.
+    pub(crate) fn comes_back(&mut self, place: &Place) {
+        let daemon = place.start();
+        self.gather();
+        self.calm();
+        daemon.kill();
     }
 
     /// Every connected agent says messages until `window` are on their way.
